@@ -1,0 +1,1 @@
+"""One module an engine: its dialect in, our words out."""

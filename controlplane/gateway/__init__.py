@@ -1,0 +1,1 @@
+"""The product's face: OpenAI-compatible HTTP in front of the fleet."""

@@ -1,0 +1,1 @@
+"""What every service stands on: lifecycle, settings, telemetry."""

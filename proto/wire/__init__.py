@@ -1,0 +1,1 @@
+"""How words travel: four ports, and the carriers that speak to real servers or stay in memory."""

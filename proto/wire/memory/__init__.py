@@ -1,0 +1,1 @@
+"""Carriers within one process: for the deterministic simulator and single-process examples."""

@@ -1,0 +1,1 @@
+"""The simulated engine: vLLM from outside, arithmetic inside."""
