@@ -1,0 +1,160 @@
+"""The canonical block hash: the one name of a KV block that every party agrees on.
+
+A prompt is cut into blocks of `block_tokens` tokens; a trailing partial block has no name. The
+name of block k covers the tokens of blocks 0..k, the position of each, the scope and the cluster
+secret, in 64 bits. Gateways compute it from token ids, agents from their engine's events, so
+routers never see a token and an engine's own hash function never matters.
+
+Construction, for tokens t, 64-bit words a, p, s expanded from the secret, arithmetic mod 2**64:
+
+    content(k) = sum_j a[j] * (t[k, j] + 1)         multilinear in the tokens of block k
+    place(k)   = mix(content(k) + p * (k + 1))      salted by position, so order matters
+    total(k)   = place(0) + ... + place(k)          one prefix sum over the whole prompt
+    name(k)    = mix(total(k) xor s(scope))         a different scope is a different name
+
+`mix` is the finaliser of SplitMix64 (Steele, Lea, Flood, 2014), a bijection. Multilinear hashing
+with secret odd multipliers is almost universal (Carter and Wegman, 1979): without the secret no
+tenant can construct two prompts whose blocks collide. A chance collision is about one in 2**64
+per pair and would cost a wrong estimate, never a wrong answer: the engine compares its own hashes.
+The sum needs no chain of dependent steps, so numpy does the whole prompt at once; `ChainPoint`
+lets an agent go on from the middle, as engines report suffixes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+"""A vector of 64-bit words."""
+
+BLOCK_TOKENS_MAX = 1024
+HASH_BYTES = 8
+
+_MASK = (1 << 64) - 1
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """What must be equal, beside the tokens, for two KV blocks to be the same block.
+
+    `tenant` is the salt a tenant's requests carry ("" = shared by all); `adapter` names a LoRA;
+    `media` stands for images and the like, in order.
+    """
+
+    model: str
+    adapter: str = ""
+    tenant: str = ""
+    media: tuple[str, ...] = ()
+
+
+class ChainPoint(msgspec.Struct, frozen=True):
+    """A place in a chain of blocks: how many blocks came before, and the running total."""
+
+    blocks: int
+    total: int
+
+
+CHAIN_START = ChainPoint(0, 0)
+
+
+class BlockHasher:
+    """Names blocks of one scope and one block size."""
+
+    def __init__(self, secret: bytes, scope: Scope, block_tokens: int) -> None:
+        if not 1 <= block_tokens <= BLOCK_TOKENS_MAX:
+            raise ValueError(f"block size {block_tokens} is not in 1..{BLOCK_TOKENS_MAX} tokens")
+        self.scope = scope
+        self.block_tokens = block_tokens
+        # The tokens' multipliers depend on the block size: equal text in blocks of 16 and of 32
+        # must not share a name, as one flat index serves all block sizes.
+        words = _expand(secret, f"tokens:{block_tokens}".encode(), block_tokens + 1)
+        self._multipliers = words[:block_tokens] | np.uint64(1)
+        self._offset = np.uint64(int(self._multipliers.sum(dtype=np.uint64)))
+        self._position_salt = words[block_tokens] | np.uint64(1)
+        self._scope_salt = _expand(secret, msgspec.msgpack.encode(scope), 1)[0]
+
+    def names(self, tokens: Sequence[int] | NDArray[np.uint32]) -> Words:
+        """Names of the full blocks of a prompt; shape `(len(tokens) // block_tokens,)`."""
+        return self._finish(self._totals(CHAIN_START, tokens))
+
+    def extend(
+        self, start: ChainPoint, tokens: Sequence[int] | NDArray[np.uint32]
+    ) -> tuple[Words, list[ChainPoint]]:
+        """Names of the full blocks in `tokens` that follow `start`, and the point after each."""
+        totals = self._totals(start, tokens)
+        points = [
+            ChainPoint(start.blocks + i + 1, total) for i, total in enumerate(totals.tolist())
+        ]
+        return self._finish(totals), points
+
+    def _totals(self, start: ChainPoint, tokens: Sequence[int] | NDArray[np.uint32]) -> Words:
+        words = _as_words(tokens)
+        blocks = len(words) // self.block_tokens
+        if blocks == 0:
+            return np.empty(0, dtype=np.uint64)
+        grid = words[: blocks * self.block_tokens].reshape(blocks, self.block_tokens)
+        content = grid.astype(np.uint64) @ self._multipliers + self._offset
+        places = np.arange(start.blocks + 1, start.blocks + blocks + 1, dtype=np.uint64)
+        content += places * self._position_salt
+        totals: Words = np.cumsum(_mix(content), dtype=np.uint64)
+        if start.total:
+            totals += np.uint64(start.total)
+        return totals
+
+    def _finish(self, totals: Words) -> Words:
+        return _mix(totals ^ self._scope_salt)
+
+
+def pack(names: Words) -> bytes:
+    """Names as they travel: little-endian, `HASH_BYTES` each."""
+    return names.astype("<u8", copy=False).tobytes()
+
+
+def unpack(data: bytes) -> list[int]:
+    """Names from the wire as Python ints; the length must be a multiple of `HASH_BYTES`."""
+    if len(data) % HASH_BYTES:
+        raise ValueError(f"{len(data)} bytes are not a whole number of {HASH_BYTES}-byte names")
+    names: list[int] = np.frombuffer(data, dtype="<u8").tolist()
+    return names
+
+
+def digest(names: Sequence[int]) -> int:
+    """An order-free digest of a set of names: their exclusive or. Updated in O(1) a change."""
+    value = 0
+    for name in names:
+        value ^= name
+    return value
+
+
+def _as_words(tokens: Sequence[int] | NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Token ids as 32-bit words. `array` converts a list three times as fast as numpy does."""
+    if isinstance(tokens, np.ndarray):
+        return tokens.astype(np.uint32, copy=False)
+    try:
+        return np.frombuffer(array("I", tokens), dtype=np.uint32)
+    except (OverflowError, TypeError) as error:
+        raise ValueError("token ids are whole numbers from 0 to 2**32 - 1") from error
+
+
+def _mix(words: Words) -> Words:
+    words = (words ^ (words >> _30)) * _MIX_1
+    words = (words ^ (words >> _27)) * _MIX_2
+    return words ^ (words >> _31)
+
+
+def _expand(secret: bytes, purpose: bytes, words: int) -> Words:
+    """`words` pseudo-random words for one purpose, from BLAKE2b keyed by the secret."""
+    key = hashlib.blake2b(secret, digest_size=32).digest()
+    chunks = [
+        hashlib.blake2b(purpose + counter.to_bytes(4, "little"), key=key, digest_size=64).digest()
+        for counter in range((words * HASH_BYTES + 63) // 64)
+    ]
+    return np.frombuffer(b"".join(chunks), dtype="<u8")[:words].astype(np.uint64)

@@ -1,0 +1,49 @@
+"""What a worker is busy with, pushed by its agent several times a second."""
+
+from __future__ import annotations
+
+import msgspec
+
+from proto.ids import WorkerId
+
+
+class StepSums(msgspec.Struct, frozen=True, array_like=True):
+    """Engine steps since the report before, as sums, so that averages can be formed later.
+
+    The capacity model is learned from these. All zero where an engine does not tell.
+    """
+
+    steps: int = 0
+    prefill_tokens: int = 0
+    prefill_ms: float = 0.0
+    decode_batch: int = 0
+    decode_kv_tokens: int = 0
+    decode_ms: float = 0.0
+    accepted_drafts: int = 0
+
+
+class LoadReport(msgspec.Struct, frozen=True, array_like=True):
+    """One worker at one moment. Counters are gauges unless they say otherwise.
+
+    `kv_sequence`, `live_blocks` and `digest` describe the agent's live set after that KV batch: a
+    reader that has applied exactly `kv_sequence` batches must have the same count and digest.
+    """
+
+    worker: WorkerId
+    running: int
+    waiting: int
+    queued_prefill_tokens: int
+    decode_kv_tokens: int
+    used_blocks: int
+    total_blocks: int
+    kv_sequence: int
+    live_blocks: int
+    digest: int
+    healthy: bool = True
+    draining: bool = False
+    preemptions: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens the engine found in its cache, as a counter since the engine started."""
+    queried_tokens: int = 0
+    """Prompt tokens the engine looked up in its cache, as a counter since the engine started."""
+    steps: StepSums = StepSums()

@@ -1,0 +1,52 @@
+"""How far a request has come, told by the gateway that carries it.
+
+Routers free and shift the work they booked; the worker's agent knows from this which requests its
+engine should be serving, and continues their trace. Best effort: a lost message is healed by the
+expiry of a booking that makes no progress, and by load reports.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from proto.ids import RequestId, WorkerId
+
+
+class Phase(StrEnum):
+    """Where the request is now on this worker."""
+
+    DISPATCHED = "dispatched"
+    """Sent to the engine; prefill is queued or running."""
+    FIRST_TOKEN = "first_token"
+    """Prefill is done; decode runs."""
+    ALIVE = "alive"
+    """Still decoding; said now and then for long streams."""
+    ENDED = "ended"
+    """Finished, failed or cancelled: the worker owes nothing more."""
+
+
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """One step of one request on one worker; `attempt` tells retries apart."""
+
+    request: RequestId
+    worker: WorkerId
+    attempt: int
+    phase: Phase
+    output_tokens: int = 0
+    outcome: str = ""
+    """With `ENDED`: `completed`, `cancelled` or the error's kind."""
+
+
+class Booking(msgspec.Struct, frozen=True, array_like=True):
+    """A router's decision, told to the other routers so that replicas do not herd.
+
+    `new_prefill_tokens` is the prompt less the predicted overlap; `decode_blocks` what the
+    sequence will hold in the cache.
+    """
+
+    request: RequestId
+    worker: WorkerId
+    new_prefill_tokens: int
+    decode_blocks: int

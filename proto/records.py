@@ -1,0 +1,34 @@
+"""One line a request for the planner, the bill and the curious; durable, without content."""
+
+from __future__ import annotations
+
+import msgspec
+
+from proto.ids import RequestId, WorkerId
+
+
+class RequestRecord(msgspec.Struct, frozen=True):
+    """A request that has ended, however it ended; shed requests count too.
+
+    Times are seconds since the epoch; durations milliseconds; None where it never came to that.
+    """
+
+    request: RequestId
+    model: str
+    tenant: str
+    slo_class: str
+    arrived_s: float
+    outcome: str
+    """`completed`, `cancelled`, or the kind of the typed error the client got."""
+    prompt_tokens: int
+    output_tokens: int = 0
+    cached_tokens: int | None = None
+    """As the engine reported it."""
+    predicted_cached_tokens: int = 0
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    duration_ms: float = 0.0
+    attempts: int = 0
+    worker: WorkerId | None = None
+    policy: str = ""
+    trace_id: str = ""

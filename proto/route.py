@@ -1,0 +1,74 @@
+"""Question and answer between a gateway and a router."""
+
+from __future__ import annotations
+
+import msgspec
+
+from proto.ids import RequestId, WorkerId
+
+
+class RouteRequest(msgspec.Struct, frozen=True):
+    """Where should this prompt go? Carries names of blocks, never tokens or text.
+
+    `blocks` maps a block size in tokens to the packed names of the prompt's full blocks of that
+    size, one entry for every block size among the model's workers. `deadline_s` is how long from
+    now the caller is willing to wait for an answer.
+    """
+
+    request: RequestId
+    model: str
+    prompt_tokens: int
+    blocks: dict[int, bytes]
+    expected_output_tokens: int = 256
+    tenant: str = ""
+    session: str = ""
+    slo_class: str = ""
+    priority: int = 0
+    exclude: tuple[WorkerId, ...] = ()
+    """Workers that have just failed this request."""
+    deadline_s: float = 5.0
+    policy: str = ""
+    """Overrides the router's policy for this request; for comparisons."""
+    explain: bool = False
+
+
+class Term(msgspec.Struct, frozen=True):
+    """One candidate as the policy saw it; what is not said by the policy stays zero."""
+
+    worker: WorkerId
+    cost: float
+    overlap_blocks: int = 0
+    queued_prefill_tokens: int = 0
+    decode_blocks: int = 0
+    excluded: str = ""
+    """The filter that took the candidate out, empty if it took part."""
+
+
+class Chosen(msgspec.Struct, frozen=True, tag="chosen"):
+    """Go there; the router has booked the work until progress says otherwise."""
+
+    worker: WorkerId
+    incarnation: int
+    url: str
+    router: str
+    policy: str
+    overlap_blocks: int
+    block_tokens: int
+    terms: tuple[Term, ...] = ()
+    """Every candidate, when the request asked for an explanation."""
+
+
+class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
+    """Not now, or not here. `reason` is one of the words below; `detail` is for people."""
+
+    reason: str
+    detail: str
+    retry_after_s: float = 1.0
+
+
+UNKNOWN_MODEL = "unknown_model"
+NO_WORKER = "no_worker"
+ALL_BUSY = "all_busy"
+NOT_READY = "not_ready"
+
+RouteReply = Chosen | Rejected

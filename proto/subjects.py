@@ -1,0 +1,114 @@
+"""Every subject on the bus and every key in the store. No other module spells one.
+
+| subject                              | says                | by -> to               |
+|--------------------------------------|---------------------|------------------------|
+| `tp.<cluster>.kv.<worker>`           | `KvBatch`           | agent -> routers       |
+| `tp.<cluster>.load.<worker>`         | `LoadReport`        | agent -> everyone      |
+| `tp.<cluster>.route`                 | `RouteRequest`      | gateway -> one router  |
+| `tp.<cluster>.progress.<worker>`     | `Progress`          | gateway -> routers, agent |
+| `tp.<cluster>.ledger.<router>`       | `Booking`           | router -> routers      |
+| `tp.<cluster>.agent.<worker>.<verb>` | `KvSnapshotRequest` | router -> one agent    |
+| `tp.<cluster>.registry.<verb>`       | `WorkersRequest`    | anyone -> one registry |
+| `tp.<cluster>.requests`              | `RequestRecord`     | gateway -> stream      |
+
+`route`, `agent` and `registry` are request and reply; `requests` is stored by JetStream and comes
+at least once; all else is at most once, numbered where a loss must be noticed.
+
+| key                          | holds          | by    | lease |
+|------------------------------|----------------|-------|-------|
+| `/tp/<cluster>/workers/<id>` | `WorkerRecord` | agent | yes   |
+| `/tp/<cluster>/models/<name>`| `ModelCard`    | agent | no: what a model is outlives its workers |
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote, unquote
+
+from proto.ids import ServiceId, WorkerId, check_name
+
+ROOT = "tp"
+
+
+class Subjects:
+    """The subjects of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self._root = f"{ROOT}.{check_name(cluster, 'cluster')}"
+
+    def kv(self, worker: WorkerId) -> str:
+        return f"{self._root}.kv.{check_name(worker, 'worker')}"
+
+    @property
+    def every_kv(self) -> str:
+        return f"{self._root}.kv.*"
+
+    def load(self, worker: WorkerId) -> str:
+        return f"{self._root}.load.{check_name(worker, 'worker')}"
+
+    @property
+    def every_load(self) -> str:
+        return f"{self._root}.load.*"
+
+    @property
+    def route(self) -> str:
+        return f"{self._root}.route"
+
+    def progress(self, worker: WorkerId) -> str:
+        return f"{self._root}.progress.{check_name(worker, 'worker')}"
+
+    @property
+    def every_progress(self) -> str:
+        return f"{self._root}.progress.*"
+
+    def ledger(self, router: ServiceId) -> str:
+        return f"{self._root}.ledger.{check_name(router, 'router')}"
+
+    @property
+    def every_ledger(self) -> str:
+        return f"{self._root}.ledger.*"
+
+    def snapshot(self, worker: WorkerId) -> str:
+        return f"{self._root}.agent.{check_name(worker, 'worker')}.snapshot"
+
+    @property
+    def registry_workers(self) -> str:
+        return f"{self._root}.registry.workers"
+
+    @property
+    def requests(self) -> str:
+        return f"{self._root}.requests"
+
+    @property
+    def everything(self) -> str:
+        return f"{self._root}.>"
+
+    @property
+    def requests_stream(self) -> str:
+        """The durable stream of request records; a stream's name has no dots."""
+        return f"{self._root}_REQUESTS".replace(".", "_").upper()
+
+
+class Keys:
+    """The store's keys of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self._root = f"/{ROOT}/{check_name(cluster, 'cluster')}"
+
+    @property
+    def workers(self) -> str:
+        return f"{self._root}/workers/"
+
+    def worker(self, worker: WorkerId) -> str:
+        return f"{self.workers}{check_name(worker, 'worker')}"
+
+    @property
+    def models(self) -> str:
+        return f"{self._root}/models/"
+
+    def model(self, name: str) -> str:
+        """Model names may hold slashes and more, so they are percent-encoded."""
+        return f"{self.models}{quote(name, safe='')}"
+
+    def model_of(self, key: str) -> str:
+        """The model name a key stands for."""
+        return unquote(key.removeprefix(self.models))

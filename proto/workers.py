@@ -1,0 +1,96 @@
+"""Registry records: what etcd holds about workers and models. Read by people too, hence JSON."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from proto.ids import WorkerId
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class Role(StrEnum):
+    """Which phase a worker serves."""
+
+    AGGREGATED = "aggregated"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class WorkerState(StrEnum):
+    """Only `READY` workers are chosen; a draining one finishes what it has."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    UNHEALTHY = "unhealthy"
+
+
+class Record(BaseModel):
+    """Unknown fields are ignored, so that newer writers and older readers get along."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Hardware(Record):
+    """What the worker runs on; labels steer pairing and capacity, never a hard-coded table."""
+
+    profile: Text = "unknown"
+    """For example `h100-sxm`; the key of capacity models and prices."""
+    accelerators: int = Field(default=1, ge=0)
+    topology: dict[str, str] = {}
+    """Labels from wide to narrow, such as zone, rack, host, nvlink_domain."""
+
+
+class WorkerRecord(Record):
+    """One routing target, registered by its agent under the agent's lease."""
+
+    worker: WorkerId
+    incarnation: int
+    """Of the agent; its KV batches and load reports carry the same."""
+    model: Text
+    engine: Text
+    """`vllm`, `sglang`, `trtllm` or `sim`."""
+    engine_version: str = ""
+    url: Text
+    """Where a gateway reaches the engine, for example `http://10.0.0.7:8000`."""
+    role: Role = Role.AGGREGATED
+    state: WorkerState = WorkerState.STARTING
+    block_tokens: int = Field(ge=1, le=1024)
+    total_blocks: int = Field(ge=0)
+    max_batched_tokens: int = Field(default=8192, ge=1)
+    max_running: int = Field(default=256, ge=1)
+    kv_events: bool = True
+    """False: the engine tells nothing of its cache; a router may only guess from its own words."""
+    hardware: Hardware = Hardware()
+    taints: tuple[str, ...] = ()
+
+
+class WorkersRequest(Record):
+    """Who is there? Empty fields match everything."""
+
+    model: str = ""
+
+
+class WorkersReply(Record):
+    """The registry's present view; `stale` when the store is out of reach."""
+
+    workers: tuple[WorkerRecord, ...]
+    stale: bool = False
+
+
+class ModelCard(Record):
+    """What a gateway must know to speak for a model; every agent of the model writes the same."""
+
+    name: Text
+    context_tokens: int = Field(ge=1)
+    tokenizer_json: str | None = None
+    """The Hugging Face tokenizer itself, where it is small enough for the registry."""
+    tokenizer_path: str | None = None
+    """Else the file, which the gateway must be able to read."""
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+    """`bos_token`, `eos_token` and the like, as the chat template expects them."""
