@@ -83,28 +83,41 @@ class BlockHasher:
 
     def names(self, tokens: Sequence[int] | NDArray[np.uint32]) -> Words:
         """Names of the full blocks of a prompt; shape `(len(tokens) // block_tokens,)`."""
-        return self._finish(self._totals(CHAIN_START, tokens))
+        return self.names_of(self.contents(tokens))
 
     def extend(
         self, start: ChainPoint, tokens: Sequence[int] | NDArray[np.uint32]
     ) -> tuple[Words, list[ChainPoint]]:
         """Names of the full blocks in `tokens` that follow `start`, and the point after each."""
-        totals = self._totals(start, tokens)
+        totals = self._totals(start, self.contents(tokens))
         points = [
             ChainPoint(start.blocks + i + 1, total) for i, total in enumerate(totals.tolist())
         ]
         return self._finish(totals), points
 
-    def _totals(self, start: ChainPoint, tokens: Sequence[int] | NDArray[np.uint32]) -> Words:
+    def contents(self, tokens: Sequence[int] | NDArray[np.uint32]) -> Words:
+        """content(k) of the full blocks in `tokens`: no position, no chain, no scope in it yet.
+
+        Text that recurs can be read once and named many times: `names(tokens)` is
+        `names_of(contents(tokens))`, and contents of whole blocks may be joined in any order.
+        """
         words = _as_words(tokens)
         blocks = len(words) // self.block_tokens
         if blocks == 0:
             return np.empty(0, dtype=np.uint64)
         grid = words[: blocks * self.block_tokens].reshape(blocks, self.block_tokens)
-        content = grid.astype(np.uint64) @ self._multipliers + self._offset
+        contents: Words = grid.astype(np.uint64) @ self._multipliers + self._offset
+        return contents
+
+    def names_of(self, contents: Words) -> Words:
+        """Names of a prompt's blocks, given the contents of all of them from the first on."""
+        return self._finish(self._totals(CHAIN_START, contents))
+
+    def _totals(self, start: ChainPoint, contents: Words) -> Words:
+        blocks = len(contents)
         places = np.arange(start.blocks + 1, start.blocks + blocks + 1, dtype=np.uint64)
-        content += places * self._position_salt
-        totals: Words = np.cumsum(_mix(content), dtype=np.uint64)
+        places = _mix(contents + places * self._position_salt)
+        totals: Words = np.cumsum(places, dtype=np.uint64)
         if start.total:
             totals += np.uint64(start.total)
         return totals
