@@ -116,14 +116,14 @@ class BlockHasher:
     def _totals(self, start: ChainPoint, contents: Words) -> Words:
         blocks = len(contents)
         places = np.arange(start.blocks + 1, start.blocks + blocks + 1, dtype=np.uint64)
-        places = _mix(contents + places * self._position_salt)
+        places = mix(contents + places * self._position_salt)
         totals: Words = np.cumsum(places, dtype=np.uint64)
         if start.total:
             totals += np.uint64(start.total)
         return totals
 
     def _finish(self, totals: Words) -> Words:
-        return _mix(totals ^ self._scope_salt)
+        return mix(totals ^ self._scope_salt)
 
 
 def pack(names: Words) -> bytes:
@@ -147,6 +147,13 @@ def digest(names: Sequence[int]) -> int:
     return value
 
 
+def mix(words: Words) -> Words:
+    """The finaliser of SplitMix64, word by word: every input bit moves every output bit."""
+    words = (words ^ (words >> _30)) * _MIX_1
+    words = (words ^ (words >> _27)) * _MIX_2
+    return words ^ (words >> _31)
+
+
 def _as_words(tokens: Sequence[int] | NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Token ids as 32-bit words. `array` converts a list three times as fast as numpy does."""
     if isinstance(tokens, np.ndarray):
@@ -155,12 +162,6 @@ def _as_words(tokens: Sequence[int] | NDArray[np.uint32]) -> NDArray[np.uint32]:
         return np.frombuffer(array("I", tokens), dtype=np.uint32)
     except (OverflowError, TypeError) as error:
         raise ValueError("token ids are whole numbers from 0 to 2**32 - 1") from error
-
-
-def _mix(words: Words) -> Words:
-    words = (words ^ (words >> _30)) * _MIX_1
-    words = (words ^ (words >> _27)) * _MIX_2
-    return words ^ (words >> _31)
 
 
 def _expand(secret: bytes, purpose: bytes, words: int) -> Words:
