@@ -1,0 +1,182 @@
+"""Which processes make a cluster of one machine, with which words and ports. Pure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.local.layout import Layout
+from controlplane.local.servers import etcd_argv, nats_argv
+from proto.ids import WorkerId
+
+LOOPBACK_URL = "http://127.0.0.1"
+
+
+class ClusterOptions(BaseModel):
+    """What a user may choose of a local cluster."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("local", description="name of the cluster; two names can run side by side")
+    engines: int = Field(4, ge=1, le=64, description="how many simulated engines")
+    port: int = Field(8000, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
+    model: str = Field("sim", description="the model name that clients ask for")
+    profile: str = Field("laptop", description="timing profile of the simulated engines")
+    speed: float = Field(1.0, gt=0, description="how many times faster than the profile they run")
+    block_tokens: int = Field(16, ge=1, le=512, description="tokens in a KV block")
+    blocks: int = Field(4096, ge=16, description="KV blocks of each engine")
+    context_tokens: int = Field(32_768, ge=256, description="longest prompt and answer, in tokens")
+    policy: str = Field("kv", description="the router's policy")
+    otlp: str | None = Field(None, description="send traces to this OTLP/HTTP endpoint")
+    keep_data: bool = Field(False, description="keep NATS and etcd data of the run before")
+
+
+@dataclass(frozen=True)
+class EnginePorts:
+    """One simulated engine and the admin port of its agent."""
+
+    http: int
+    events: int
+    replay: int
+    agent_admin: int
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Every port of a local cluster."""
+
+    nats: int
+    nats_monitor: int
+    etcd: int
+    etcd_peer: int
+    gateway: int
+    gateway_admin: int
+    router_admin: int
+    registry_admin: int
+    engines: tuple[EnginePorts, ...]
+
+    @staticmethod
+    def needed(options: ClusterOptions) -> int:
+        """How many free ports to find."""
+        return 8 + 4 * options.engines
+
+    @staticmethod
+    def assign(options: ClusterOptions, free: Sequence[int]) -> Ports:
+        """Deal out free ports; the gateway gets the one the user asked for."""
+        take = iter(free)
+        return Ports(
+            nats=next(take),
+            nats_monitor=next(take),
+            etcd=next(take),
+            etcd_peer=next(take),
+            gateway=options.port or next(take),
+            gateway_admin=next(take),
+            router_admin=next(take),
+            registry_admin=next(take),
+            engines=tuple(
+                EnginePorts(next(take), next(take), next(take), next(take))
+                for _ in range(options.engines)
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the cluster; it is ready when a GET of `ready_url` answers 200."""
+
+    name: str
+    argv: tuple[str, ...]
+    ready_url: str
+    environment: Mapping[str, str]
+
+
+def worker_id(index: int) -> WorkerId:
+    """The worker that engine number `index` registers as."""
+    return WorkerId(f"engine-{index}")
+
+
+def servers(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part]:
+    """NATS and etcd: what everything else needs first."""
+    del options
+    return [
+        Part(
+            "nats",
+            nats_argv(layout.nats_data, port=ports.nats, monitor_port=ports.nats_monitor),
+            f"{LOOPBACK_URL}:{ports.nats_monitor}/healthz",
+            {},
+        ),
+        Part(
+            "etcd",
+            etcd_argv(layout.etcd_data, port=ports.etcd, peer_port=ports.etcd_peer),
+            f"{LOOPBACK_URL}:{ports.etcd}/health",
+            {},
+        ),
+    ]
+
+
+def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part]:
+    """Registry, router and gateway."""
+    common = _common_environment(options, layout, ports)
+
+    def service(name: str, admin_port: int, **own: str) -> Part:
+        environment = {**common, "TOKENPLANE_ADMIN__PORT": str(admin_port), **own}
+        argv = (sys.executable, "-m", "controlplane.cli.main", name)
+        return Part(name, argv, f"{LOOPBACK_URL}:{admin_port}/ready", environment)
+
+    return [
+        service("registry", ports.registry_admin),
+        service("router", ports.router_admin, TOKENPLANE_ROUTER__POLICY=options.policy),
+        service("gateway", ports.gateway_admin, TOKENPLANE_GATEWAY__PORT=str(ports.gateway)),
+    ]
+
+
+def engines(options: ClusterOptions, layout: Layout, ports: Ports) -> Iterator[Part]:
+    """Each simulated engine and, after it, its agent."""
+    common = _common_environment(options, layout, ports)
+    for index, mine in enumerate(ports.engines):
+        url = f"{LOOPBACK_URL}:{mine.http}"
+        yield Part(worker_id(index), _engine_argv(options, layout.model, mine), f"{url}/health", {})
+        yield Part(
+            f"agent-{index}",
+            (sys.executable, "-m", "agents"),
+            f"{LOOPBACK_URL}:{mine.agent_admin}/ready",
+            {
+                **common,
+                "TOKENPLANE_ADMIN__PORT": str(mine.agent_admin),
+                "TOKENPLANE_AGENT__WORKER": worker_id(index),
+                "TOKENPLANE_AGENT__ENGINE": "sim",
+                "TOKENPLANE_AGENT__ENGINE_URL": url,
+                "TOKENPLANE_AGENT__EVENTS": f"tcp://127.0.0.1:{mine.events}",
+                "TOKENPLANE_AGENT__REPLAY": f"tcp://127.0.0.1:{mine.replay}",
+            },
+        )
+
+
+def _engine_argv(options: ClusterOptions, model: Path, mine: EnginePorts) -> tuple[str, ...]:
+    return (
+        *(sys.executable, "-m", "workers.sim", "--host", "127.0.0.1"),
+        *("--port", str(mine.http)),
+        *("--events-port", str(mine.events)),
+        *("--replay-port", str(mine.replay)),
+        *("--model", options.model, "--model-dir", str(model)),
+        *("--profile", options.profile, "--speed", str(options.speed)),
+        *("--block-size", str(options.block_tokens), "--blocks", str(options.blocks)),
+        *("--max-model-len", str(options.context_tokens)),
+    )
+
+
+def _common_environment(options: ClusterOptions, layout: Layout, ports: Ports) -> dict[str, str]:
+    environment = {
+        "TOKENPLANE_CLUSTER": options.name,
+        "TOKENPLANE_SECRET_FILE": str(layout.secret),
+        "TOKENPLANE_NATS__SERVERS": json.dumps([f"nats://127.0.0.1:{ports.nats}"]),
+        "TOKENPLANE_ETCD__ENDPOINTS": json.dumps([f"127.0.0.1:{ports.etcd}"]),
+    }
+    if options.otlp:
+        environment["TOKENPLANE_TELEMETRY__OTLP_ENDPOINT"] = options.otlp
+    return environment

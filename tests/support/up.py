@@ -1,0 +1,110 @@
+"""`tokenplane up` as a user runs it: a real process with real children, on free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+READY_S = 60.0
+POLL_S = 0.05
+
+
+class UpCluster:
+    """A running local cluster, read through the state file that `up` writes."""
+
+    def __init__(self, process: subprocess.Popen[bytes], state: Path, output: Path) -> None:
+        self.process = process
+        self._state = state
+        self._output = output
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        loaded: Mapping[str, Any] = json.loads(self._state.read_text())
+        return loaded
+
+    @property
+    def url(self) -> str:
+        return str(self.state["gateway"])
+
+    @property
+    def model(self) -> str:
+        return str(self.state["model"])
+
+    def pids(self) -> dict[str, int]:
+        return {name: child["pid"] for name, child in self.state["children"].items()}
+
+    def kill(self, name: str) -> None:
+        """`kill -9`, by the process id in the state file."""
+        os.kill(self.pids()[name], signal.SIGKILL)
+
+    def restarts(self, name: str) -> int:
+        return int(self.state["children"][name]["restarts"])
+
+    def wait_until(self, condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
+        deadline_s = time.monotonic() + within_s
+        while not condition():
+            if self.process.poll() is not None:
+                pytest.fail(f"the cluster ended while waiting for {what}:\n{self.output()}")
+            if time.monotonic() > deadline_s:
+                pytest.fail(f"not within {within_s:g} s: {what}\n{self.state}\n{self.output()}")
+            time.sleep(POLL_S)
+
+    def wait_ready(self) -> None:
+        """Every child is up and says ready."""
+        self.wait_until(
+            lambda: (
+                self._state.exists()
+                and bool(self.state["complete"])
+                and all(child["ready"] for child in self.state["children"].values())
+            ),
+            "every process to be ready",
+            READY_S,
+        )
+
+    def output(self) -> str:
+        logs = sorted(self._state.parent.glob("logs/*.log"))
+        tails = [f"--- {log.name}\n" + "\n".join(_tail(log)) for log in logs]
+        return "\n".join([*_tail(self._output), *tails])
+
+
+def _tail(path: Path, lines: int = 8) -> list[str]:
+    return path.read_text(errors="replace").splitlines()[-lines:]
+
+
+@contextmanager
+def up(directory: Path, *options: str) -> Iterator[UpCluster]:
+    """Start a cluster that keeps everything below `directory`; stop it with SIGINT and check
+    that it left no process."""
+    output = directory / "up.log"
+    argv = [sys.executable, "-m", "controlplane.cli.main", "up", "--name", "test", "--port", "0"]
+    with output.open("wb") as stream:
+        process = subprocess.Popen(
+            [*argv, *options],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TOKENPLANE_HOME": str(directory)},
+            start_new_session=True,
+        )
+    cluster = UpCluster(process, directory / "clusters" / "test" / "cluster.json", output)
+    try:
+        cluster.wait_ready()
+        yield cluster
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=40) == 0, cluster.output()
+        assert [child for child in family if child.is_running()] == []
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
