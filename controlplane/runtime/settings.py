@@ -1,0 +1,227 @@
+"""The settings every process has, and the one way to load any process's settings.
+
+Precedence: flags > environment (`TOKENPLANE_...`, groups joined by `__`) > file (TOML, named by
+`--config` or `TOKENPLANE_CONFIG`) > defaults. A process adds its own group:
+
+    class RouterProcess(CommonSettings):
+        router: RouterSettings = RouterSettings()
+
+    settings = load(RouterProcess, argv, prog="tokenplane router")
+
+Constructing a settings class in code reads nothing but its arguments; only `load` looks around.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from controlplane.runtime.sources import (
+    SettingsError,
+    explain,
+    from_environment,
+    from_file,
+    from_flags,
+    merge,
+)
+from proto.ids import check_name
+
+__all__ = [
+    "AdminSettings",
+    "BusSettings",
+    "CommonSettings",
+    "Group",
+    "SettingsError",
+    "StoreSettings",
+    "TelemetrySettings",
+    "load",
+]
+
+DEVELOPMENT_SECRET = "tokenplane-development"
+SECRET_CHARS_MIN = 16
+
+
+class Group(BaseModel):
+    """A group of settings; every service's own group derives from this."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _split(value: object) -> object:
+    """`a,b` or `["a", "b"]`, as flags and environment give lists."""
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip(" \"'") for part in value.strip(" []").split(",") if part.strip())
+
+
+Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
+"""One or more server addresses; as text, separated by commas."""
+
+
+class BusSettings(Group):
+    """How to reach NATS."""
+
+    servers: Addresses = Field(("nats://127.0.0.1:4222",), description="NATS servers, URLs")
+    user: str | None = Field(None, description="user name")
+    password: SecretStr | None = Field(None, description="password; prefer the environment")
+    token: SecretStr | None = Field(None, description="token; prefer the environment")
+    credentials: Path | None = Field(None, description="file with a user's JWT and seed")
+    ca: Path | None = Field(None, description="PEM file of the authority that signed the servers")
+    cert: Path | None = Field(None, description="PEM file of our own certificate, for mutual TLS")
+    key: Path | None = Field(None, description="PEM file of our certificate's key")
+
+
+class StoreSettings(Group):
+    """How to reach etcd."""
+
+    endpoints: Addresses = Field(("127.0.0.1:2379",), description="etcd endpoints, host:port")
+    user: str | None = Field(None, description="user name")
+    password: SecretStr | None = Field(None, description="password; prefer the environment")
+    ca: Path | None = Field(None, description="PEM file of the authority that signed the servers")
+    cert: Path | None = Field(None, description="PEM file of our own certificate, for mutual TLS")
+    key: Path | None = Field(None, description="PEM file of our certificate's key")
+
+
+class TelemetrySettings(Group):
+    """Traces and logs."""
+
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP/HTTP collector, such as http://127.0.0.1:4318; none: no traces"
+    )
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of traces begun here that are recorded"
+    )
+    log_format: Literal["console", "json"] = Field("console", description="how logs are written")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least severe that is logged"
+    )
+
+
+class AdminSettings(Group):
+    """The HTTP port for probes and metrics."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(0, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+
+
+def _check_cluster(name: str) -> str:
+    return check_name(name, "cluster")
+
+
+class CommonSettings(BaseSettings):
+    """What every process of a cluster must know."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True
+    )
+
+    config: Path | None = Field(None, description="TOML file with settings")
+    cluster: Annotated[str, AfterValidator(_check_cluster)] = Field(
+        "local", description="name of the cluster; part of every subject and key"
+    )
+    secret: SecretStr = Field(
+        SecretStr(DEVELOPMENT_SECRET),
+        description="secret of the cluster, equal in all its processes; prefer the environment",
+    )
+    secret_file: Path | None = Field(None, description="file that holds the secret")
+    nats: BusSettings = Field(BusSettings(), description="How to reach NATS")
+    etcd: StoreSettings = Field(StoreSettings(), description="How to reach etcd")
+    telemetry: TelemetrySettings = Field(TelemetrySettings(), description="Traces and logs")
+    admin: AdminSettings = Field(AdminSettings(), description="Probes and metrics")
+    start_s: float = Field(60.0, gt=0, description="seconds a part may take until it is ready")
+    drain_s: float = Field(10.0, ge=0, description="seconds a part may take to finish its work")
+
+    @property
+    def secret_bytes(self) -> bytes:
+        """The cluster secret as block hashing wants it."""
+        return self.secret.get_secret_value().encode()
+
+    @property
+    def development_secret(self) -> bool:
+        """True: nobody set a secret, and everybody knows the one in use."""
+        return self.secret.get_secret_value() == DEVELOPMENT_SECRET
+
+    @model_validator(mode="after")
+    def _secret_fits(self) -> CommonSettings:
+        if len(self.secret.get_secret_value()) < SECRET_CHARS_MIN:
+            raise ValueError(f"the cluster secret needs at least {SECRET_CHARS_MIN} characters")
+        remote = [a for a in (*self.nats.servers, *self.etcd.endpoints) if not is_loopback(a)]
+        if self.development_secret and remote:
+            raise ValueError(
+                f"no cluster secret is set, and {remote[0]} is another machine; "
+                "set TOKENPLANE_SECRET or TOKENPLANE_SECRET_FILE, the same in every process"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments only; `load` brings the other sources."""
+        return (init_settings,)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `host:port` or a URL stays on this machine."""
+    host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+S = TypeVar("S", bound=CommonSettings)
+
+
+def load(settings_type: type[S], argv: Sequence[str], *, prog: str = "tokenplane") -> S:
+    """The settings of this process. Raises `SettingsError`; `--help` prints and exits."""
+    flags = from_flags(settings_type, prog, argv)
+    environment = from_environment(settings_type, prog)
+    sources = [flags, environment]
+    path = flags.values.get("config") or environment.values.get("config")
+    if path:
+        sources.append(from_file(path, prog))
+    values = merge(sources)
+    _read_secret_file(values, prog)
+    try:
+        return settings_type(**values)
+    except ValidationError as error:
+        # Not chained: the text below says all, and is careful about secrets.
+        raise SettingsError(explain(error, settings_type, sources, prog)) from None
+
+
+def _read_secret_file(values: dict[str, Any], prog: str) -> None:
+    path = values.get("secret_file")
+    if not path:
+        return
+    if "secret" in values:
+        raise SettingsError(f"{prog}: both secret and secret_file are set; keep one of them")
+    try:
+        values["secret"] = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{prog}: cannot read secret_file {path}: {error}") from None
