@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+from pydantic import SecretStr
 
 from controlplane.local import plan
 from controlplane.local.layout import Layout
 from controlplane.local.plan import ClusterOptions, Part, Ports
 from controlplane.local.ports import check_free, free_ports
 from controlplane.local.supervisor import Child, ChildSpec, Probe, Supervisor
+from controlplane.runtime.settings import BusSettings, CommonSettings, StoreSettings
 from proto.wire.errors import HttpError
 from proto.wire.ports import Http, HttpTimeouts
 
@@ -40,18 +42,41 @@ class LocalCluster:
         """Where clients reach the gateway."""
         return f"http://127.0.0.1:{self.ports.gateway}"
 
+    def settings(self) -> CommonSettings:
+        """What a process on this machine needs to join the cluster's bus and store."""
+        return CommonSettings(
+            cluster=self.options.name,
+            secret=SecretStr(self.layout.secret.read_text().strip()),
+            nats=BusSettings(servers=(f"nats://127.0.0.1:{self.ports.nats}",)),
+            etcd=StoreSettings(endpoints=(f"127.0.0.1:{self.ports.etcd}",)),
+        )
+
     async def start(self, http: Http) -> None:
         """Start everything; returns when all of it is ready. Raises `ChildFailed`."""
-        await self._start_together(plan.servers(self.options, self.layout, self.ports), http)
-        await self._start_together(
-            [
-                *plan.services(self.options, self.layout, self.ports),
-                *plan.engines(self.options, self.layout, self.ports),
-            ],
-            http,
-        )
+        for stage in self._stages():
+            async with anyio.create_task_group() as starting:
+                for part in stage:
+                    starting.start_soon(self.supervisor.start, self._spec(part, http))
         self.complete = True
         self.write_state()
+
+    async def stop(self) -> None:
+        """Stop everything, servers last, so that services can say goodbye."""
+        for stage in reversed(self._stages()):
+            await self.supervisor.stop_together(part.name for part in stage)
+
+    def _stages(self) -> list[list[Part]]:
+        chosen = (self.options, self.layout, self.ports)
+        return [plan.servers(*chosen), [*plan.services(*chosen), *plan.engines(*chosen)]]
+
+    def _spec(self, part: Part, http: Http) -> ChildSpec:
+        return ChildSpec(
+            name=part.name,
+            argv=part.argv,
+            log_path=self.layout.log(part.name),
+            ready=_answers(http, part.ready_url),
+            environment=part.environment,
+        )
 
     def write_state(self) -> None:
         """Tell other commands, and tests, where everything is; called on every change."""
@@ -70,24 +95,15 @@ class LocalCluster:
             }
         )
 
-    async def _start_together(self, parts: Iterable[Part], http: Http) -> None:
-        async with anyio.create_task_group() as starting:
-            for part in parts:
-                spec = ChildSpec(
-                    name=part.name,
-                    argv=part.argv,
-                    log_path=self.layout.log(part.name),
-                    ready=_answers(http, part.ready_url),
-                    environment=part.environment,
-                )
-                starting.start_soon(self.supervisor.start, spec)
-
 
 @asynccontextmanager
-async def run_cluster(options: ClusterOptions, http: Http) -> AsyncIterator[LocalCluster]:
+async def run_cluster(
+    options: ClusterOptions, http: Http, *, hurry: anyio.Event | None = None
+) -> AsyncIterator[LocalCluster]:
     """Start a cluster, keep it alive while the context is open, and leave no process behind.
 
-    Raises `ClusterRunning`, `DirectoryUnusable`, `PortTaken`, `ServerMissing` or `ChildFailed`.
+    When `hurry` is set, what is still stopping is killed. Raises `ClusterRunning`,
+    `DirectoryUnusable`, `PortTaken`, `ServerMissing` or `ChildFailed`.
     """
     layout = Layout.of(options.name)
     with layout.locked(keep_data=options.keep_data):
@@ -96,15 +112,25 @@ async def run_cluster(options: ClusterOptions, http: Http) -> AsyncIterator[Loca
             def on_change(_: Child) -> None:
                 cluster.write_state()
 
-            supervisor = Supervisor(tasks, on_change)
-            cluster = LocalCluster(options, layout, supervisor)
+            cluster = LocalCluster(options, layout, Supervisor(tasks, on_change))
             try:
                 await cluster.start(http)
                 yield cluster
             finally:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(STOP_ALL_S):
-                    await supervisor.stop_all()
+                await _stop_at_all_events(cluster, hurry or anyio.Event())
                 tasks.cancel_scope.cancel()
+
+
+async def _stop_at_all_events(cluster: LocalCluster, hurry: anyio.Event) -> None:
+    async def kill_when_told() -> None:
+        await hurry.wait()
+        cluster.supervisor.kill_all()
+
+    with anyio.move_on_after(STOP_ALL_S, shield=True):
+        async with anyio.create_task_group() as stopping:
+            stopping.start_soon(kill_when_told)
+            await cluster.stop()
+            stopping.cancel_scope.cancel()
 
 
 def _answers(http: Http, url: str) -> Probe:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT
@@ -93,10 +93,17 @@ class Supervisor:
             await child.ended.wait()
         del self.children[name]
 
-    async def stop_all(self) -> None:
-        """Stop everything, last started first."""
-        for name in reversed(list(self.children)):
-            await self.stop(name)
+    async def stop_together(self, names: Iterable[str]) -> None:
+        """Stop these at the same time; one that has gone already is fine."""
+        async with anyio.create_task_group() as stopping:
+            for name in set(names) & self.children.keys():
+                stopping.start_soon(self.stop, name)
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything at once; who waits in `stop` then waits no longer."""
+        for child in self.children.values():
+            child.stop_asked.set()
+            _signal(child, terminate=False)
 
     async def _keep_alive(self, child: Child, *, task_status: TaskStatus[None]) -> None:
         pause_s, first_life = RESTART_FIRST_S, True

@@ -59,7 +59,7 @@ async def test_a_killed_child_lives_again(tmp_path: Path) -> None:
         await wait_until(lambda: child.restarts == 1 and child.ready, "a second life")
         second = pid_of(child)
         assert second != first
-        await supervisor.stop_all()
+        await supervisor.stop_together(["child"])
     assert changes[-1] == 1
     assert not psutil.pid_exists(second)
     assert not supervisor.children
