@@ -27,7 +27,7 @@ from proto.workers import ModelCard, WorkerRecord
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-REMIND_S = 10.0
+REMIND_S = 5.0
 
 Callback = Callable[[Change], None]
 """Told of each change as it is applied; must neither block nor raise."""
@@ -49,6 +49,7 @@ class RegistryView:
         self._callbacks: dict[int, Callback] = {}
         self._next_token = 0
         self._stale: dict[str, float] = {}
+        self._trouble = "no answer yet"
         self.bad_records: dict[str, str] = {}
         """Entries of the store that cannot be used, and why."""
 
@@ -108,7 +109,7 @@ class RegistryView:
             with anyio.move_on_after(REMIND_S):
                 await synced.wait()
                 return
-            log.warning("still waiting for the store to tell what is under %s", prefix)
+            log.warning("waiting for the store to tell what is under %s: %s", prefix, self._trouble)
 
     async def _follow(self, prefix: str, synced: anyio.Event) -> None:
         while True:
@@ -142,6 +143,7 @@ class RegistryView:
                 self._mark_stale(prefix, reason)
 
     def _mark_stale(self, prefix: str, reason: str) -> None:
+        self._trouble = reason
         if prefix not in self._stale:
             self._stale[prefix] = anyio.current_time()
             log.warning("the store is away (%s); going on with the last view of %s", reason, prefix)
@@ -154,8 +156,10 @@ class RegistryView:
                 log.warning("skipping the bad record under %s: %s", key, change.why)
                 continue
             _log_change(change)
-            for callback in tuple(self._callbacks.values()):
-                callback(change)
+            for token in tuple(self._callbacks):
+                # A callback may end another's subscription.
+                if callback := self._callbacks.get(token):
+                    callback(change)
 
 
 def _log_change(change: Change) -> None:

@@ -14,7 +14,7 @@ Constructing a settings class in code reads nothing but its arguments; only `loa
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -38,6 +38,7 @@ from pydantic_settings import (
 
 from controlplane.runtime.sources import (
     SettingsError,
+    Source,
     explain,
     from_environment,
     from_file,
@@ -128,18 +129,22 @@ def _check_cluster(name: str) -> str:
     return check_name(name, "cluster")
 
 
+def _check_secret(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value()) < SECRET_CHARS_MIN:
+        raise ValueError(f"the cluster secret needs at least {SECRET_CHARS_MIN} characters")
+    return secret
+
+
 class CommonSettings(BaseSettings):
     """What every process of a cluster must know."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     config: Path | None = Field(None, description="TOML file with settings")
     cluster: Annotated[str, AfterValidator(_check_cluster)] = Field(
         "local", description="name of the cluster; part of every subject and key"
     )
-    secret: SecretStr = Field(
+    secret: Annotated[SecretStr, AfterValidator(_check_secret)] = Field(
         SecretStr(DEVELOPMENT_SECRET),
         description="secret of the cluster, equal in all its processes; prefer the environment",
     )
@@ -162,9 +167,7 @@ class CommonSettings(BaseSettings):
         return self.secret.get_secret_value() == DEVELOPMENT_SECRET
 
     @model_validator(mode="after")
-    def _secret_fits(self) -> CommonSettings:
-        if len(self.secret.get_secret_value()) < SECRET_CHARS_MIN:
-            raise ValueError(f"the cluster secret needs at least {SECRET_CHARS_MIN} characters")
+    def _no_development_secret_abroad(self) -> CommonSettings:
         remote = [a for a in (*self.nats.servers, *self.etcd.endpoints) if not is_loopback(a)]
         if self.development_secret and remote:
             raise ValueError(
@@ -205,23 +208,24 @@ def load(settings_type: type[S], argv: Sequence[str], *, prog: str = "tokenplane
     sources = [flags, environment]
     path = flags.values.get("config") or environment.values.get("config")
     if path:
-        sources.append(from_file(path, prog))
-    values = merge(sources)
-    _read_secret_file(values, prog)
+        sources.append(from_file(settings_type, path, prog))
+    sources += _from_secret_file(merge(sources), prog)
     try:
-        return settings_type(**values)
+        return settings_type(**merge(sources))
     except ValidationError as error:
         # Not chained: the text below says all, and is careful about secrets.
         raise SettingsError(explain(error, settings_type, sources, prog)) from None
 
 
-def _read_secret_file(values: dict[str, Any], prog: str) -> None:
+def _from_secret_file(values: Mapping[str, Any], prog: str) -> Iterator[Source]:
     path = values.get("secret_file")
     if not path:
         return
     if "secret" in values:
         raise SettingsError(f"{prog}: both secret and secret_file are set; keep one of them")
     try:
-        values["secret"] = Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{prog}: cannot read secret_file {path}: {error}") from None
+        yield Source(f"file {path}:", {"secret": Path(path).read_text().strip()})
+    except OSError as error:
+        raise SettingsError(f"{prog}: cannot read secret_file {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise SettingsError(f"{prog}: secret_file {path} is not text") from None

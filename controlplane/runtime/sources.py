@@ -21,6 +21,9 @@ from pydantic_settings import SettingsError as SourceUnreadable
 
 ENV_PREFIX = "TOKENPLANE_"
 ENV_DELIMITER = "__"
+SERVICE_GROUPS = frozenset({"agent", "gateway", "planner", "registry", "router", "transfer"})
+"""One file and one environment may serve a whole cluster: a process skips the groups of other
+services, and refuses every other name it does not know."""
 ERRORS_SHOWN_MAX = 6
 
 Values = Mapping[str, Any]
@@ -37,9 +40,6 @@ class Source:
 
     kind: str
     values: Values
-
-    def has(self, path: Sequence[str]) -> bool:
-        return any(found for found, _ in [lookup(self.values, path)])
 
     def spelling(self, path: Sequence[str]) -> str:
         """For example `flag --nats.servers` or `environment TOKENPLANE_NATS__SERVERS`."""
@@ -64,30 +64,48 @@ def from_flags(settings_type: type[BaseSettings], prog: str, argv: Sequence[str]
         )
         return Source("flag", cli())
     except SourceUnreadable as error:
-        why = str(error).removeprefix("error parsing CLI: ")
         raise SettingsError(
-            f"{prog}: bad command line: {why}\n`{prog} --help` lists the flags"
+            f"{prog}: bad command line: {_without_values(str(error))}\n"
+            f"`{prog} --help` lists the flags"
         ) from None
 
 
 def from_environment(settings_type: type[BaseSettings], prog: str) -> Source:
     """What TOKENPLANE_ variables say; a group's name and a setting's are joined by `__`."""
     try:
-        return Source(
-            "environment",
-            EnvSettingsSource(
-                settings_type, env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER
-            )(),
-        )
+        values = EnvSettingsSource(
+            settings_type,
+            env_prefix=ENV_PREFIX,
+            env_nested_delimiter=ENV_DELIMITER,
+            env_ignore_empty=True,
+        )()
     except SourceUnreadable as error:
-        raise SettingsError(f"{prog}: bad environment variable: {error}") from None
+        raise SettingsError(
+            f"{prog}: bad environment variable: {error}\n"
+            f"set one setting at a time, such as {ENV_PREFIX}NATS{ENV_DELIMITER}SERVERS"
+        ) from None
+    return Source("environment", {**values, **dict(_unknown_variables(settings_type))})
 
 
-def from_file(path: str | os.PathLike[str], prog: str) -> Source:
+def _unknown_variables(settings_type: type[BaseSettings]) -> Iterator[tuple[str, Any]]:
+    """Variables that look like a group's setting where there is no such group.
+
+    Others with our prefix are none of our business: Kubernetes makes `TOKENPLANE_NATS_PORT` of a
+    service's name, and tools have variables of their own.
+    """
+    known = settings_type.model_fields.keys() | SERVICE_GROUPS
+    for name, value in os.environ.items():
+        group, delimiter, setting = name.removeprefix(ENV_PREFIX).lower().partition(ENV_DELIMITER)
+        if name.startswith(ENV_PREFIX) and delimiter and group not in known:
+            yield group, {setting: value}
+
+
+def from_file(settings_type: type[BaseSettings], path: str | os.PathLike[str], prog: str) -> Source:
     """What a TOML file says: groups are tables."""
+    others = SERVICE_GROUPS - settings_type.model_fields.keys()
     try:
         with Path(path).open("rb") as file:
-            return Source(f"file {path}:", tomllib.load(file))
+            values = tomllib.load(file)
     except OSError as error:
         raise SettingsError(
             f"{prog}: cannot read the settings file {path}: {error.strerror}\n"
@@ -95,6 +113,21 @@ def from_file(path: str | os.PathLike[str], prog: str) -> Source:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{prog}: {path} is not valid TOML: {error}") from error
+    return Source(f"file {path}:", {k: v for k, v in values.items() if k not in others})
+
+
+def _without_values(complaint: str) -> str:
+    """A parser's complaint without what follows a flag: it may be a secret."""
+    text = complaint.removeprefix("error parsing CLI: ")
+    head, found, words = text.partition("unrecognized arguments: ")
+    if not found:
+        return text
+    flags = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
+    return (
+        f"{head}unknown flag{'s' if len(flags) > 1 else ''} {' '.join(flags)}"
+        if flags
+        else (f"{head}every setting needs a flag before it")
+    )
 
 
 def merge(sources: Sequence[Source]) -> dict[str, Any]:
@@ -148,7 +181,7 @@ def _explain_one(
     detail: ErrorDetails, settings_type: type[BaseModel], sources: Sequence[Source]
 ) -> Iterator[str]:
     path = [part for part in detail["loc"] if isinstance(part, str)]
-    source = next((s for s in sources if path and s.has(path)), None)
+    source = next((s for s in sources if path and lookup(s.values, path)[0]), None)
     where = f" ({source.spelling(path)})" if source else ""
     if detail["type"] == "extra_forbidden":
         yield f"  {'.'.join(path)}{where}"
@@ -156,7 +189,8 @@ def _explain_one(
         return
     found, value = lookup(source.values, path) if source else (False, None)
     shown = f" = {value!r}" if found and not _is_secret(settings_type, path) else ""
-    yield f"  {'.'.join(path) or 'together'}{shown}{where}"
+    if path:
+        yield f"  {'.'.join(path)}{shown}{where}"
     yield f"    {detail['msg'].removeprefix('Value error, ')}"
 
 
