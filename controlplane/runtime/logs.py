@@ -17,7 +17,7 @@ QUIET_LIBRARIES = ("aiohttp", "asyncio", "grpc", "nats", "requests", "urllib3")
 """Below a warning their words help nobody who runs us."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"""(?<=://)[^/@\s"'\\]+@""")
 
 
 def setup_logging(service: str, settings: TelemetrySettings) -> None:
@@ -44,13 +44,13 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "service": self._service,
             "logger": record.name,
-            "message": _clean(record.getMessage()),
+            "message": record.getMessage(),
             **dict(_trace_ids()),
             **dict(_extras(record)),
         }
         if record.exc_info:
-            line["exception"] = _clean(self.formatException(record.exc_info))
-        return json.dumps(line, default=lambda value: _clean(str(value)))
+            line["exception"] = self.formatException(record.exc_info)
+        return _clean(json.dumps(line, default=str))
 
 
 class Console(logging.Formatter):
