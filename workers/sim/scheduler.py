@@ -1,0 +1,293 @@
+"""Who computes in the next step: continuous batching with chunked prefill, without any time.
+
+Every step, each decoding sequence computes one token; prompts share what is left of the token
+budget, first come first served; then waiting requests are admitted while sequences, budget and
+blocks last. Blocks for a whole prompt are taken at its admission (vLLM checks for as many, and
+takes them chunk by chunk). When decoding needs a block and none is left, the sequence admitted
+last is preempted: its blocks are let go, it waits at the front of the queue, and what it had is
+computed again, except for blocks still cached by then.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from workers.sim.cache import BlockCache, RequestId
+from workers.sim.request import Job, Progress, ProgressKind, Request, Stage
+from workers.sim.timing import Profile, attention_pairs
+
+
+class RequestTooLarge(ValueError):
+    """The request would not fit the cache even alone."""
+
+
+class StepWork(NamedTuple):
+    """What one step computes; the arguments of `StepCost.step_ms`."""
+
+    prefill_tokens: int
+    attention_pairs: float
+    decode_batch: int
+    decode_kv_tokens: int
+
+
+class Scheduler:
+    """Queues, running sequences and their blocks. `plan` a step, then `complete` it, in turn."""
+
+    def __init__(self, profile: Profile, block_tokens: int, blocks: int) -> None:
+        assert 0 < profile.max_num_seqs <= profile.max_num_batched_tokens
+        self.cache = BlockCache(blocks)
+        self.block_tokens = block_tokens
+        self._budget_tokens = profile.max_num_batched_tokens
+        self._seqs_max = profile.max_num_seqs
+        self._jobs: dict[RequestId, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._prefilling: list[Job] = []
+        """In order of admission."""
+        self._decoding: list[Job] = []
+        self._admissions = 0
+        self.queued_prefill_tokens = 0
+        """Prompt tokens still to compute, as far as known: hits count once admitted."""
+        self.decode_kv_tokens = 0
+        """KV tokens of the decoding sequences."""
+        self.queried_tokens = 0
+        self.cached_tokens = 0
+        self.preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._jobs)
+
+    @property
+    def running(self) -> int:
+        return len(self._prefilling) + len(self._decoding)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; raises `RequestTooLarge`. Its id is not in use."""
+        assert request.id not in self._jobs
+        assert request.prompt_tokens > 0 and request.output_tokens > 0
+        # The last token of an answer is never computed upon.
+        most_tokens = request.prompt_tokens + request.output_tokens - 1
+        if self._blocks_of(most_tokens) > self.cache.capacity_blocks:
+            raise RequestTooLarge(
+                f"{most_tokens} tokens need {self._blocks_of(most_tokens)} blocks, "
+                f"the cache has {self.cache.capacity_blocks}"
+            )
+        job = Job(request, list(request.prompt_hashes), target_tokens=request.prompt_tokens)
+        self._jobs[request.id] = job
+        self._waiting.append(job)
+        self.queued_prefill_tokens += job.target_tokens
+
+    def cancel(self, id: RequestId) -> bool:
+        """Forget a request, wherever it is; False if there is none of that id."""
+        job = self._jobs.pop(id, None)
+        if job is None:
+            return False
+        self._leave(job)
+        return True
+
+    def plan(self) -> StepWork:
+        """Fix the next step. Takes blocks, so it may evict, and it may preempt."""
+        preempted = self._grow()
+        batch = len(self._decoding)
+        left_tokens = self._budget_tokens - batch
+        pairs = 0.0
+        for job in self._prefilling:
+            left_tokens, pairs = self._schedule_chunk(job, left_tokens, pairs)
+        while not preempted and left_tokens and self._admit():
+            left_tokens, pairs = self._schedule_chunk(self._prefilling[-1], left_tokens, pairs)
+        prefill_tokens = self._budget_tokens - batch - left_tokens
+        return StepWork(prefill_tokens, pairs, batch, self.decode_kv_tokens + batch)
+
+    def steps_alike(self) -> int:
+        """After a plan without prefill: how many steps can follow each other, this one included,
+        before a sequence ends, a named block fills, or a block must be evicted."""
+        finish = min(job.request.output_tokens - job.output_tokens for job in self._decoding)
+        if finish == 1:
+            return 1
+        tokens = self.block_tokens
+        rooms = [job.blocks * tokens - job.computed_tokens for job in self._decoding]
+        # In any `block_tokens` consecutive steps every sequence takes exactly one block.
+        rounds, blocks = divmod(self.cache.unused_blocks, len(rooms))
+        evict = rounds * tokens + sorted(rooms)[blocks]
+        named_rooms = (
+            room
+            for room, job in zip(rooms, self._decoding, strict=True)
+            if job.request.output_hash is not None
+        )
+        return min(finish, evict, *named_rooms)
+
+    def complete(self, steps: int, time_s: float, *, every_token: bool) -> list[Progress]:
+        """The planned step, and `steps` - 1 like it, are computed; the last one ends at `time_s`.
+
+        Reports first tokens and finished requests, and with `every_token` the tokens between.
+        """
+        progress: list[Progress] = []
+        if self._decoding:
+            self._complete_decode(steps, time_s, progress, every_token)
+        if self._prefilling:
+            assert steps == 1
+            self._complete_chunks(time_s, progress, every_token)
+        return progress
+
+    def extend(self) -> None:
+        """Start the next of several steps alike; it needs no eviction."""
+        preempted = self._grow()
+        assert not preempted
+
+    def reset_cache(self) -> bool:
+        """Forget all cached blocks; refused while any is in use."""
+        return self.cache.clear()
+
+    def _blocks_of(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens)
+
+    def _grow(self) -> bool:
+        """Give each decoding sequence room for one more token; True if one was preempted."""
+        tokens = self.block_tokens
+        full = [job for job in self._decoding if job.computed_tokens == job.blocks * tokens]
+        preempted = False
+        while len(full) > self.cache.available_blocks:
+            victim = max((*self._decoding, *self._prefilling), key=lambda job: job.admission)
+            full = [job for job in full if job is not victim]
+            self._preempt(victim)
+            preempted = True
+        self.cache.allocate(len(full))
+        for job in full:
+            job.blocks += 1
+        return preempted
+
+    def _preempt(self, job: Job) -> None:
+        self._leave(job)
+        job.stage = Stage.WAITING
+        job.computed_tokens = job.blocks = job.named_blocks = 0
+        job.target_tokens = job.request.prompt_tokens + job.output_tokens
+        self._waiting.appendleft(job)
+        self.queued_prefill_tokens += job.target_tokens
+        self.preemptions += 1
+
+    def _leave(self, job: Job) -> None:
+        """Take a job out of its queue and its blocks from it."""
+        if job.stage is Stage.DECODE:
+            self._decoding.remove(job)
+            self.decode_kv_tokens -= job.computed_tokens
+        else:
+            queue = self._waiting if job.stage is Stage.WAITING else self._prefilling
+            queue.remove(job)
+            self.queued_prefill_tokens -= job.target_tokens - job.computed_tokens
+        self._release(job)
+
+    def _release(self, job: Job) -> None:
+        self.cache.release(job.names, job.named_blocks, job.blocks - job.named_blocks)
+
+    def _admit(self) -> bool:
+        """Move the first waiting request to prefill, if there is one and room for it."""
+        if not self._waiting or self.running >= self._seqs_max:
+            return False
+        job = self._waiting[0]
+        # One token at least must be computed, so a fully cached prompt gets its last block anew.
+        hits = self.cache.match(job.names, (job.target_tokens - 1) // self.block_tokens)
+        fresh_blocks = self._blocks_of(job.target_tokens) - hits
+        if fresh_blocks + self.cache.idle_in(job.names, hits) > self.cache.available_blocks:
+            return False
+        self._waiting.popleft()
+        self.cache.acquire(job.names, hits)
+        self.cache.allocate(fresh_blocks)
+        self._admissions += 1
+        job.admission = self._admissions
+        job.stage = Stage.PREFILL
+        job.named_blocks, job.blocks = hits, hits + fresh_blocks
+        job.computed_tokens = hits * self.block_tokens
+        self.queued_prefill_tokens -= job.computed_tokens
+        if job.cached_tokens is None:
+            job.cached_tokens = job.computed_tokens
+            self.cached_tokens += job.computed_tokens
+            self.queried_tokens += job.request.prompt_tokens
+        self._prefilling.append(job)
+        return True
+
+    def _schedule_chunk(self, job: Job, left_tokens: int, pairs: float) -> tuple[int, float]:
+        chunk = min(job.target_tokens - job.computed_tokens, left_tokens)
+        job.chunk_tokens = chunk
+        return left_tokens - chunk, pairs + attention_pairs(chunk, job.computed_tokens)
+
+    def _complete_decode(
+        self, steps: int, time_s: float, progress: list[Progress], every_token: bool
+    ) -> None:
+        finished = grown_blocks = 0
+        for job in self._decoding:
+            job.computed_tokens += steps
+            job.output_tokens += steps
+            short_blocks = self._blocks_of(job.computed_tokens) - job.blocks
+            if short_blocks > 0:
+                job.blocks += short_blocks
+                grown_blocks += short_blocks
+            if job.request.output_hash is not None:
+                self._commit(job)
+            if job.output_tokens == job.request.output_tokens:
+                finished += 1
+                progress.append(_progress(job, ProgressKind.FINISHED, time_s))
+            elif every_token:
+                progress.append(_progress(job, ProgressKind.TOKENS, time_s))
+        self.decode_kv_tokens += steps * len(self._decoding)
+        self.cache.allocate(grown_blocks)
+        if finished:
+            self._drop_finished()
+
+    def _drop_finished(self) -> None:
+        running = []
+        for job in self._decoding:
+            if job.output_tokens < job.request.output_tokens:
+                running.append(job)
+            else:
+                self.decode_kv_tokens -= job.computed_tokens
+                self._release(job)
+                del self._jobs[job.request.id]
+        self._decoding = running
+
+    def _complete_chunks(self, time_s: float, progress: list[Progress], every_token: bool) -> None:
+        unfinished = []
+        for job in self._prefilling:
+            job.computed_tokens += job.chunk_tokens
+            self.queued_prefill_tokens -= job.chunk_tokens
+            job.chunk_tokens = 0
+            self._commit(job)
+            if job.computed_tokens < job.target_tokens:
+                unfinished.append(job)
+                continue
+            job.output_tokens += 1
+            if job.output_tokens == 1:
+                progress.append(_progress(job, ProgressKind.FIRST_TOKEN, time_s))
+            if job.output_tokens == job.request.output_tokens:
+                progress.append(_progress(job, ProgressKind.FINISHED, time_s))
+                self._release(job)
+                del self._jobs[job.request.id]
+                continue
+            if job.output_tokens > 1 and every_token:
+                progress.append(_progress(job, ProgressKind.TOKENS, time_s))
+            job.stage = Stage.DECODE
+            self._decoding.append(job)
+            self.decode_kv_tokens += job.computed_tokens
+        self._prefilling = unfinished
+
+    def _commit(self, job: Job) -> None:
+        """Name the blocks that have become full, as far as the request has names for them."""
+        full_blocks = job.computed_tokens // self.block_tokens
+        if full_blocks == job.named_blocks:
+            return
+        output_hash = job.request.output_hash
+        if output_hash is not None:
+            job.names.extend(map(output_hash, range(len(job.names), full_blocks)))
+        full_blocks = min(full_blocks, len(job.names))
+        if full_blocks > job.named_blocks:
+            self.cache.commit(job.names, job.named_blocks, full_blocks, job.request.id)
+            job.named_blocks = full_blocks
+
+
+def _progress(job: Job, kind: ProgressKind, time_s: float) -> Progress:
+    assert job.cached_tokens is not None
+    return Progress(job.request.id, kind, time_s, job.output_tokens, job.cached_tokens)
