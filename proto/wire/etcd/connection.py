@@ -1,0 +1,227 @@
+"""Calls to an etcd cluster: which endpoint, whose token, which errors are worth another try."""
+
+from __future__ import annotations
+
+import random
+from asyncio import CancelledError, InvalidStateError, current_task
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import grpc
+import grpc.aio
+import msgspec
+
+from proto.wire.errors import LeaseLost, StoreError, StoreRefused, StoreUnavailable
+from proto.wire.etcd.protocol import messages, stubs
+
+CLOSE_S = 2.0
+BACKOFF_FIRST_S = 0.05
+BACKOFF_MAX_S = 2.0
+
+OPTIONS = (
+    # All three are needed to notice a link that is silently dead: 8 s instead of over a minute.
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_receive_message_length", 64 << 20),
+    # Otherwise a second channel to an address shares the first one's connection, frozen or not.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+ENDED = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL})
+
+
+class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where etcd is and who we are. The password never shows in `repr`."""
+
+    endpoints: tuple[str, ...] = ("127.0.0.1:2379",)
+    user: str | None = None
+    password: str | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    attempt_s: float = 2.0
+    """How long one endpoint may take to answer one call."""
+    call_s: float = 6.0
+    """How long a call may take over all endpoints and attempts."""
+
+    def __repr__(self) -> str:
+        return f"EtcdSettings(endpoints={self.endpoints!r}, user={self.user!r})"
+
+
+class Backoff:
+    """Growing pauses with jitter, so that a thousand agents do not come back as one."""
+
+    def __init__(self) -> None:
+        self._next_s = BACKOFF_FIRST_S
+
+    async def wait(self) -> None:
+        await anyio.sleep(self._next_s * random.uniform(0.5, 1.5))
+        self._next_s = min(2 * self._next_s, BACKOFF_MAX_S)
+
+    def reset(self) -> None:
+        self._next_s = BACKOFF_FIRST_S
+
+
+class Connection:
+    """One client's channels, of which one is in use; another is tried when it fails."""
+
+    def __init__(self, settings: EtcdSettings) -> None:
+        self.settings = settings
+        self._endpoint = random.randrange(len(settings.endpoints))
+        self._channel: grpc.aio.Channel | None = None
+        self._abandoned: list[grpc.aio.Channel] = []
+        self._token: str | None = None
+
+    async def close(self) -> None:
+        """Close every channel, within a deadline."""
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            for channel in (*self._abandoned, self._channel):
+                if channel is not None:
+                    await channel.close()
+        self._channel, self._abandoned = None, []
+
+    def channel(self) -> grpc.aio.Channel:
+        """The channel in use; opened on demand."""
+        if self._channel is None:
+            endpoint = self.settings.endpoints[self._endpoint]
+            credentials = self._credentials()
+            self._channel = (
+                grpc.aio.secure_channel(endpoint, credentials, options=OPTIONS)
+                if credentials
+                else grpc.aio.insecure_channel(endpoint, options=OPTIONS)
+            )
+        return self._channel
+
+    async def abandon(self, channel: grpc.aio.Channel) -> None:
+        """Stop using a channel that failed and go on to the next endpoint.
+
+        A new channel is made even for the same endpoint: the old one may be frozen.
+        """
+        if channel is not self._channel:
+            return  # somebody else has seen it fail as well
+        self._channel = None
+        self._endpoint = (self._endpoint + 1) % len(self.settings.endpoints)
+        self._abandoned.append(channel)
+        with anyio.move_on_after(CLOSE_S):
+            await channel.close()
+            self._abandoned.remove(channel)
+
+    async def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Headers of every call: refuse a member cut off from its leader; who we are."""
+        if self.settings.user is None:
+            return (("hasleader", "true"),)
+        if self._token is None:
+            request = messages.AuthenticateRequest(
+                name=self.settings.user, password=self.settings.password or ""
+            )
+            reply = await stubs.AuthStub(self.channel()).Authenticate(
+                request, timeout=self.settings.attempt_s
+            )
+            self._token = str(reply.token)
+        return (("hasleader", "true"), ("token", self._token))
+
+    def forget_token(self, error: grpc.aio.AioRpcError) -> bool:
+        """True if the error says that our token is not good (any more)."""
+        stale = self._token is not None and (
+            error.code() == grpc.StatusCode.UNAUTHENTICATED
+            or "invalid auth token" in (error.details() or "")
+        )
+        if stale:
+            self._token = None
+        return stale
+
+    async def call(
+        self, stub: Callable[[Any], Any], method: str, request: Any, *, repeat: bool = True
+    ) -> Any:
+        """Call until it succeeds, is refused, or `call_s` is over.
+
+        With `repeat` False a call that may have been executed is not sent again. Raises
+        `StoreUnavailable`, `StoreRefused`, `LeaseLost`.
+        """
+        backoff = Backoff()
+        with anyio.move_on_after(self.settings.call_s):
+            while True:
+                channel = self.channel()
+                try:
+                    async with honest_cancellation():
+                        return await getattr(stub(channel), method)(
+                            request, timeout=self.settings.attempt_s, metadata=await self.metadata()
+                        )
+                except StoreUnavailable:
+                    if not repeat:
+                        raise
+                    await backoff.wait()
+                except grpc.aio.AioRpcError as error:
+                    if self.forget_token(error):
+                        continue
+                    if error.code() not in LOST:
+                        raise translated(error) from error
+                    await self.abandon(channel)
+                    if not repeat and error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise translated(error) from error
+                    await backoff.wait()
+        raise StoreUnavailable(
+            f"no answer from etcd at {', '.join(self.settings.endpoints)} "
+            f"within {self.settings.call_s:g} s"
+        )
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        settings = self.settings
+        if settings.ca is None and settings.cert is None:
+            return None
+        return grpc.ssl_channel_credentials(
+            root_certificates=settings.ca.read_bytes() if settings.ca else None,
+            private_key=settings.key.read_bytes() if settings.key else None,
+            certificate_chain=settings.cert.read_bytes() if settings.cert else None,
+        )
+
+
+@asynccontextmanager
+async def honest_cancellation() -> AsyncIterator[None]:
+    """grpc.aio raises a CancelledError of its own both when we are cancelled and, in whoever waits
+    on a channel, when another task closes it. The first must be raised anew, for anyio to know it
+    again; the second is a lost connection and would otherwise end the waiter's task group."""
+    try:
+        yield
+    except CancelledError as error:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        task = current_task()
+        if task is None or task.cancelling():
+            raise
+        raise StoreUnavailable("the connection to etcd was given up") from error
+
+
+async def converse(call: Any, request: Any, *, within_s: float) -> Any:
+    """Say one thing on an open stream and hear one. Raises `StoreUnavailable` when it has ended
+    or is silent, and gRPC's own error when it breaks."""
+    try:
+        with anyio.fail_after(within_s):
+            async with honest_cancellation():
+                await call.write(request)
+                reply = await call.read()
+    except TimeoutError as error:
+        raise StoreUnavailable(f"etcd was silent for {within_s:g} s") from error
+    except InvalidStateError as error:  # grpc.aio's word for a stream that is over
+        raise StoreUnavailable("the stream to etcd had ended") from error
+    if reply is grpc.aio.EOF:
+        raise StoreUnavailable("etcd ended the stream")
+    return reply
+
+
+def translated(error: grpc.aio.AioRpcError) -> StoreError:
+    """A gRPC error as one of ours, by what the caller can do about it."""
+    details = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.NOT_FOUND and "lease" in details:
+        return LeaseLost(details)
+    if error.code() in LOST or error.code() in ENDED:
+        return StoreUnavailable(details)
+    return StoreRefused(details)
