@@ -1,0 +1,190 @@
+"""What came of a replay: the same figures for every policy, as JSON and as a table.
+
+- `ttft_ms`: from a request's arrival to its first token. Served requests only.
+- `tpot_ms`: from the first token to the last, divided by the tokens after the first. Requests of
+  one output token have none.
+- `hit_rate`: prompt blocks found in the engine's cache, of all full prompt blocks of the requests
+  that were served.
+- `ideal_hit_rate`: the same over the whole trace for one cache without bounds, delay or workers:
+  a block hits if any earlier request had it. An engine always computes a prompt's last token, so
+  it stays a little below.
+- `goodput`: the share of all requests, rejected and failed ones included, that were completed
+  within both targets.
+- `busy`: the share of the time from first arrival to last token that an engine was computing,
+  averaged over engines; absent where engines cannot be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import msgspec
+import numpy as np
+from rich.table import Table
+
+from controlplane.replay.trace import Trace
+from proto.hashing import Words
+
+Setting = str | int | float | bool | None
+
+
+class Status(StrEnum):
+    """How a request ended."""
+
+    COMPLETED = "completed"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one request; times and blocks are of completed ones."""
+
+    status: Status
+    ttft_ms: float = 0.0
+    tpot_ms: float | None = None
+    prompt_blocks: int = 0
+    cached_blocks: int = 0
+    detail: str = ""
+    """Why it was not completed."""
+
+
+class Run(msgspec.Struct, frozen=True):
+    """The whole trace under one policy."""
+
+    policy: str
+    outcomes: list[Outcome]
+    busy: float | None
+
+
+class Targets(msgspec.Struct, frozen=True):
+    """What a user was promised."""
+
+    ttft_ms: float
+    tpot_ms: float
+
+
+class Distribution(msgspec.Struct, frozen=True):
+    """Absent where nothing was measured."""
+
+    mean: float | None = None
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+
+
+class PolicyReport(msgspec.Struct, frozen=True):
+    """The figures of one policy; the module says what each means."""
+
+    completed: int
+    rejected: int
+    failed: int
+    ttft_ms: Distribution
+    tpot_ms: Distribution
+    hit_rate: float
+    ideal_hit_rate: float
+    goodput: float
+    busy: float | None
+
+
+class TraceReport(msgspec.Struct, frozen=True):
+    """What was replayed, what was left out of the file, and why (the first reasons only)."""
+
+    name: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    span_s: float
+    malformed: int
+    too_long: int
+    outputs_cut: int
+    dropped: list[str]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Everything, as `--json` writes it."""
+
+    policies: dict[str, PolicyReport]
+    trace: TraceReport
+    settings: Mapping[str, Setting]
+
+
+def ideal_hit_rate(names: Sequence[Words]) -> float:
+    """See above. Names are chained, so one met before had its whole prefix met before: hits are
+    simply all blocks less the different ones."""
+    blocks = sum(map(len, names))
+    if blocks == 0:
+        return 0.0
+    return (blocks - len(np.unique(np.concatenate(names)))) / blocks
+
+
+def policy_report(run: Run, ideal: float, targets: Targets) -> PolicyReport:
+    """The figures of one run."""
+    done = [o for o in run.outcomes if o.status is Status.COMPLETED]
+    count = {status: sum(o.status is status for o in run.outcomes) for status in Status}
+    blocks = sum(o.prompt_blocks for o in done)
+    return PolicyReport(
+        completed=count[Status.COMPLETED],
+        rejected=count[Status.REJECTED],
+        failed=count[Status.FAILED],
+        ttft_ms=distribution([o.ttft_ms for o in done]),
+        tpot_ms=distribution([o.tpot_ms for o in done if o.tpot_ms is not None]),
+        hit_rate=sum(o.cached_blocks for o in done) / blocks if blocks else 0.0,
+        ideal_hit_rate=ideal,
+        goodput=sum(_good(o, targets) for o in done) / max(1, len(run.outcomes)),
+        busy=run.busy,
+    )
+
+
+def distribution(values: Sequence[float]) -> Distribution:
+    """Mean and percentiles (linear between neighbours)."""
+    if not values:
+        return Distribution()
+    p50, p90, p99 = np.percentile(values, [50, 90, 99]).tolist()
+    return Distribution(float(np.mean(values)), p50, p90, p99)
+
+
+def trace_report(trace: Trace) -> TraceReport:
+    """Sums over the requests replayed, and the losses before."""
+    requests = trace.requests
+    return TraceReport(
+        name=trace.name,
+        requests=len(requests),
+        input_tokens=sum(r.input_tokens for r in requests),
+        output_tokens=sum(r.output_tokens for r in requests),
+        span_s=requests[-1].arrival_s - requests[0].arrival_s if requests else 0.0,
+        malformed=trace.malformed,
+        too_long=trace.too_long,
+        outputs_cut=trace.outputs_cut,
+        dropped=[f"line {d.line}: {d.reason}" for d in trace.dropped],
+    )
+
+
+def table(report: Report) -> Table:
+    """For the terminal: one row a policy."""
+    grid = Table(title=f"{report.trace.name}: {report.trace.requests:,} requests")
+    grid.add_column("policy")
+    for heading in ("done / rej / fail", "TTFT ms mean", "p50", "p90", "p99"):
+        grid.add_column(heading, justify="right")
+    for heading in ("TPOT ms mean", "p50", "p90", "p99", "hit (ideal)", "goodput", "busy"):
+        grid.add_column(heading, justify="right")
+    for name, p in report.policies.items():
+        grid.add_row(
+            name,
+            f"{p.completed:,} / {p.rejected:,} / {p.failed:,}",
+            *_cells(p.ttft_ms, ",.0f"),
+            *_cells(p.tpot_ms, ",.1f"),
+            f"{p.hit_rate:.1%} ({p.ideal_hit_rate:.1%})",
+            f"{p.goodput:.1%}",
+            "-" if p.busy is None else f"{p.busy:.1%}",
+        )
+    return grid
+
+
+def _good(outcome: Outcome, targets: Targets) -> bool:
+    within_tpot = outcome.tpot_ms is None or outcome.tpot_ms <= targets.tpot_ms
+    return outcome.ttft_ms <= targets.ttft_ms and within_tpot
+
+
+def _cells(d: Distribution, spec: str) -> list[str]:
+    return ["-" if v is None else format(v, spec) for v in (d.mean, d.p50, d.p90, d.p99)]
