@@ -1,0 +1,68 @@
+"""The router's metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+DECISION_BUCKETS_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05)
+SHARE_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class RouterMetrics:
+    """One set a process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.decisions = Counter(
+            "tokenplane_router_decisions",
+            "Route requests answered, by policy and outcome (chosen, or why not)",
+            ["policy", "outcome"],
+            registry=registry,
+        )
+        self.decision_s = Histogram(
+            "tokenplane_router_decision_seconds",
+            "Time to decide, without the bus",
+            buckets=DECISION_BUCKETS_S,
+            registry=registry,
+        )
+        self.predicted_hit = Histogram(
+            "tokenplane_router_predicted_hit_ratio",
+            "Share of the prompt that the chosen worker was believed to hold",
+            buckets=SHARE_BUCKETS,
+            registry=registry,
+        )
+        self.unreadable = Counter(
+            "tokenplane_router_unreadable_messages",
+            "Messages skipped because they could not be read",
+            ["kind"],
+            registry=registry,
+        )
+        self.batches = Counter(
+            "tokenplane_router_kv_batches", "KV batches applied to the index", registry=registry
+        )
+        self.lag_s = Histogram(
+            "tokenplane_router_kv_lag_seconds",
+            "From an agent sealing a KV batch to its arrival here",
+            registry=registry,
+        )
+        self.repairs = Counter(
+            "tokenplane_router_index_repairs",
+            "Snapshots that replaced a worker's blocks, by what was wrong",
+            ["reason"],
+            registry=registry,
+        )
+        self.failed_repairs = Counter(
+            "tokenplane_router_index_repair_failures",
+            "Snapshots that could not be fetched, and are tried again",
+            registry=registry,
+        )
+        self.expired = Counter(
+            "tokenplane_router_expired_bookings",
+            "Bookings dropped because nobody spoke of them any more",
+            registry=registry,
+        )
+        self.blocks = Gauge(
+            "tokenplane_router_index_blocks", "Different blocks in the index", registry=registry
+        )
+        self.in_flight = Gauge(
+            "tokenplane_router_bookings", "Requests booked and not ended", registry=registry
+        )

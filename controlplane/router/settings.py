@@ -1,0 +1,45 @@
+"""The router's own settings."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from controlplane.router.policy import policy
+
+
+class RouterSettings(BaseModel):
+    """How a router decides and how it keeps itself true."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str = Field("kv", description="how a worker is chosen when a request does not say")
+    temperature: float = Field(
+        0.0, ge=0, description="0: the lowest cost wins; more: spread over nearly equal workers"
+    )
+    booking_silence_s: float = Field(
+        60.0,
+        gt=0,
+        description="a booking without progress for so long is dropped; too short"
+        " forgets slow prefills, too long keeps what a dead gateway booked",
+    )
+    report_stale_s: float = Field(
+        5.0, gt=0, description="a load report older than this no longer counts"
+    )
+    snapshot_timeout_s: float = Field(
+        5.0, gt=0, description="deadline of one snapshot chunk; then again after a growing pause"
+    )
+    snapshot_grace_s: float = Field(
+        0.05, ge=0, description="how long a gap may be mere disorder before a snapshot is asked for"
+    )
+    snapshots_at_once: int = Field(
+        8,
+        ge=1,
+        description="snapshots fetched at the same time; more is a quicker start and a"
+        " larger burst",
+    )
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        policy(name)
+        return name
