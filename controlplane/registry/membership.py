@@ -98,13 +98,6 @@ class Membership:
             return [ModelGone(card)] if card else []
         return []
 
-    def known_keys(self) -> set[str]:
-        """The keys of everything that is known."""
-        return {
-            *(self._keys.worker(worker) for worker in self._workers),
-            *(self._keys.model(name) for name in self._models),
-        }
-
     def _put_worker(self, key: str, value: bytes) -> list[Change | BadRecord]:
         record = WorkerRecord.model_validate_json(value)
         if self._keys.worker(record.worker) != key:

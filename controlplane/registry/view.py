@@ -20,13 +20,11 @@ from controlplane.registry.membership import (
 )
 from proto.ids import WorkerId
 from proto.subjects import Keys
-from proto.wire.errors import StoreError
-from proto.wire.ports import Deleted, Put, Stale, Store, Synced, WatchEvent
+from proto.wire.ports import Deleted, Put, Stale, Store, Synced
 from proto.workers import ModelCard, WorkerRecord
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 1.0
 REMIND_S = 5.0
 
 Callback = Callable[[Change], None]
@@ -112,41 +110,28 @@ class RegistryView:
             log.warning("waiting for the store to tell what is under %s: %s", prefix, self._trouble)
 
     async def _follow(self, prefix: str, synced: anyio.Event) -> None:
-        while True:
-            # A watch that begins anew tells the whole state, but not what vanished in between.
-            missing = {key for key in self._membership.known_keys() if key.startswith(prefix)}
-            try:
-                async with self._store.watch(prefix) as events:
-                    async for event in events:
-                        self._apply(prefix, event, missing)
-                        if isinstance(event, Synced):
-                            synced.set()
-            except StoreError as error:
-                self._mark_stale(prefix, str(error))
-            await anyio.sleep(RETRY_S)
-
-    def _apply(self, prefix: str, event: WatchEvent, missing: set[str]) -> None:
-        match event:
-            case Put(entry):
-                missing.discard(entry.key)
-                self._tell(entry.key, self._membership.put(entry.key, entry.value))
-            case Deleted(key):
-                missing.discard(key)
-                self._tell(key, self._membership.delete(key))
-            case Synced():
-                for key in missing:
-                    self._tell(key, self._membership.delete(key))
-                missing.clear()
-                if self._stale.pop(prefix, None) is not None:
-                    log.info("the view of %s is live", prefix)
-            case Stale(reason):
-                self._mark_stale(prefix, reason)
+        async with self._store.watch(prefix) as events:
+            async for event in events:
+                match event:
+                    case Put(entry):
+                        self._tell(entry.key, self._membership.put(entry.key, entry.value))
+                    case Deleted(key):
+                        self._tell(key, self._membership.delete(key))
+                    case Stale(reason):
+                        self._mark_stale(prefix, reason)
+                    case Synced():
+                        self._mark_live(prefix)
+                        synced.set()
 
     def _mark_stale(self, prefix: str, reason: str) -> None:
         self._trouble = reason
         if prefix not in self._stale:
             self._stale[prefix] = anyio.current_time()
             log.warning("the store is away (%s); going on with the last view of %s", reason, prefix)
+
+    def _mark_live(self, prefix: str) -> None:
+        if self._stale.pop(prefix, None) is not None:
+            log.info("the view of %s is live", prefix)
 
     def _tell(self, key: str, changes: Iterable[Change | BadRecord]) -> None:
         self.bad_records.pop(key, None)

@@ -50,6 +50,7 @@ from proto.ids import check_name
 __all__ = [
     "AdminSettings",
     "BusSettings",
+    "CommandSettings",
     "CommonSettings",
     "Group",
     "SettingsError",
@@ -135,12 +136,29 @@ def _check_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-class CommonSettings(BaseSettings):
-    """What every process of a cluster must know."""
+class CommandSettings(BaseSettings):
+    """What a command can be told; one that is no process of a cluster derives from this."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     config: Path | None = Field(None, description="TOML file with settings")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments only; `load` brings the other sources."""
+        return (init_settings,)
+
+
+class CommonSettings(CommandSettings):
+    """What every process of a cluster must know."""
+
     cluster: Annotated[str, AfterValidator(_check_cluster)] = Field(
         "local", description="name of the cluster; part of every subject and key"
     )
@@ -176,18 +194,6 @@ class CommonSettings(BaseSettings):
             )
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments only; `load` brings the other sources."""
-        return (init_settings,)
-
 
 def is_loopback(address: str) -> bool:
     """Whether `host:port` or a URL stays on this machine."""
@@ -198,11 +204,11 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-S = TypeVar("S", bound=CommonSettings)
+S = TypeVar("S", bound=CommandSettings)
 
 
 def load(settings_type: type[S], argv: Sequence[str], *, prog: str = "tokenplane") -> S:
-    """The settings of this process. Raises `SettingsError`; `--help` prints and exits."""
+    """The settings of this process or command. Raises `SettingsError`; `--help` prints and exits."""
     flags = from_flags(settings_type, prog, argv)
     environment = from_environment(settings_type, prog)
     sources = [flags, environment]

@@ -189,4 +189,3 @@ def test_what_is_known_is_a_function_of_what_the_store_holds(
     for key, value in store.items():
         new.put(key, value)
     assert old.workers == new.workers == known
-    assert old.known_keys() == {KEYS.worker(name) for name in known}

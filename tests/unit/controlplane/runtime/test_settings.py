@@ -115,6 +115,12 @@ def test_a_flag_given_twice_makes_a_list() -> None:
     assert load(RouterProcess, argv).etcd.endpoints == ("127.0.0.1:1", "127.0.0.1:2")
 
 
+def test_a_flag_that_is_yes_or_no_needs_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(RouterProcess, ["--router.verbose"]).router.verbose
+    monkeypatch.setenv("TOKENPLANE_ROUTER__VERBOSE", "true")
+    assert not load(RouterProcess, ["--no-router.verbose"]).router.verbose
+
+
 def test_an_empty_variable_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENPLANE_TELEMETRY__OTLP_ENDPOINT", "")
     assert load(RouterProcess, []).telemetry.otlp_endpoint is None
