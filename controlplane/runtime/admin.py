@@ -13,6 +13,7 @@ from anyio.abc import TaskStatus
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
 
+from controlplane.runtime.service import CannotServe
 from controlplane.runtime.settings import AdminSettings
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ NotReady = Callable[[], Sequence[str]]
 """What is not ready, one phrase each; empty when the process may be sent work."""
 
 
-class AdminPortTaken(Exception):
+class AdminPortTaken(CannotServe):
     """The admin port cannot be listened on; says which and what to do."""
 
 

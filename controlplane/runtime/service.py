@@ -32,7 +32,14 @@ class Service(Protocol):
         """Refuse new work, finish what is under way; the caller sets the deadline."""
 
 
-class StartupTimeout(Exception):
+class CannotServe(Exception):
+    """A part cannot do its work; the text says why and what to do, and nobody needs a traceback.
+
+    Services derive their own from it, such as a port that is taken.
+    """
+
+
+class StartupTimeout(CannotServe):
     """A service was not ready in time; names it."""
 
 

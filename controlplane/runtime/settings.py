@@ -84,6 +84,11 @@ class BusSettings(Group):
     """How to reach NATS."""
 
     servers: Addresses = Field(("nats://127.0.0.1:4222",), description="NATS servers, URLs")
+    connect_s: float = Field(
+        10.0,
+        gt=0,
+        description="seconds the first connection may take; later ones may take for ever",
+    )
     user: str | None = Field(None, description="user name")
     password: SecretStr | None = Field(None, description="password; prefer the environment")
     token: SecretStr | None = Field(None, description="token; prefer the environment")
@@ -97,6 +102,9 @@ class StoreSettings(Group):
     """How to reach etcd."""
 
     endpoints: Addresses = Field(("127.0.0.1:2379",), description="etcd endpoints, host:port")
+    call_s: float = Field(
+        6.0, gt=0, description="seconds a call may take, over all endpoints and attempts"
+    )
     user: str | None = Field(None, description="user name")
     password: SecretStr | None = Field(None, description="password; prefer the environment")
     ca: Path | None = Field(None, description="PEM file of the authority that signed the servers")
@@ -208,7 +216,7 @@ S = TypeVar("S", bound=CommandSettings)
 
 
 def load(settings_type: type[S], argv: Sequence[str], *, prog: str = "tokenplane") -> S:
-    """The settings of this process or command. Raises `SettingsError`; `--help` prints and exits."""
+    """The settings of a process or command. Raises `SettingsError`; `--help` prints and exits."""
     flags = from_flags(settings_type, prog, argv)
     environment = from_environment(settings_type, prog)
     sources = [flags, environment]
