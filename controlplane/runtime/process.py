@@ -101,7 +101,7 @@ async def _main(service: str, settings: CommonSettings, build: Build) -> None:
             tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stop_on_signals, stop, tasks.cancel_scope)
+        await tasks.start(stop_on_signals, stop, tasks.cancel_scope)
         tasks.start_soon(abandon_the_start)
         async with open_carriers(settings, service) as carriers:
             serving = True

@@ -121,9 +121,15 @@ async def _cancel_on(event: anyio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def stop_on_signals(stop: anyio.Event, insist: anyio.CancelScope) -> None:
+async def stop_on_signals(
+    stop: anyio.Event,
+    insist: anyio.CancelScope,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
     """First SIGTERM or SIGINT asks (sets `stop`), the second insists (cancels)."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for received in signals:
             if stop.is_set():
                 log.warning("%s again: not waiting any longer", received.name)
@@ -143,6 +149,6 @@ async def serve_until_signalled(
     """`serve` until SIGTERM or SIGINT; a second signal skips the rest of the drain."""
     stop = anyio.Event()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stop_on_signals, stop, tasks.cancel_scope)
+        await tasks.start(stop_on_signals, stop, tasks.cancel_scope)
         await serve(services, stop, start_s=start_s, drain_s=drain_s, observe=observe)
         tasks.cancel_scope.cancel()
