@@ -1,0 +1,145 @@
+"""What an agent asks of an engine, whichever it is, and the plain values that come back.
+
+An adapter knows one engine's dialect and nothing of the control plane: no names, no subjects, no
+records. All that differs between engines is behind these three questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from proto.kv import Tier
+
+EngineHash = int | bytes
+"""A block's name in the engine's own words: an unsigned 64-bit number, or a whole digest."""
+
+
+class EngineAway(Exception):
+    """The engine does not answer, or not yet; try again."""
+
+
+class EngineUnfit(Exception):
+    """The engine answers, but what it says cannot be served truthfully; says why and what to do."""
+
+
+class Tokenizer(msgspec.Struct, frozen=True):
+    """How to turn this model's text into tokens, as found beside its weights."""
+
+    path: str
+    """The `tokenizer.json` file."""
+    json: str | None = None
+    """Its content, where small enough to be handed on."""
+    chat_template: str | None = None
+    special_tokens: dict[str, str] = {}
+
+
+class EngineFacts(msgspec.Struct, frozen=True):
+    """What does not change during one life of an engine."""
+
+    model: str
+    version: str
+    context_tokens: int
+    block_tokens: int
+    total_blocks: int
+    max_batched_tokens: int
+    max_running: int
+    tokenizer: Tokenizer | None
+    kv_events: bool
+    """False: nobody tells us what the engine caches."""
+
+
+class EngineLoad(msgspec.Struct, frozen=True):
+    """What the engine is busy with at one moment. Counters run from the engine's start."""
+
+    running: int
+    waiting: int
+    queued_prefill_tokens: int
+    """Prompt tokens of waiting requests; an estimate where the engine only counts requests."""
+    decode_kv_tokens: int
+    used_blocks: int
+    preemptions: int
+    cached_tokens: int
+    queried_tokens: int
+    started_s: float | None
+    """When this life of the engine began, if it tells."""
+
+    def is_later_life(self, before: EngineLoad) -> bool:
+        """Whether the engine has started anew since `before`: it says so, or its counters fell."""
+        return self.started_s != before.started_s or self.queried_tokens < before.queried_tokens
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Blocks entered the engine's cache: a run of one chain, first block first.
+
+    `parent` is the block before the run, None at the start of a prompt. `tokens` are those of all
+    blocks in the run; empty where the engine moves blocks that it has announced before.
+    `salt` counts at the start of a chain only and holds for all that follows. `media` gives, for
+    each block or for none, the keys of images and the like that begin in it.
+    """
+
+    hashes: tuple[EngineHash, ...]
+    parent: EngineHash | None
+    tokens: Sequence[int]
+    block_tokens: int
+    adapter: str = ""
+    salt: str = ""
+    media: tuple[tuple[str, ...], ...] = ()
+    tier: Tier = Tier.GPU
+    reused: bool = False
+    """The engine says that it found these blocks and stored nothing."""
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """One physical copy of each of these blocks left the cache."""
+
+    hashes: tuple[EngineHash, ...]
+    tier: Tier = Tier.GPU
+
+
+class Cleared(msgspec.Struct, frozen=True):
+    """The cache is empty, in every tier."""
+
+
+class LossReason(StrEnum):
+    """Why it is no longer certain what the engine caches."""
+
+    GAP = "gap"
+    """Events were lost and could not be replayed."""
+    RESTART = "restart"
+    """The engine began a new life; its cache and its numbers start anew."""
+    MALFORMED = "malformed"
+    """An event could not be read; what it changed is unknown."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """From here on, only what later events say is certain."""
+
+    reason: LossReason
+    detail: str = ""
+
+
+EngineEvent = Stored | Removed | Cleared | Lost
+
+Deliver = Callable[[Sequence[EngineEvent]], None]
+"""Takes events in the order they happened; called often, must be quick."""
+
+
+class EngineAdapter(Protocol):
+    """One engine, in its own dialect. Every wait inside has a deadline."""
+
+    async def probe(self) -> EngineFacts:
+        """Raises `EngineAway`, `EngineUnfit`."""
+
+    async def load(self) -> EngineLoad:
+        """Raises `EngineAway`, `EngineUnfit`."""
+
+    async def follow(self, deliver: Deliver) -> None:
+        """Deliver what happens in the engine's cache until cancelled.
+
+        Begins with all that the engine can still tell of the past, and survives the engine's
+        restarts. Raises `EngineUnfit`, and what `deliver` raises.
+        """

@@ -1,0 +1,127 @@
+"""vLLM, and whatever looks like it from outside, as an `EngineAdapter`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import msgspec
+
+from agents.adapters.huggingface import read_tokenizer
+from agents.adapters.protocol import Deliver, EngineAway, EngineFacts, EngineLoad, EngineUnfit
+from agents.adapters.vllm_metrics import CacheConfig, read_cache_config, read_load
+from agents.adapters.vllm_stream import VllmStream
+from proto.wire.errors import HttpError
+from proto.wire.ports import Frames, Http, HttpTimeouts
+
+TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
+ANSWER_BYTES_MAX = 8 << 20
+MAX_BATCHED_TOKENS, MAX_RUNNING = 8192, 256
+"""vLLM's defaults on a GPU server; it does not tell what it runs with."""
+
+
+T = TypeVar("T")
+
+
+class VllmOptions(msgspec.Struct, frozen=True):
+    """What an operator says of a vLLM that it does not say itself."""
+
+    url: str
+    events: str | None = None
+    """Its PUB socket, None where KV events are off."""
+    replay: str | None = None
+    rank: int | None = None
+    """The data-parallel rank that is meant, where there are several."""
+    model_directory: str | None = None
+    """Where the tokenizer is, if not where vLLM says that the model is."""
+    max_batched_tokens: int = MAX_BATCHED_TOKENS
+    max_running: int = MAX_RUNNING
+
+
+class _Model(msgspec.Struct):
+    id: str
+    root: str | None = None
+    parent: str | None = None
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+class VllmAdapter:
+    """One vLLM server, or one data-parallel rank of it."""
+
+    def __init__(self, http: Http, frames: Frames, options: VllmOptions) -> None:
+        self._http = http
+        self._options = options
+        self._cache: CacheConfig | None = None
+        self._stream = (
+            VllmStream(frames, options.events, options.replay, options.rank)
+            if options.events
+            else None
+        )
+
+    async def probe(self) -> EngineFacts:
+        """Ask for all that does not change while the engine lives."""
+        model = await self._model()
+        version = (await self._read("/version", _Version)).version
+        self._cache = read_cache_config(await self._metrics(), self._options.rank)
+        if model.max_model_len is None:
+            raise EngineUnfit("/v1/models does not tell max_model_len: is this vLLM?")
+        directory = Path(self._options.model_directory or model.root or model.id)
+        return EngineFacts(
+            model=model.id,
+            version=version,
+            context_tokens=model.max_model_len,
+            block_tokens=self._cache.block_tokens,
+            total_blocks=self._cache.total_blocks,
+            max_batched_tokens=self._options.max_batched_tokens,
+            max_running=self._options.max_running,
+            tokenizer=await anyio.to_thread.run_sync(read_tokenizer, directory),
+            kv_events=self._stream is not None,
+        )
+
+    async def load(self) -> EngineLoad:
+        """What it is busy with now; only after a `probe`."""
+        assert self._cache is not None, "probe first"
+        return read_load(await self._metrics(), self._cache, self._options.rank)
+
+    async def follow(self, deliver: Deliver) -> None:
+        """Deliver KV events, if there are any."""
+        if self._stream is None:
+            await anyio.sleep_forever()
+        else:
+            await self._stream.follow(deliver)
+
+    async def _model(self) -> _Model:
+        """The base model: adapters are listed too, each with its parent."""
+        models = await self._read("/v1/models", _Models)
+        base = [model for model in models.data if model.parent is None]
+        if not base:
+            raise EngineUnfit("/v1/models lists no model")
+        return base[0]
+
+    async def _metrics(self) -> str:
+        return (await self._get("/metrics")).decode(errors="replace")
+
+    async def _read(self, path: str, shape: type[T]) -> T:
+        try:
+            return msgspec.json.decode(await self._get(path), type=shape)
+        except msgspec.DecodeError as error:
+            raise EngineUnfit(f"{path} is not what vLLM answers: {error}") from error
+
+    async def _get(self, path: str) -> bytes:
+        url = self._options.url + path
+        try:
+            async with self._http.exchange("GET", url, timeouts=TIMEOUTS) as response:
+                if response.status != 200:
+                    raise EngineAway(f"GET {url} answered {response.status}")
+                return await response.read(limit_bytes=ANSWER_BYTES_MAX)
+        except HttpError as error:
+            raise EngineAway(f"GET {url}: {error}") from error

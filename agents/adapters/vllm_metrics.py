@@ -1,0 +1,96 @@
+"""vLLM's `/metrics`: the few families that an agent needs, without parsing the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from agents.adapters.protocol import EngineLoad, EngineUnfit
+
+CACHE_CONFIG = "vllm:cache_config_info"
+PROCESS_START = "process_start_time_seconds"
+RUNNING = "vllm:num_requests_running"
+WAITING = "vllm:num_requests_waiting"
+USAGE = "vllm:kv_cache_usage_perc"
+PREEMPTIONS = "vllm:num_preemptions_total"
+QUERIED = "vllm:prefix_cache_queries_total"
+CACHED = "vllm:prefix_cache_hits_total"
+PROMPT_TOKENS = "vllm:request_prompt_tokens_sum"
+PROMPTS = "vllm:request_prompt_tokens_count"
+
+LOAD_FAMILIES = frozenset(
+    {RUNNING, WAITING, USAGE, PREEMPTIONS, QUERIED, CACHED, PROMPT_TOKENS, PROMPTS, PROCESS_START}
+)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+class CacheConfig(msgspec.Struct, frozen=True):
+    """The paged cache of one engine."""
+
+    block_tokens: int
+    total_blocks: int
+
+
+def read_cache_config(text: str, rank: int | None) -> CacheConfig:
+    """Raises `EngineUnfit` if the metrics do not tell."""
+    for family, labels, _ in _samples(text, frozenset({CACHE_CONFIG}), rank):
+        del family
+        try:
+            return CacheConfig(int(labels["block_size"]), int(labels["num_gpu_blocks"]))
+        except (KeyError, ValueError) as error:
+            raise EngineUnfit(f"{CACHE_CONFIG} without a readable {error}") from error
+    raise EngineUnfit(f"/metrics has no {CACHE_CONFIG}: is this vLLM, with metrics enabled?")
+
+
+def read_load(text: str, cache: CacheConfig, rank: int | None) -> EngineLoad:
+    """Raises `EngineUnfit` if a family is missing.
+
+    vLLM counts waiting requests and not their tokens: `queued_prefill_tokens` supposes that they
+    are like those that have been served, in length and in what the cache had of them.
+    """
+    values = {family: value for family, _, value in _samples(text, LOAD_FAMILIES, rank)}
+    try:
+        used_blocks = round(values[USAGE] * cache.total_blocks)
+        return EngineLoad(
+            running=int(values[RUNNING]),
+            waiting=int(values[WAITING]),
+            queued_prefill_tokens=round(values[WAITING] * _new_tokens_per_prompt(values)),
+            decode_kv_tokens=used_blocks * cache.block_tokens,
+            used_blocks=used_blocks,
+            preemptions=int(values.get(PREEMPTIONS, 0)),
+            cached_tokens=int(values.get(CACHED, 0)),
+            queried_tokens=int(values.get(QUERIED, 0)),
+            started_s=values.get(PROCESS_START),
+        )
+    except KeyError as error:
+        raise EngineUnfit(f"/metrics has no {error.args[0]}: is this vLLM?") from error
+    except (ValueError, OverflowError) as error:  # NaN and infinity are no counts
+        raise EngineUnfit(f"/metrics: {error}") from error
+
+
+def _new_tokens_per_prompt(values: Mapping[str, float]) -> float:
+    prompts, queried = values.get(PROMPTS, 0), values.get(QUERIED, 0)
+    if not prompts:
+        return 0.0
+    missed = 1 - values.get(CACHED, 0) / queried if queried else 1.0
+    return values.get(PROMPT_TOKENS, 0) / prompts * missed
+
+
+def _samples(
+    text: str, families: frozenset[str], rank: int | None
+) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    """Samples of some families: name, labels, value; those of other ranks are skipped."""
+    for line in text.splitlines():
+        family = line[: _end_of_name(line)]
+        if family not in families:
+            continue
+        labels = dict(_LABEL.findall(line))
+        if rank is None or labels.get("engine") in (None, str(rank)):
+            yield family, labels, float(line[line.rindex(" ") :])
+
+
+def _end_of_name(line: str) -> int:
+    brace = line.find("{")
+    return brace if brace >= 0 else line.find(" ")

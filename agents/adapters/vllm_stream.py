@@ -1,0 +1,134 @@
+"""vLLM's event sockets: every batch once and in order, or word that some are lost.
+
+Messages are `[topic, sequence, payload]`; sequences count from 0 in each life of the engine. The
+replay socket answers `["", start]` with the batches it still has from `start` on, each as
+`["", topic, sequence, payload]` (older: without the topic), and ends with sequence -1.
+
+- A hole is filled by replay; what cannot be filled is `Lost`.
+- A sequence that a PUB socket repeats or goes back behind is a new life of the engine.
+- When it is quiet, a replay is asked for what should come next: so a lost last batch is found
+  without waiting for another, and so is what was said before our subscription took hold.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+
+import anyio
+
+from agents.adapters.protocol import Deliver, LossReason, Lost
+from agents.adapters.vllm_events import VllmEvents
+from proto.wire.errors import FramesError
+from proto.wire.ports import Frames
+
+log = logging.getLogger(__name__)
+
+SEQUENCE_BYTES = 8
+END_OF_REPLAY = (1 << 64) - 1
+REPLAY_SILENCE_S = 2.0
+QUIET_S = 5.0
+
+
+class VllmStream:
+    """The KV events of one engine. `replay` None: what is lost stays lost."""
+
+    def __init__(
+        self, frames: Frames, events: str, replay: str | None, rank: int | None = None
+    ) -> None:
+        self._frames = frames
+        self._events = events
+        self._replay = replay
+        self._reader = VllmEvents(rank)
+        self._next: int | None = None  # the sequence to be delivered next, once one is known
+        self._heard: int | None = None  # the last one from the PUB socket itself
+        self._replays = True  # the replay socket answers
+
+    async def follow(self, deliver: Deliver) -> None:
+        """Deliver until cancelled; starts over each time it is called."""
+        self._next = self._heard = None
+        async with self._frames.subscribe(self._events) as stream:
+            messages = aiter(stream)
+            await self._catch_up(deliver)
+            while True:
+                with anyio.move_on_after(QUIET_S) as waiting:
+                    message = await anext(messages)
+                if waiting.cancelled_caught:
+                    await self._catch_up(deliver)
+                else:
+                    await self._hear(message, deliver)
+
+    async def _hear(self, message: Sequence[bytes], deliver: Deliver) -> None:
+        """One message of the PUB socket."""
+        parts = _sequence_and_payload(message)
+        if parts is None:
+            deliver([Lost(LossReason.MALFORMED, f"a message of {len(message)} frames")])
+            return
+        sequence, payload = parts
+        if self._heard is not None and sequence <= self._heard:
+            deliver([Lost(LossReason.RESTART, f"sequence {sequence} after {self._heard}")])
+            self._next = 0
+        self._heard = sequence
+        if self._next is not None and sequence > self._next:
+            await self._catch_up(deliver)
+        self._take(sequence, payload, deliver)
+
+    async def _catch_up(self, deliver: Deliver) -> None:
+        """Deliver what the engine can replay from the next sequence on."""
+        if self._replay is None:
+            return
+        start = self._next or 0
+        try:
+            async with aclosing(_replayed(self._frames, self._replay, start)) as batches:
+                async for sequence, payload in batches:
+                    self._take(sequence, payload, deliver)
+        except FramesError as error:
+            level = logging.WARNING if self._replays else logging.DEBUG  # say it once
+            log.log(level, "no replay of KV events from %d on: %s", start, error)
+            self._replays = False
+        else:
+            self._replays = True
+            if self._next is None:
+                self._next = start  # nothing has happened in the engine yet
+
+    def _take(self, sequence: int, payload: bytes, deliver: Deliver) -> None:
+        """Deliver a batch if it is new."""
+        if self._next is not None:
+            if sequence < self._next:
+                return
+            if sequence > self._next:
+                deliver([Lost(LossReason.GAP, f"{self._next} to {sequence - 1}")])
+        self._next = sequence + 1
+        deliver(self._reader.read(payload))
+
+
+async def _replayed(
+    frames: Frames, endpoint: str, start: int
+) -> AsyncGenerator[tuple[int, bytes], None]:
+    """The batches that the engine still has from `start` on. Raises `FramesError`."""
+    request = [b"", start.to_bytes(SEQUENCE_BYTES, "big")]
+    replies = frames.ask(endpoint, request, silence_s=REPLAY_SILENCE_S)
+    try:
+        async for message in replies:
+            parts = _sequence_and_payload(message)
+            if parts is None:
+                raise FramesError(f"{endpoint} sent a reply of {len(message)} frames")
+            if parts[0] == END_OF_REPLAY:
+                return
+            yield parts
+    finally:
+        await _hang_up(replies)
+
+
+async def _hang_up(replies: AsyncIterator[Sequence[bytes]]) -> None:
+    """The port promises an iterator; where it is a generator, it holds a socket until closed."""
+    if isinstance(replies, AsyncGenerator):
+        await replies.aclose()
+
+
+def _sequence_and_payload(message: Sequence[bytes]) -> tuple[int, bytes] | None:
+    """The last two frames, whatever comes before them; None if they cannot be those."""
+    if len(message) < 2 or len(message[-2]) != SEQUENCE_BYTES:
+        return None
+    return int.from_bytes(message[-2], "big"), message[-1]

@@ -1,0 +1,197 @@
+"""The agent of one engine: its parts, put together as one service."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+import anyio
+from anyio.abc import TaskStatus
+from prometheus_client import CollectorRegistry
+
+from agents.adapters.protocol import EngineAdapter, EngineFacts
+from agents.live import LiveSet
+from agents.metrics import AgentMetrics
+from agents.presence import Presence
+from agents.publisher import Outbox
+from agents.requests import RequestLog
+from agents.settings import AgentProcess
+from agents.snapshot import Snapshots
+from agents.watch import EngineWatch, Listener, Pace
+from controlplane.runtime.version import VERSION
+from proto.ids import WorkerId, new_incarnation
+from proto.subjects import Keys, Subjects
+from proto.wire.ports import Bus, ServiceInfo, Store
+from proto.workers import Hardware, ModelCard, Role, WorkerRecord, WorkerState
+
+log = logging.getLogger(__name__)
+
+IDLE_POLLS = 2
+"""A drained engine must be found idle so many times in a row: a request may be on its way."""
+
+
+class AgentService:
+    """A service: tells the control plane the truth about one engine, for as long as it runs.
+
+    It outlives the engine, the bus and the store, and starts before any of them is there.
+    """
+
+    name = "agent"
+
+    def __init__(
+        self,
+        process: AgentProcess,
+        adapter: EngineAdapter,
+        bus: Bus,
+        store: Store,
+        metrics: CollectorRegistry,
+        *,
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        settings = process.agent
+        worker = WorkerId(settings.worker)
+        subjects = Subjects(process.cluster)
+        self.incarnation = new_incarnation(clock())
+        self._settings = settings
+        self._bus = bus
+        self._draining = False
+        self._hurry = anyio.Event()
+        self._metrics = AgentMetrics(metrics)
+        self._live = LiveSet()
+        self._outbox = Outbox(
+            bus, subjects, worker, self.incarnation, self._live, self._metrics, clock
+        )
+        self._snapshots = Snapshots(
+            self._outbox, subjects, worker, self.incarnation, self._metrics, clock
+        )
+        self._presence = Presence(
+            store, Keys(process.cluster), worker, self._metrics, rng or random.Random()
+        )
+        self._requests = RequestLog(bus, subjects, worker, settings.engine, self._metrics, clock)
+        self._watch = EngineWatch(
+            adapter,
+            self._live,
+            process.secret_bytes,
+            Pace(settings.load_interval_s, settings.misses_max, settings.retry_s),
+            Listener(cache_changed=self._outbox.wake, state_changed=self._tell),
+            self._metrics,
+        )
+        self._expose()
+
+    @property
+    def serving(self) -> bool:
+        """The engine is healthy, and the registry knows."""
+        return self._watch.healthy and self._presence.registered
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Work until cancelled; then leave the registry."""
+        info = ServiceInfo(
+            "tokenplane-agent",
+            VERSION,
+            "Tells the truth about one engine",
+            {"worker": self._settings.worker},
+        )
+        async with (
+            anyio.create_task_group() as tasks,
+            self._bus.serve(info, [self._snapshots.endpoint]),
+        ):
+            for part in (self._outbox, self._requests, self._presence, self._watch):
+                tasks.start_soon(part.run)
+            tasks.start_soon(self._report)
+            task_status.started()
+            await anyio.sleep_forever()
+
+    async def drain(self) -> None:
+        """Take no new requests, wait until the engine has none left, leave the registry."""
+        self._draining = True
+        self._tell()
+        idle_polls = 0
+        while self._watch.healthy and idle_polls < IDLE_POLLS:
+            await self._watch.next_poll()
+            idle_polls = idle_polls + 1 if self._idle() else 0
+        await self._presence.leave()
+
+    def _idle(self) -> bool:
+        load = self._watch.load
+        return not self._requests.in_flight and not (load and load.running + load.waiting)
+
+    async def _report(self) -> None:
+        """Say how busy the engine is, at each interval, and at once when something has changed."""
+        while True:
+            with anyio.move_on_after(self._settings.load_interval_s):
+                await self._hurry.wait()
+            self._hurry = anyio.Event()
+            if self._watch.facts and self._watch.load:
+                await self._outbox.report(
+                    self._watch.load,
+                    total_blocks=self._watch.facts.total_blocks,
+                    healthy=self._watch.healthy,
+                    draining=self._draining,
+                )
+
+    def _tell(self) -> None:
+        """Let the registry and the routers know how the engine is now."""
+        if facts := self._watch.facts:
+            self._presence.tell(self._record(facts), _card(facts))
+        self._hurry.set()
+
+    def _record(self, facts: EngineFacts) -> WorkerRecord:
+        settings = self._settings
+        return WorkerRecord(
+            worker=WorkerId(settings.worker),
+            incarnation=self.incarnation,
+            model=facts.model,
+            engine=settings.engine,
+            engine_version=facts.version,
+            url=settings.public_url or settings.engine_url,
+            role=Role(settings.role),
+            state=self._state(),
+            block_tokens=facts.block_tokens,
+            total_blocks=facts.total_blocks,
+            max_batched_tokens=facts.max_batched_tokens,
+            max_running=facts.max_running,
+            kv_events=facts.kv_events,
+            hardware=Hardware(
+                profile=settings.hardware,
+                accelerators=settings.accelerators,
+                topology=settings.topology,
+            ),
+            taints=settings.taints,
+        )
+
+    def _state(self) -> WorkerState:
+        if self._draining:
+            return WorkerState.DRAINING
+        return WorkerState.READY if self._watch.healthy else WorkerState.UNHEALTHY
+
+    def _expose(self) -> None:
+        metrics = self._metrics
+        metrics.watch("live_blocks", "KV blocks live in the GPU tier.", lambda: self._live.blocks)
+        metrics.watch(
+            "orphan_blocks", "Blocks that cannot be named yet.", lambda: self._watch.orphans
+        )
+        metrics.watch(
+            "engine_healthy", "1 while the engine may serve.", lambda: float(self._watch.healthy)
+        )
+        metrics.watch(
+            "requests_in_flight",
+            "Requests sent to the engine and not known to have ended.",
+            lambda: self._requests.in_flight,
+        )
+
+
+def _card(facts: EngineFacts) -> ModelCard:
+    tokenizer = facts.tokenizer
+    if tokenizer is None:
+        return ModelCard(name=facts.model, context_tokens=facts.context_tokens)
+    return ModelCard(
+        name=facts.model,
+        context_tokens=facts.context_tokens,
+        tokenizer_json=tokenizer.json,
+        tokenizer_path=None if tokenizer.json else tokenizer.path,
+        chat_template=tokenizer.chat_template,
+        special_tokens=tokenizer.special_tokens,
+    )

@@ -1,0 +1,54 @@
+"""An agent's numbers for Prometheus. Names stand here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class AgentMetrics:
+    """Counters that the parts of an agent add to, and gauges read at each scrape."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self.events = Counter(
+            "tokenplane_agent_events",
+            "KV events read from the engine, by kind (stored, removed, cleared, lost).",
+            ["kind"],
+            registry=registry,
+        )
+        self.losses = Counter(
+            "tokenplane_agent_losses",
+            "Times when the engine's cache became uncertain, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.batches = Counter(
+            "tokenplane_agent_kv_batches",
+            "KV batches, by outcome (sent, lost: readers will ask for a snapshot).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.snapshots = Counter(
+            "tokenplane_agent_snapshot_requests",
+            "Questions for a snapshot or the next chunk of one, by outcome (answered, refused).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.registrations = Counter(
+            "tokenplane_agent_registrations",
+            "Leases taken in the registry; more than one means that one was lost.",
+            registry=registry,
+        )
+        self.unreadable = Counter(
+            "tokenplane_agent_unreadable_messages",
+            "Messages on the bus that could not be read, by subject.",
+            ["subject"],
+            registry=registry,
+        )
+
+    def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
+        """A gauge `tokenplane_agent_<name>`."""
+        gauge = Gauge(f"tokenplane_agent_{name}", documentation, registry=self._registry)
+        gauge.set_function(value)

@@ -1,0 +1,94 @@
+"""The settings of an agent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from agents.adapters.vllm import MAX_BATCHED_TOKENS, MAX_RUNNING
+from controlplane.runtime.settings import CommonSettings, Group
+from proto.ids import WorkerId, check_name
+
+
+def _check_worker(name: str) -> WorkerId:
+    return WorkerId(check_name(name, "worker"))
+
+
+def _check_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("an engine's URL begins with http:// or https://")
+    return url.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_check_url)]
+
+
+class AgentSettings(Group):
+    """One engine, and how its agent follows it."""
+
+    worker: Annotated[str, AfterValidator(_check_worker)] = Field(
+        description="name of this worker, unique in the cluster and the same after a restart"
+    )
+    engine: Literal["vllm", "sim"] = Field(
+        "vllm", description="which engine it is; the simulated one speaks vLLM's dialect"
+    )
+    engine_url: Url = Field(description="where the agent reaches the engine over HTTP")
+    public_url: Url | None = Field(
+        None, description="where gateways reach it, if that is not engine_url"
+    )
+    events: str | None = Field(
+        None,
+        description="ZeroMQ endpoint of the engine's KV events, such as tcp://127.0.0.1:5557; "
+        "without it routers can only guess what the engine caches",
+    )
+    replay: str | None = Field(
+        None,
+        description="ZeroMQ endpoint where the engine replays KV events; without it whatever was "
+        "cached before the agent came, or was lost on the way, stays unknown",
+    )
+    rank: int | None = Field(
+        None, ge=0, description="data-parallel rank this worker stands for, if there are several"
+    )
+    role: Literal["aggregated", "prefill", "decode"] = Field(
+        "aggregated", description="which phase the engine serves"
+    )
+    model_directory: str | None = Field(
+        None, description="where the tokenizer lies, if not where the engine says its model is"
+    )
+    max_batched_tokens: int = Field(
+        MAX_BATCHED_TOKENS, ge=1, description="tokens of one engine step, as the engine was started"
+    )
+    max_running: int = Field(
+        MAX_RUNNING, ge=1, description="requests the engine runs at once, as it was started"
+    )
+    hardware: str = Field("unknown", description="hardware profile; the key of capacity models")
+    accelerators: int = Field(1, ge=0, description="how many accelerators the engine uses")
+    topology: dict[str, str] = Field(
+        {}, description="labels from wide to narrow, such as zone, rack, host"
+    )
+    taints: tuple[str, ...] = Field((), description="only requests that tolerate these come here")
+    load_interval_s: float = Field(
+        0.25,
+        gt=0,
+        le=10,
+        description="seconds between load reports; longer leaves routers to their own guesses, "
+        "shorter costs the engine a scrape of its metrics each time",
+    )
+    misses_max: int = Field(
+        4, ge=1, description="unanswered polls in a row after which the engine counts as unhealthy"
+    )
+    retry_s: float = Field(
+        1.0, gt=0, description="seconds between attempts to reach an engine that is not there"
+    )
+
+
+class AgentProcess(CommonSettings):
+    """All settings of an agent's process."""
+
+    # An empty default is refused like an empty group: naming each setting that must be there.
+    agent: AgentSettings = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="One engine, and how its agent follows it",
+    )
