@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from controlplane.router.policy import policy
+from controlplane.runtime.settings import Group
 
 
-class RouterSettings(BaseModel):
+class RouterSettings(Group):
     """How a router decides and how it keeps itself true."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: str = Field("kv", description="how a worker is chosen when a request does not say")
     temperature: float = Field(

@@ -1,0 +1,94 @@
+"""The only place where services meet carriers: one function a process."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.service import GatewayService, Surroundings
+from controlplane.gateway.settings import GatewaySettings
+from controlplane.registry.service import RegistryService
+from controlplane.registry.view import RegistryView
+from controlplane.router.core import RouterCore
+from controlplane.router.metrics import RouterMetrics
+from controlplane.router.service import RouterService
+from controlplane.router.settings import RouterSettings
+from controlplane.runtime.process import Kit, run_command
+from controlplane.runtime.service import Service
+from controlplane.runtime.settings import CommonSettings
+from proto.ids import ServiceId
+from proto.subjects import Keys, Subjects
+
+
+class RouterProcess(CommonSettings):
+    """All settings of a router's process."""
+
+    router: RouterSettings = Field(RouterSettings(), description="How it decides")
+
+
+class GatewayProcess(CommonSettings):
+    """All settings of a gateway's process."""
+
+    gateway: GatewaySettings = Field(GatewaySettings(), description="Where it listens, and waits")
+
+
+def router(argv: Sequence[str]) -> int:
+    """`tokenplane router`"""
+    return run_command("router", RouterProcess, build_router, argv)
+
+
+def gateway(argv: Sequence[str]) -> int:
+    """`tokenplane gateway`"""
+    return run_command("gateway", GatewayProcess, build_gateway, argv)
+
+
+def registry(argv: Sequence[str]) -> int:
+    """`tokenplane registry`"""
+    return run_command("registry", CommonSettings, build_registry, argv)
+
+
+def build_router(settings: RouterProcess, kit: Kit) -> Sequence[Service]:
+    """A router and the view it follows."""
+    view = RegistryView(kit.carriers.store, Keys(settings.cluster))
+    core = RouterCore(settings.router, _service_id("router"), random.Random())
+    service = RouterService(
+        settings.router,
+        core,
+        kit.carriers.bus,
+        Subjects(settings.cluster),
+        view,
+        RouterMetrics(kit.metrics),
+    )
+    return [view, service]
+
+
+def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
+    """A gateway and the view it follows."""
+    view = RegistryView(kit.carriers.store, Keys(settings.cluster))
+    around = Surroundings(
+        service=_service_id("gateway"),
+        secret=settings.secret_bytes,
+        bus=kit.carriers.bus,
+        http=kit.carriers.http,
+        subjects=Subjects(settings.cluster),
+        view=view,
+        metrics=GatewayMetrics(kit.metrics),
+    )
+    return [view, GatewayService(settings.gateway, around)]
+
+
+def build_registry(settings: CommonSettings, kit: Kit) -> Sequence[Service]:
+    """The registry's service."""
+    view = RegistryView(kit.carriers.store, Keys(settings.cluster))
+    subjects = Subjects(settings.cluster)
+    service = RegistryService(kit.carriers.bus, subjects, view, kit.metrics)
+    return [view, service]
+
+
+def _service_id(kind: str) -> ServiceId:
+    """A new name each time: a restarted router is another one, with a ledger of its own."""
+    return ServiceId(f"{kind}-{secrets.token_hex(4)}")

@@ -1,0 +1,181 @@
+"""One attempt on one worker: send the client's bytes, forward the engine's, tell who must know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import anyio
+from opentelemetry.trace import SpanKind
+
+from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight, Sink
+from controlplane.gateway.openai import ClientError
+from controlplane.gateway.routing import Routing
+from controlplane.gateway.settings import GatewaySettings
+from controlplane.gateway.sse import MalformedStream, SseScanner, usage_of
+from controlplane.runtime.tracing import inject, tracer
+from proto.codec import Producer
+from proto.progress import Phase, Progress
+from proto.route import Chosen
+from proto.subjects import Subjects
+from proto.wire.errors import BusError, HttpError, HttpTimeout, HttpUnreachable
+from proto.wire.ports import Bus, Http, HttpResponse, HttpTimeouts
+
+log = logging.getLogger(__name__)
+spans = tracer("tokenplane.gateway")
+
+FAREWELL_S = 1.0
+RETRIABLE_STATUSES = frozenset({429, 500, 502, 503, 504})
+JSON = "application/json"
+
+
+class Attempts:
+    """Carries a flight to a chosen worker and back."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        bus: Bus,
+        http: Http,
+        subjects: Subjects,
+        routing: Routing,
+        producer: Producer,
+    ) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._http = http
+        self._subjects = subjects
+        self._routing = routing
+        self._producer = producer
+
+    async def make(self, flight: Flight, chosen: Chosen, sink: Sink) -> None:
+        """Returns when the answer is whole. Raises `EngineFailed` when the engine is at fault,
+        `ClientError` when the engine finds the request wrong before anything was sent."""
+        outcome = CANCELLED
+        self._routing.opened(chosen.worker)
+        with spans.start_as_current_span("gateway.engine", kind=SpanKind.CLIENT) as span:
+            span.set_attribute("tokenplane.worker", chosen.worker)
+            span.set_attribute("tokenplane.attempt", flight.attempts)
+            try:
+                await self._tell(flight, chosen, Phase.DISPATCHED)
+                await self._exchange(flight, chosen, sink)
+                outcome = COMPLETED
+            except (EngineFailed, ClientError) as error:
+                outcome = error.reason if isinstance(error, EngineFailed) else error.code
+                raise
+            finally:
+                self._routing.closed(chosen.worker)
+                with anyio.move_on_after(FAREWELL_S, shield=True):
+                    await self._tell(flight, chosen, Phase.ENDED, outcome)
+
+    async def _exchange(self, flight: Flight, chosen: Chosen, sink: Sink) -> None:
+        settings, ask = self._settings, flight.ask
+        # An engine that does not stream says nothing at all until it has finished.
+        patience_s = settings.first_token_s if ask.stream else settings.total_s
+        exchange = self._http.exchange(
+            "POST",
+            chosen.url + ask.api.value,
+            body=ask.body,
+            headers={"content-type": JSON, "x-request-id": flight.request, **inject()},
+            timeouts=HttpTimeouts(settings.connect_s, patience_s, patience_s),
+        )
+        try:
+            async with exchange as response:
+                if response.status != 200:
+                    await self._refused(response)
+                elif ask.stream:
+                    await self._stream(flight, chosen, response, sink)
+                else:
+                    await self._whole(flight, chosen, response, sink)
+        except HttpUnreachable as error:
+            raise EngineFailed("engine_unreachable", str(error)) from error
+        except HttpTimeout as error:
+            raise EngineFailed("engine_silent", str(error)) from error
+        except HttpError as error:
+            raise EngineFailed("engine_lost", str(error)) from error
+        except MalformedStream as error:
+            raise EngineFailed("engine_malformed", str(error)) from error
+
+    async def _stream(
+        self, flight: Flight, chosen: Chosen, response: HttpResponse, sink: Sink
+    ) -> None:
+        scanner = SseScanner()
+        told_s = anyio.current_time()
+        async for chunk in self._chunks(response):
+            events = scanner.feed(chunk)
+            if not events:
+                continue
+            if not flight.started:
+                flight.started = True
+                await sink.start(200, _headers(flight, chosen, response))
+            now_s = anyio.current_time()
+            first = flight.first_token_s is None
+            flight.saw_tokens(scanner.events, now_s)
+            if first and flight.first_token_s is not None:
+                await self._tell(flight, chosen, Phase.FIRST_TOKEN)
+            elif now_s - told_s > self._settings.alive_s:
+                told_s = now_s
+                await self._tell(flight, chosen, Phase.ALIVE)
+            await sink.write(events)
+        flight.saw_usage(scanner.usage)
+        if not scanner.done and not scanner.failed:
+            raise EngineFailed("engine_lost", "the engine ended the stream before its end")
+
+    async def _chunks(self, response: HttpResponse) -> AsyncIterator[bytes]:
+        """The stream, with one patience for its first piece and another for every later one."""
+        pieces = response.chunks()
+        patience_s, what = self._settings.first_token_s, "no first token"
+        while True:
+            with anyio.move_on_after(patience_s) as waiting:
+                piece = await anext(pieces, None)
+            if waiting.cancelled_caught:
+                raise EngineFailed("engine_silent", f"{what} within {patience_s:g} s")
+            if piece is None:
+                return
+            yield piece
+            patience_s, what = self._settings.gap_s, "nothing in the middle of the answer"
+
+    async def _whole(
+        self, flight: Flight, chosen: Chosen, response: HttpResponse, sink: Sink
+    ) -> None:
+        body = await response.read()
+        flight.saw_usage(usage_of(body))
+        flight.started = True
+        await sink.start(200, _headers(flight, chosen, response))
+        await sink.write(body)
+
+    async def _refused(self, response: HttpResponse) -> None:
+        body = (await response.read(limit_bytes=1 << 20)).decode(errors="replace")
+        if response.status in RETRIABLE_STATUSES:
+            raise EngineFailed("engine_refused", f"HTTP {response.status}: {body[:200]}")
+        raise ClientError(response.status, _message_in(body), code="engine_rejected")
+
+    async def _tell(self, flight: Flight, chosen: Chosen, phase: Phase, outcome: str = "") -> None:
+        progress = Progress(
+            flight.request, chosen.worker, flight.attempts, phase, flight.output_tokens, outcome
+        )
+        try:
+            await self._bus.publish(
+                self._subjects.progress(chosen.worker),
+                self._producer.seal(progress),
+                headers=inject(),
+            )
+        except BusError as error:
+            log.debug("progress of %s was not told: %s", flight.request, error)
+
+
+def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str, str]:
+    return {
+        "content-type": response.headers.get("content-type", JSON),
+        "cache-control": "no-store",
+        "x-request-id": flight.request,
+        "x-tokenplane-worker": chosen.worker,
+        "x-tokenplane-policy": chosen.policy,
+        "x-tokenplane-overlap-tokens": str(flight.predicted_cached_tokens),
+    }
+
+
+def _message_in(body: str) -> str:
+    """The engine's own words, without its wrapping where it is OpenAI's."""
+    start = body.find('"message":')
+    return body[:1000] if start < 0 else body[start + len('"message":') :].strip(' "')[:1000]

@@ -1,0 +1,210 @@
+"""A request's whole way: tokenise, route, carry, try again where that is safe, and account for it.
+
+Nothing here knows an HTTP server: the answer goes into a `Sink`. A second attempt is made only
+while the client has seen nothing, and under a budget; after that an engine's failure becomes the
+one typed event that ends the stream, and a cut-off stream never carries `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+from opentelemetry import trace
+from opentelemetry.trace import Span, format_trace_id
+
+from controlplane.gateway.attempt import Attempts
+from controlplane.gateway.flight import CANCELLED, ClientStalled, EngineFailed, Flight, Sink
+from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.openai import Ask, ClientError
+from controlplane.gateway.routing import Hints, Routing
+from controlplane.gateway.settings import GatewaySettings
+from controlplane.gateway.tokenizer import Tokenizers
+from controlplane.registry.view import RegistryView
+from controlplane.runtime.tracing import tracer
+from proto.ids import RequestId
+from proto.records import RequestRecord
+from proto.route import Chosen, Rejected
+from proto.wire.errors import RequestRefused
+
+log = logging.getLogger(__name__)
+spans = tracer("tokenplane.gateway")
+
+RETRY_BURST = 10.0
+
+
+class RetryBudget:
+    """Every request earns a share of a retry; a retry spends one. Full at the start."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._saved = RETRY_BURST
+
+    def earn(self) -> None:
+        self._saved = min(RETRY_BURST, self._saved + self._share)
+
+    def spend(self) -> bool:
+        """True if there was one left."""
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+
+class Dispatcher:
+    """Serves requests, any number at once."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        view: RegistryView,
+        routing: Routing,
+        attempts: Attempts,
+        metrics: GatewayMetrics,
+        write_record: Callable[[RequestRecord], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._view = view
+        self._routing = routing
+        self._attempts = attempts
+        self._metrics = metrics
+        self._write_record = write_record
+        self._clock = clock
+        self._tokenizers = Tokenizers()
+        self._budget = RetryBudget(settings.retry_share)
+
+    async def serve(self, request: RequestId, ask: Ask, hints: Hints, sink: Sink) -> None:
+        """Returns when the sink has the whole answer, or its one error event.
+
+        Raises `ClientError` while nothing has been sent, and `ClientStalled`.
+        """
+        flight = Flight(request, ask, hints, self._clock(), anyio.current_time())
+        self._budget.earn()
+        self._metrics.in_flight.inc()
+        try:
+            with anyio.move_on_after(self._settings.total_s) as total:
+                await self._carry(flight, sink)
+            if total.cancelled_caught:
+                raise ClientError(
+                    504, f"not finished within {self._settings.total_s:g} s", code="deadline"
+                )
+        except ClientError as error:
+            flight.outcome = error.code
+            if not flight.started:
+                raise
+            log.warning("request %s ended after its first byte: %s", request, error)
+            await sink.write(b"data: " + error.body() + b"\n\n")
+        except ClientStalled:
+            flight.outcome = "client_stalled"
+            raise
+        except anyio.get_cancelled_exc_class():
+            flight.outcome = CANCELLED
+            raise
+        finally:
+            self._account(flight)
+
+    async def _carry(self, flight: Flight, sink: Sink) -> None:
+        tokens = await self._tokenise(flight)
+        while True:
+            chosen = await self._choose(flight, tokens)
+            flight.attempts += 1
+            flight.worker, flight.policy = chosen.worker, chosen.policy
+            flight.predicted_cached_tokens = chosen.overlap_blocks * chosen.block_tokens
+            try:
+                await self._attempts.make(flight, chosen, sink)
+                return
+            except EngineFailed as failure:
+                self._routing.inhibit(chosen.worker)
+                flight.failed.append(chosen.worker)
+                self._may_retry(flight, failure)
+
+    async def _tokenise(self, flight: Flight) -> list[int] | None:
+        """Token ids, or None without a usable tokenizer. Raises `ClientError` (400, 404)."""
+        ask = flight.ask
+        card = self._view.models.get(ask.model)
+        if card is None:
+            raise ClientError(
+                404,
+                f"the model {ask.model!r} does not exist",
+                code="model_not_found",
+                param="model",
+            )
+        with spans.start_as_current_span("gateway.tokenize") as span:
+            tokens = await self._tokenizers.tokens(card, ask)
+            if tokens is None:
+                self._metrics.untokenised.labels(ask.model).inc()
+                return None
+            span.set_attribute("gen_ai.usage.input_tokens", len(tokens))
+        flight.prompt_tokens = len(tokens)
+        if len(tokens) + (ask.max_tokens or 1) > card.context_tokens:
+            raise ClientError(
+                400,
+                f"this model's context is {card.context_tokens} tokens; the prompt has "
+                f"{len(tokens)} and asks for {ask.max_tokens or 1} more",
+                code="context_length_exceeded",
+                param="prompt" if ask.messages is None else "messages",
+            )
+        return tokens
+
+    async def _choose(self, flight: Flight, tokens: list[int] | None) -> Chosen:
+        try:
+            reply = await self._routing.choose(
+                flight.request, flight.ask, tokens, flight.hints, flight.failed
+            )
+        except RequestRefused as refusal:
+            raise ClientError(400, refusal.description, code="bad_route_request") from refusal
+        if isinstance(reply, Rejected):
+            raise _no_worker(reply)
+        return reply
+
+    def _may_retry(self, flight: Flight, failure: EngineFailed) -> None:
+        """Raises the `ClientError` that the failure comes to if there is no other attempt."""
+        status = 504 if failure.reason == "engine_silent" else 502
+        final = ClientError(status, f"the engine failed: {failure}", code=failure.reason)
+        if flight.started or flight.attempts >= self._settings.attempts_max:
+            raise final from failure
+        if not self._budget.spend():
+            raise final from failure
+        self._metrics.retries.labels(failure.reason).inc()
+        log.warning("request %s: %s; trying another worker", flight.request, failure)
+
+    def _account(self, flight: Flight) -> None:
+        metrics, model = self._metrics, flight.ask.model
+        metrics.in_flight.dec()
+        # A model that nobody serves must not become a label: clients make those names up.
+        label = model if model in self._view.models else "unknown"
+        metrics.requests.labels(label, flight.outcome).inc()
+        metrics.tokens.labels(label, "prompt").inc(flight.prompt_tokens)
+        metrics.tokens.labels(label, "cached").inc(flight.cached_tokens or 0)
+        metrics.tokens.labels(label, "output").inc(flight.output_tokens)
+        if flight.ttft_s is not None:
+            metrics.ttft_s.labels(label).observe(flight.ttft_s)
+        if flight.tpot_s is not None:
+            metrics.tpot_s.labels(label).observe(flight.tpot_s)
+        span = trace.get_current_span()
+        _describe(span, flight)
+        trace_id = span.get_span_context().trace_id
+        self._write_record(
+            flight.record(anyio.current_time(), format_trace_id(trace_id) if trace_id else "")
+        )
+
+
+def _no_worker(rejected: Rejected) -> ClientError:
+    return ClientError(
+        503, rejected.detail, code=rejected.reason, retry_after_s=rejected.retry_after_s
+    )
+
+
+def _describe(span: Span, flight: Flight) -> None:
+    if not span.is_recording():
+        return
+    span.set_attribute("gen_ai.request.model", flight.ask.model)
+    span.set_attribute("gen_ai.usage.input_tokens", flight.prompt_tokens)
+    span.set_attribute("gen_ai.usage.output_tokens", flight.output_tokens)
+    span.set_attribute("tokenplane.request", flight.request)
+    span.set_attribute("tokenplane.outcome", flight.outcome)
+    span.set_attribute("tokenplane.attempts", flight.attempts)
+    if flight.worker is not None:
+        span.set_attribute("tokenplane.worker", flight.worker)

@@ -1,0 +1,108 @@
+"""One request under way: what is known of it so far, and the record it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from controlplane.gateway.openai import Ask
+from controlplane.gateway.routing import Hints
+from controlplane.gateway.sse import Usage
+from proto.ids import RequestId, WorkerId
+from proto.records import RequestRecord
+
+COMPLETED = "completed"
+CANCELLED = "cancelled"
+
+
+class Sink(Protocol):
+    """Where the answer goes; both methods wait for a slow client, and raise `ClientStalled`."""
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+
+class ClientStalled(Exception):
+    """The client has not read for too long."""
+
+
+class EngineFailed(Exception):
+    """This worker cannot finish the request; `reason` is a short word for metrics and errors."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass
+class Flight:
+    """Mutable on purpose: filled in on the way by whoever learns something."""
+
+    request: RequestId
+    ask: Ask
+    hints: Hints
+    arrived_s: float
+    """Seconds since the epoch."""
+    began_s: float
+    """`anyio.current_time()` at arrival."""
+    prompt_tokens: int = 0
+    attempts: int = 0
+    worker: WorkerId | None = None
+    policy: str = ""
+    predicted_cached_tokens: int = 0
+    started: bool = False
+    """Bytes have gone to the client: from here on there is no second try."""
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    output_tokens: int = 0
+    cached_tokens: int | None = None
+    outcome: str = COMPLETED
+    failed: list[WorkerId] = field(default_factory=list)
+
+    def saw_tokens(self, events: int, now_s: float) -> None:
+        """The stream has brought `events` pieces of the answer so far."""
+        if events > self.output_tokens:
+            self.first_token_s = self.first_token_s or now_s
+            self.last_token_s = now_s
+            self.output_tokens = events
+
+    def saw_usage(self, usage: Usage | None) -> None:
+        """The engine's own count is better than ours."""
+        if usage is not None:
+            self.prompt_tokens = usage.prompt_tokens or self.prompt_tokens
+            self.output_tokens = usage.completion_tokens
+            self.cached_tokens = usage.cached_tokens
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_token_s is None else self.first_token_s - self.began_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        if self.first_token_s is None or self.last_token_s is None or self.output_tokens < 2:
+            return None
+        return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
+
+    def record(self, now_s: float, trace_id: str) -> RequestRecord:
+        """What is kept of it; no content."""
+        return RequestRecord(
+            request=self.request,
+            model=self.ask.model,
+            tenant="",
+            slo_class="",
+            arrived_s=self.arrived_s,
+            outcome=self.outcome,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            predicted_cached_tokens=self.predicted_cached_tokens,
+            ttft_ms=None if self.ttft_s is None else self.ttft_s * 1000,
+            tpot_ms=None if self.tpot_s is None else self.tpot_s * 1000,
+            duration_ms=(now_s - self.began_s) * 1000,
+            attempts=self.attempts,
+            worker=self.worker,
+            policy=self.policy,
+            trace_id=trace_id,
+        )

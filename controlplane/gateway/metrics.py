@@ -1,0 +1,74 @@
+"""The gateway's metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_BUCKETS_S = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+)  # fmt: skip
+TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
+
+
+class GatewayMetrics:
+    """One set a process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "tokenplane_gateway_requests",
+            "Requests that have ended, by model and outcome",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "tokenplane_gateway_requests_in_flight", "Requests being served", registry=registry
+        )
+        self.ttft_s = Histogram(
+            "tokenplane_gateway_time_to_first_token_seconds",
+            "From a request's arrival to its first token",
+            ["model"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.tpot_s = Histogram(
+            "tokenplane_gateway_time_per_output_token_seconds",
+            "From first to last token, divided by the tokens after the first",
+            ["model"],
+            buckets=TPOT_BUCKETS_S,
+            registry=registry,
+        )
+        self.route_s = Histogram(
+            "tokenplane_gateway_route_seconds",
+            "From asking a router to its answer",
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0),
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "tokenplane_gateway_tokens",
+            "Tokens of served requests: prompt, cached (of the prompt) and output",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.fallbacks = Counter(
+            "tokenplane_gateway_route_fallbacks",
+            "Requests placed by the gateway itself because no router answered",
+            ["reason"],
+            registry=registry,
+        )
+        self.retries = Counter(
+            "tokenplane_gateway_retries",
+            "Attempts on another worker, by why the one before failed",
+            ["reason"],
+            registry=registry,
+        )
+        self.untokenised = Counter(
+            "tokenplane_gateway_untokenised_requests",
+            "Requests routed by load only, because the model has no usable tokenizer",
+            ["model"],
+            registry=registry,
+        )
+        self.records_dropped = Counter(
+            "tokenplane_gateway_records_dropped",
+            "Request records that could not be stored",
+            registry=registry,
+        )

@@ -1,0 +1,195 @@
+"""OpenAI's shapes, as much of them as routing must know, and the errors in their form.
+
+The client's own bytes go to the engine; what is read here decides only where they go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Api(StrEnum):
+    """The endpoints that a request can come in by; the value is the path."""
+
+    COMPLETIONS = "/v1/completions"
+    CHAT = "/v1/chat/completions"
+
+
+class ClientError(Exception):
+    """What the client is told instead of an answer, in OpenAI's form.
+
+    `kind` is OpenAI's `type` (`invalid_request_error`, `server_error`, ...), `code` the machine's
+    word for the reason.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def kind(self) -> str:
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self) -> bytes:
+        """The JSON body; also the data of a stream's last event."""
+        error = {
+            "message": str(self),
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return msgspec.json.encode({"error": error})
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """One request, as far as we read it. Exactly one of `text`, `tokens`, `messages` is set."""
+
+    api: Api
+    body: bytes
+    model: str
+    stream: bool
+    max_tokens: int | None
+    text: str | None = None
+    tokens: list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    cache_salt: str = ""
+
+
+class _Completion(msgspec.Struct):
+    model: str
+    prompt: msgspec.Raw
+    stream: bool | None = None
+    max_tokens: int | None = None
+    cache_salt: str | None = None
+
+
+class _Chat(msgspec.Struct):
+    model: str
+    messages: list[dict[str, Any]]
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    cache_salt: str | None = None
+
+
+_COMPLETION = msgspec.json.Decoder(_Completion)
+_CHAT = msgspec.json.Decoder(_Chat)
+_TEXT_OR_TOKENS = msgspec.json.Decoder(str | list[int])
+_BATCH = msgspec.json.Decoder(list[str | list[int]])
+
+
+def read(api: Api, body: bytes) -> Ask:
+    """Raises `ClientError` (400) with what is wrong and where."""
+    try:
+        return _read_chat(body) if api is Api.CHAT else _read_completion(body)
+    except msgspec.ValidationError as error:
+        where = str(error).partition(" - at `$.")[2]
+        raise ClientError(
+            400, str(error), code="invalid_value", param=where.rstrip("`") or None
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ClientError(
+            400, f"the body is not valid JSON: {error}", code="invalid_json"
+        ) from error
+
+
+def _read_completion(body: bytes) -> Ask:
+    asked = _COMPLETION.decode(body)
+    prompt = _prompt(asked.prompt)
+    return Ask(
+        Api.COMPLETIONS,
+        body,
+        asked.model,
+        bool(asked.stream),
+        _limit(asked.max_tokens, "max_tokens"),
+        text=prompt if isinstance(prompt, str) else None,
+        tokens=_token_ids(prompt) if isinstance(prompt, list) else None,
+        cache_salt=asked.cache_salt or "",
+    )
+
+
+def _read_chat(body: bytes) -> Ask:
+    asked = _CHAT.decode(body)
+    if not asked.messages:
+        raise ClientError(400, "messages is empty", code="empty_prompt", param="messages")
+    limit = asked.max_completion_tokens
+    name = "max_tokens" if limit is None else "max_completion_tokens"
+    return Ask(
+        Api.CHAT,
+        body,
+        asked.model,
+        bool(asked.stream),
+        _limit(asked.max_tokens if limit is None else limit, name),
+        messages=asked.messages,
+        tools=asked.tools,
+        cache_salt=asked.cache_salt or "",
+    )
+
+
+def _prompt(raw: msgspec.Raw) -> str | list[int]:
+    """The prompt; of a batch the first, as all of it goes to one engine."""
+    prompt: str | list[int]
+    try:
+        prompt = _TEXT_OR_TOKENS.decode(raw)
+    except msgspec.ValidationError:
+        try:
+            batch = _BATCH.decode(raw)
+        except msgspec.ValidationError as error:
+            raise ClientError(
+                400,
+                "prompt must be a string, a list of token ids, or a list of those",
+                code="invalid_value",
+                param="prompt",
+            ) from error
+        prompt = batch[0] if batch else []
+    if not prompt:
+        raise ClientError(400, "prompt is empty", code="empty_prompt", param="prompt")
+    return prompt
+
+
+def _token_ids(tokens: list[int]) -> list[int]:
+    if min(tokens) < 0 or max(tokens) >= 1 << 32:
+        raise ClientError(
+            400, "token ids are whole numbers from 0", code="invalid_value", param="prompt"
+        )
+    return tokens
+
+
+def _limit(value: int | None, name: str) -> int | None:
+    if value is not None and value < 1:
+        raise ClientError(
+            400, f"{name} must be at least 1, not {value}", code="invalid_value", param=name
+        )
+    return value
+
+
+def model_list(models: Mapping[str, int], created_s: int) -> bytes:
+    """The answer of `/v1/models`: names and context lengths."""
+    data = [
+        {
+            "id": name,
+            "object": "model",
+            "created": created_s,
+            "owned_by": "tokenplane",
+            "max_model_len": context_tokens,
+        }
+        for name, context_tokens in sorted(models.items())
+    ]
+    return msgspec.json.encode({"object": "list", "data": data})

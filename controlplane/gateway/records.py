@@ -1,0 +1,84 @@
+"""Request records on their way to the durable stream: written behind the requests' backs."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+
+from controlplane.gateway.metrics import GatewayMetrics
+from proto.codec import Producer
+from proto.records import RequestRecord
+from proto.subjects import Subjects
+from proto.wire.errors import BusError
+from proto.wire.ports import Bus, StreamSpec
+
+log = logging.getLogger(__name__)
+
+KEPT_S = 7 * 24 * 3600.0
+KEPT_BYTES = 1 << 30
+APPEND_S = 5.0
+RETRY_S = 5.0
+
+
+class RecordWriter:
+    """One queue and one task; a record that finds the queue full is dropped and counted."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        subjects: Subjects,
+        producer: Producer,
+        metrics: GatewayMetrics,
+        waiting_max: int,
+    ) -> None:
+        self._bus = bus
+        self._subjects = subjects
+        self._producer = producer
+        self._metrics = metrics
+        self._queue, self._waiting = anyio.create_memory_object_stream[RequestRecord](waiting_max)
+
+    def write(self, record: RequestRecord) -> None:
+        """Never waits."""
+        try:
+            self._queue.send_nowait(record)
+        except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            self._metrics.records_dropped.inc()
+
+    async def run(self) -> None:
+        """Store records until cancelled."""
+        with self._queue, self._waiting:
+            await self._make_stream()
+            async for record in self._waiting:
+                await self._store(record)
+
+    async def settled(self) -> None:
+        """Wait until nothing waits to be stored; the caller sets the deadline."""
+        while True:
+            if not self._waiting.statistics().current_buffer_used:
+                return
+            await anyio.sleep(0.05)
+
+    async def _make_stream(self) -> None:
+        spec = StreamSpec(
+            self._subjects.requests_stream, (self._subjects.requests,), KEPT_S, KEPT_BYTES
+        )
+        complained = False
+        while True:
+            try:
+                await self._bus.ensure_stream(spec)
+                return
+            except BusError as error:
+                if not complained:
+                    log.error("request records cannot be stored: %s; trying again", error)
+                complained = True
+                await anyio.sleep(RETRY_S)
+
+    async def _store(self, record: RequestRecord) -> None:
+        try:
+            await self._bus.append(
+                self._subjects.requests, self._producer.seal(record), timeout_s=APPEND_S
+            )
+        except BusError as error:
+            self._metrics.records_dropped.inc()
+            log.warning("the record of request %s was not stored: %s", record.request, error)

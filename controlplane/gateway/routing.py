@@ -1,0 +1,182 @@
+"""Where a request goes: ask a router, and choose by ourselves when none answers."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import anyio
+from opentelemetry.trace import SpanKind
+
+from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.openai import Ask
+from controlplane.gateway.settings import GatewaySettings
+from controlplane.registry.view import RegistryView
+from controlplane.runtime.tracing import inject, tracer
+from proto.codec import Producer, Reader, Unreadable
+from proto.hashing import BlockHasher, Scope, pack
+from proto.ids import RequestId, WorkerId
+from proto.route import (
+    NO_WORKER,
+    UNKNOWN_MODEL,
+    Chosen,
+    Rejected,
+    RouteReply,
+    RouteRequest,
+)
+from proto.subjects import Subjects
+from proto.wire.errors import BusError, RequestRefused
+from proto.wire.ports import Bus
+from proto.workers import Role, WorkerState
+
+log = logging.getLogger(__name__)
+spans = tracer("tokenplane.gateway")
+
+HASHERS_MAX = 1_024
+FALLBACK = "fallback"
+"""The policy that is reported when the gateway chose by itself."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a client may say about how it wants to be routed."""
+
+    policy: str = ""
+    session: str = ""
+
+
+class Routing:
+    """Asks routers; keeps just enough of its own to go on without them."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        secret: bytes,
+        bus: Bus,
+        subjects: Subjects,
+        view: RegistryView,
+        metrics: GatewayMetrics,
+        producer: Producer,
+    ) -> None:
+        self._settings = settings
+        self._secret = secret
+        self._bus = bus
+        self._subjects = subjects
+        self._view = view
+        self._metrics = metrics
+        self._producer = producer
+        self._reader = Reader[RouteReply](RouteReply)
+        self._hashers: dict[tuple[Scope, int], BlockHasher] = {}
+        self._in_flight: Counter[WorkerId] = Counter()
+        self._inhibited: dict[WorkerId, float] = {}
+
+    def opened(self, worker: WorkerId) -> None:
+        """A request of ours runs on the worker."""
+        self._in_flight[worker] += 1
+
+    def closed(self, worker: WorkerId) -> None:
+        """It no longer does."""
+        self._in_flight[worker] -= 1
+        if not self._in_flight[worker]:
+            del self._in_flight[worker]
+
+    def inhibit(self, worker: WorkerId) -> None:
+        """The worker has just failed us; leave it alone for a while (KR19)."""
+        self._inhibited[worker] = anyio.current_time() + self._settings.inhibit_s
+
+    async def choose(
+        self,
+        request: RequestId,
+        ask: Ask,
+        tokens: list[int] | None,
+        hints: Hints,
+        failed: Collection[WorkerId],
+    ) -> RouteReply:
+        """A worker for the prompt, or why there is none. Raises `RequestRefused` (400) when a
+        router finds the request itself wrong."""
+        route = RouteRequest(
+            request=request,
+            model=ask.model,
+            prompt_tokens=len(tokens) if tokens is not None else len(ask.body) // 4,
+            blocks=self._names(ask, tokens) if tokens is not None else {},
+            expected_output_tokens=ask.max_tokens or 256,
+            session=hints.session,
+            policy=hints.policy,
+            exclude=tuple(self._avoided() | set(failed)),
+            deadline_s=self._settings.route_s,
+        )
+        with spans.start_as_current_span("gateway.route", kind=SpanKind.CLIENT) as span:
+            began_s = anyio.current_time()
+            try:
+                reply = await self._ask_router(route)
+            except (BusError, Unreadable) as error:
+                if isinstance(error, RequestRefused) and error.code < 500:
+                    raise
+                self._metrics.fallbacks.labels(type(error).__name__).inc()
+                log.warning("no router answered (%s); choosing by myself", error)
+                reply = self._by_myself(route)
+            self._metrics.route_s.observe(anyio.current_time() - began_s)
+            if isinstance(reply, Chosen):
+                span.set_attribute("tokenplane.worker", reply.worker)
+                span.set_attribute("tokenplane.policy", reply.policy)
+            else:
+                span.set_attribute("tokenplane.rejected", reply.reason)
+            return reply
+
+    async def _ask_router(self, route: RouteRequest) -> RouteReply:
+        answer = await self._bus.request(
+            self._subjects.route,
+            self._producer.seal(route),
+            timeout_s=self._settings.route_s,
+            headers=inject(),
+        )
+        return self._reader.open(answer.data).body
+
+    def _by_myself(self, route: RouteRequest) -> RouteReply:
+        """The worker with the fewest of our own requests; the request plane outlives routers."""
+        known = [r for r in self._view.workers.values() if r.model == route.model]
+        if not known:
+            return Rejected(UNKNOWN_MODEL, f"no worker serves {route.model!r}")
+        ready = [
+            r
+            for r in known
+            if r.state is WorkerState.READY
+            and r.role is not Role.PREFILL
+            and r.worker not in route.exclude
+        ]
+        if not ready:
+            return Rejected(NO_WORKER, "no worker is ready")
+        best = min(
+            ready, key=lambda r: (self._in_flight[r.worker], hash((route.request, r.worker)))
+        )
+        return Chosen(
+            worker=best.worker,
+            incarnation=best.incarnation,
+            url=best.url,
+            router="",
+            policy=FALLBACK,
+            overlap_blocks=0,
+            block_tokens=best.block_tokens,
+        )
+
+    def _avoided(self) -> set[WorkerId]:
+        now_s = anyio.current_time()
+        self._inhibited = {w: until for w, until in self._inhibited.items() if until > now_s}
+        return set(self._inhibited)
+
+    def _names(self, ask: Ask, tokens: list[int]) -> dict[int, bytes]:
+        """Packed block names for each block size among the model's workers."""
+        sizes = {r.block_tokens for r in self._view.workers.values() if r.model == ask.model}
+        scope = Scope(ask.model, tenant=ask.cache_salt)
+        return {size: pack(self._hasher(scope, size).names(tokens)) for size in sizes}
+
+    def _hasher(self, scope: Scope, block_tokens: int) -> BlockHasher:
+        key = (scope, block_tokens)
+        hasher = self._hashers.get(key)
+        if hasher is None:
+            if len(self._hashers) >= HASHERS_MAX:
+                self._hashers.clear()  # cheap to make again, and tenants choose their salts
+            hasher = self._hashers[key] = BlockHasher(self._secret, scope, block_tokens)
+        return hasher

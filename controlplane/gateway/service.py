@@ -1,0 +1,67 @@
+"""The gateway as a service: HTTP in front, the bus behind, engines beside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskStatus
+
+from controlplane.gateway.attempt import Attempts
+from controlplane.gateway.dispatch import Dispatcher
+from controlplane.gateway.http import HttpServer
+from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.records import RecordWriter
+from controlplane.gateway.routing import Routing
+from controlplane.gateway.settings import GatewaySettings
+from controlplane.registry.view import RegistryView
+from proto.codec import Producer
+from proto.ids import ServiceId, new_incarnation
+from proto.subjects import Subjects
+from proto.wire.ports import Bus, Http
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a gateway is given of the world."""
+
+    service: ServiceId
+    secret: bytes
+    bus: Bus
+    http: Http
+    subjects: Subjects
+    view: RegistryView
+    metrics: GatewayMetrics
+    clock: Callable[[], float] = time.time
+
+
+class GatewayService:
+    """One gateway process; any number may run."""
+
+    name = "gateway"
+
+    def __init__(self, settings: GatewaySettings, around: Surroundings) -> None:
+        bus, subjects, view, metrics = around.bus, around.subjects, around.view, around.metrics
+        producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
+        routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
+        attempts = Attempts(settings, bus, around.http, subjects, routing, producer)
+        self._records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
+        self.dispatcher = Dispatcher(
+            settings, view, routing, attempts, metrics, self._records.write, around.clock
+        )
+        self._server = HttpServer(settings, self.dispatcher, view)
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Serve until cancelled. Raises `PortTaken`."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._records.run)
+            async with self._server:
+                task_status.started()
+                await anyio.sleep_forever()
+
+    async def drain(self) -> None:
+        """Refuse new requests, finish what is under way, store what is to be remembered."""
+        await self._server.drain()
+        await self._records.settled()

@@ -1,0 +1,50 @@
+"""The gateway's own settings."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from controlplane.runtime.settings import Group
+
+
+class GatewaySettings(Group):
+    """Where the gateway listens and how long it waits for whom."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    body_bytes_max: int = Field(
+        32 << 20, ge=1024, description="longest request body; longer ones get a 413"
+    )
+    route_s: float = Field(
+        2.0, gt=0, description="how long a router may take; then the gateway chooses by itself"
+    )
+    connect_s: float = Field(2.0, gt=0, description="how long an engine may take to accept")
+    first_token_s: float = Field(
+        120.0, gt=0, description="how long an engine may take to its first byte"
+    )
+    gap_s: float = Field(
+        30.0, gt=0, description="how long an engine may be silent in the middle of an answer"
+    )
+    total_s: float = Field(1800.0, gt=0, description="how long a request may take altogether")
+    stall_s: float = Field(
+        30.0, gt=0, description="how long a client may not read; then its request is cancelled"
+    )
+    attempts_max: int = Field(
+        3, ge=1, description="workers tried for one request, before its first byte"
+    )
+    retry_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="retries allowed, as a share of requests: more would double"
+        " the load of a fleet that is failing already",
+    )
+    inhibit_s: float = Field(
+        5.0, ge=0, description="a worker that failed a request is left alone for so long"
+    )
+    alive_s: float = Field(
+        5.0, gt=0, description="how often routers are told that a long answer still runs"
+    )
+    records_waiting_max: int = Field(
+        4096, ge=1, description="request records that may wait to be stored; then they are dropped"
+    )

@@ -1,0 +1,85 @@
+"""What passes by in a stream of server-sent events, read without touching it.
+
+The engine's bytes are forwarded as they are, event by event; the scanner only looks for the ends
+of events, the first with content, usage, an error, and the final `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+EVENT_BYTES_MAX = 4 << 20
+DONE = b"data: [DONE]"
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """An engine's own count."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+
+
+class _HasUsage(msgspec.Struct):
+    usage: Usage | None = None
+
+
+_USAGE = msgspec.json.Decoder(_HasUsage)
+
+
+class MalformedStream(Exception):
+    """The engine sent an event that is too long to be one."""
+
+
+class SseScanner:
+    """Feed it every chunk, in order, and forward what it returns."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        """Events with content so far; engines send one a token or a few."""
+        self.done = False
+        self.failed = False
+        """The engine itself ended the stream with an error."""
+        self.usage: Usage | None = None
+        self._tail = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes; returns the whole events among them and what was kept before.
+
+        Half an event waits for its other half, so that a stream that breaks never leaves the
+        client with a torn one. Raises `MalformedStream`.
+        """
+        data = self._tail + chunk
+        end = data.rfind(b"\n\n") + 2
+        whole, self._tail = (data[:end], data[end:]) if end > 1 else (b"", data)
+        if len(self._tail) > EVENT_BYTES_MAX:
+            raise MalformedStream(f"an event of more than {EVENT_BYTES_MAX} bytes")
+        for event in whole.split(b"\n\n"):
+            self._see(event.strip(b"\r\n"))
+        return whole
+
+    def _see(self, event: bytes) -> None:
+        if event == DONE:
+            self.done = True
+        elif event.startswith(b'data: {"error"'):
+            self.failed = True
+        elif event.startswith(b"data:"):
+            self.events += 1
+            if b'"usage"' in event and b'"usage":null' not in event.replace(b" ", b""):
+                self.usage = usage_of(event.removeprefix(b"data:")) or self.usage
+
+
+def usage_of(body: bytes) -> Usage | None:
+    """The usage in a JSON body, if there is one."""
+    try:
+        return _USAGE.decode(body).usage
+    except msgspec.DecodeError:
+        return None

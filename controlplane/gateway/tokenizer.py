@@ -1,0 +1,143 @@
+"""Text to token ids, only to know where a prompt's cache lies; the engine tokenises for itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from controlplane.gateway.openai import Ask, ClientError
+from proto.workers import ModelCard
+
+log = logging.getLogger(__name__)
+
+SHORT_CHARS = 1_000
+"""Shorter texts are tokenised on the spot: a thread would cost more than the work."""
+THREADS = 2
+
+
+class Untokenisable(Exception):
+    """The model's card has no tokenizer that can be used here."""
+
+
+class ModelTokenizer:
+    """The tokenizer and chat template of one model card."""
+
+    def __init__(self, card: ModelCard) -> None:
+        """Raises `Untokenisable`."""
+        self._tokenizer = _load(card)
+        self._special = dict(card.special_tokens)
+        self._template = _template(card)
+
+    def encode(self, ask: Ask) -> list[int]:
+        """Token ids of the prompt as the engine will see it. Raises `ClientError`."""
+        if ask.text is not None:
+            return list(self._tokenizer.encode(ask.text).ids)
+        text = self._render(ask)
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _render(self, ask: Ask) -> str:
+        if self._template is None:
+            raise ClientError(
+                400,
+                f"model {ask.model!r} has no chat template; use /v1/completions",
+                code="no_chat_template",
+                param="messages",
+            )
+        try:
+            return self._template.render(
+                messages=[_plain(message) for message in ask.messages or []],
+                tools=ask.tools,
+                add_generation_prompt=True,
+                **self._special,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ClientError(
+                400,
+                f"the chat template refuses these messages: {error}",
+                code="invalid_messages",
+                param="messages",
+            ) from error
+
+
+class Tokenizers:
+    """Tokenizers by model, made on first use and again when a card changes."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[ModelCard, ModelTokenizer | None]] = {}
+        self._threads = anyio.CapacityLimiter(THREADS)
+
+    async def tokens(self, card: ModelCard, ask: Ask) -> list[int] | None:
+        """Token ids of the prompt, or None where the model cannot be tokenised here.
+
+        Long texts are worked on in a thread, off the event loop. Raises `ClientError`.
+        """
+        if ask.tokens is not None:
+            return ask.tokens
+        tokenizer = await self._of(card)
+        if tokenizer is None:
+            return None
+        if len(ask.body) < SHORT_CHARS:
+            return tokenizer.encode(ask)
+        return await anyio.to_thread.run_sync(
+            tokenizer.encode, ask, limiter=self._threads, abandon_on_cancel=True
+        )
+
+    async def _of(self, card: ModelCard) -> ModelTokenizer | None:
+        known = self._made.get(card.name)
+        if known is not None and known[0] is card:
+            return known[1]
+        made: ModelTokenizer | None = None
+        try:
+            made = await anyio.to_thread.run_sync(
+                partial(ModelTokenizer, card), limiter=self._threads
+            )
+        except Untokenisable as error:
+            log.error("model %s is routed by load only: %s", card.name, error)
+        self._made[card.name] = (card, made)
+        return made
+
+
+def _load(card: ModelCard) -> Tokenizer:
+    try:
+        if card.tokenizer_json is not None:
+            return Tokenizer.from_str(card.tokenizer_json)
+        if card.tokenizer_path is not None:
+            return Tokenizer.from_str(Path(card.tokenizer_path).read_text())
+    # The tokenizers library raises plain Exception for a file that it cannot read.
+    except Exception as error:
+        raise Untokenisable(f"its tokenizer cannot be loaded: {error}") from error
+    raise Untokenisable("its card names no tokenizer")
+
+
+def _template(card: ModelCard) -> Template | None:
+    if card.chat_template is None:
+        return None
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _raise
+    try:
+        return environment.from_string(card.chat_template)
+    except TemplateError as error:
+        raise Untokenisable(f"its chat template cannot be read: {error}") from error
+
+
+def _raise(message: str) -> None:
+    """What chat templates call to refuse their input."""
+    raise TemplateError(message)
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Content in parts is joined: templates mostly expect text, and so do engines' own."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return dict(message)
+    texts = [part.get("text", "") for part in content if isinstance(part, dict)]
+    return {**message, "content": "".join(text for text in texts if isinstance(text, str))}
