@@ -20,9 +20,9 @@ from controlplane.gateway.openai import Api, ClientError, model_list, read
 from controlplane.gateway.routing import Hints
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.registry.view import RegistryView
+from controlplane.runtime.service import CannotServe
 from controlplane.runtime.tracing import extract, tracer
 from proto.ids import BadName, RequestId, check_name, new_request_id
-from proto.wire.errors import BusUnavailable
 
 log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
@@ -34,7 +34,7 @@ BACKLOG = 4096
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class PortTaken(BusUnavailable):
+class PortTaken(CannotServe):
     """The gateway's port cannot be had."""
 
 

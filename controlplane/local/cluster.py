@@ -53,6 +53,7 @@ class LocalCluster:
 
     async def start(self, http: Http) -> None:
         """Start everything; returns when all of it is ready. Raises `ChildFailed`."""
+        await anyio.run_process(plan.model_argv(self.layout))
         for stage in self._stages():
             async with anyio.create_task_group() as starting:
                 for part in stage:

@@ -8,19 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from controlplane.local.layout import Layout
 from controlplane.local.servers import etcd_argv, nats_argv
+from controlplane.runtime.settings import CommandSettings
 from proto.ids import WorkerId
 
 LOOPBACK_URL = "http://127.0.0.1"
 
 
-class ClusterOptions(BaseModel):
+class ClusterOptions(CommandSettings):
     """What a user may choose of a local cluster."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(cli_kebab_case=True)
 
     name: str = Field("local", description="name of the cluster; two names can run side by side")
     engines: int = Field(4, ge=1, le=64, description="how many simulated engines")
@@ -133,6 +135,11 @@ def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part
         service("router", ports.router_admin, TOKENPLANE_ROUTER__POLICY=options.policy),
         service("gateway", ports.gateway_admin, TOKENPLANE_GATEWAY__PORT=str(ports.gateway)),
     ]
+
+
+def model_argv(layout: Layout) -> tuple[str, ...]:
+    """Writes the simulated model's tokenizer; to be run to its end before the engines."""
+    return (sys.executable, "-m", "workers.sim.tokens", str(layout.model))
 
 
 def engines(options: ClusterOptions, layout: Layout, ports: Ports) -> Iterator[Part]:

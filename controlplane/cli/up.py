@@ -1,0 +1,81 @@
+"""`tokenplane up`: NATS, etcd, engines, agents, router and gateway on this machine, supervised."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+import anyio
+from pydantic import Field
+from rich.console import Console
+
+from controlplane.cli.run import run_interactive
+from controlplane.local.cluster import LocalCluster, run_cluster
+from controlplane.local.fleet import FleetActivity
+from controlplane.local.plan import ClusterOptions
+from controlplane.local.view import show
+from controlplane.registry.view import RegistryView
+from controlplane.runtime.carriers import open_carriers
+from proto.subjects import Keys, Subjects
+from proto.wire.http import AiohttpClient
+
+
+class Up(ClusterOptions):
+    """Start a whole cluster on this machine; Ctrl-C stops all of it."""
+
+    plain: bool = Field(False, description="print a few lines instead of the live view")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    return run_interactive("tokenplane up", Up, up, argv)
+
+
+async def up(options: Up) -> None:
+    """Run a cluster until SIGINT or SIGTERM; a second signal kills what is still stopping."""
+    console = Console()
+    hurry = anyio.Event()
+    async with anyio.create_task_group() as tasks, AiohttpClient() as http:
+        with anyio.CancelScope() as working:
+            tasks.start_soon(_obey_signals, working, hurry)
+            console.print("starting NATS, etcd, engines, agents and services ...")
+            async with run_cluster(options, http, hurry=hurry) as cluster:
+                console.print(_welcome(cluster), soft_wrap=True)
+                if console.is_terminal and not options.plain:
+                    await _live_view(cluster, console)
+                await anyio.sleep_forever()
+        tasks.cancel_scope.cancel()
+    console.print("stopped; nothing is left running")
+
+
+async def _obey_signals(working: anyio.CancelScope, hurry: anyio.Event) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            if working.cancel_called:
+                hurry.set()
+            working.cancel()
+
+
+async def _live_view(cluster: LocalCluster, console: Console) -> None:
+    """The screen, fed by the cluster's own bus and registry."""
+    settings = cluster.settings()
+    async with (
+        open_carriers(settings, "up") as carriers,
+        anyio.create_task_group() as tasks,
+    ):
+        view = RegistryView(carriers.store, Keys(settings.cluster))
+        fleet = FleetActivity(carriers.bus, Subjects(settings.cluster))
+        await tasks.start(lambda *, task_status: view.run(task_status=task_status))
+        tasks.start_soon(fleet.run)
+        await show(cluster, view, fleet, console)
+
+
+def _welcome(cluster: LocalCluster) -> str:
+    url, model = cluster.url, cluster.options.model
+    return (
+        f"[bold green]ready[/]  {url}/v1  model [bold]{model}[/]\n\n"
+        f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
+        f'    -d \'{{"model": "{model}", "max_tokens": 40, "stream": true,\n'
+        '         "messages": [{"role": "user", "content": "Hello"}]}\'\n\n'
+        f"[dim]logs and data: {cluster.layout.directory}[/]"
+    )
