@@ -161,30 +161,32 @@ def trace_report(trace: Trace) -> TraceReport:
 
 
 def table(report: Report) -> Table:
-    """For the terminal: one row a policy."""
+    """For the terminal: one column a policy."""
+    policies = report.policies.values()
     grid = Table(title=f"{report.trace.name}: {report.trace.requests:,} requests")
-    grid.add_column("policy")
-    for heading in ("done / rej / fail", "TTFT ms mean", "p50", "p90", "p99"):
-        grid.add_column(heading, justify="right")
-    for heading in ("TPOT ms mean", "p50", "p90", "p99", "hit (ideal)", "goodput", "busy"):
-        grid.add_column(heading, justify="right")
-    for name, p in report.policies.items():
-        grid.add_row(
-            name,
-            f"{p.completed:,} / {p.rejected:,} / {p.failed:,}",
-            *_cells(p.ttft_ms, ",.0f"),
-            *_cells(p.tpot_ms, ",.1f"),
-            f"{p.hit_rate:.1%} ({p.ideal_hit_rate:.1%})",
-            f"{p.goodput:.1%}",
-            "-" if p.busy is None else f"{p.busy:.1%}",
-        )
+    grid.add_column("", no_wrap=True)
+    for name in report.policies:
+        grid.add_column(name, justify="right")
+    grid.add_row("completed", *(f"{p.completed:,}" for p in policies))
+    grid.add_row("rejected", *(f"{p.rejected:,}" for p in policies))
+    grid.add_row("failed", *(f"{p.failed:,}" for p in policies), end_section=True)
+    _add_latency(grid, "TTFT", [p.ttft_ms for p in policies], ",.0f")
+    _add_latency(grid, "TPOT", [p.tpot_ms for p in policies], ",.1f")
+    grid.add_row("block hit rate", *(f"{p.hit_rate:.1%}" for p in policies))
+    grid.add_row("  ideal", *(f"{p.ideal_hit_rate:.1%}" for p in policies))
+    grid.add_row("goodput", *(f"{p.goodput:.1%}" for p in policies))
+    grid.add_row("engines busy", *("-" if p.busy is None else f"{p.busy:.1%}" for p in policies))
     return grid
+
+
+def _add_latency(grid: Table, name: str, of: Sequence[Distribution], spec: str) -> None:
+    for figure in msgspec.structs.fields(Distribution):
+        values = [getattr(distribution, figure.name) for distribution in of]
+        cells = ["-" if value is None else f"{value:{spec}}" for value in values]
+        last = figure.name == "p99"
+        grid.add_row(f"{name} ms {figure.name}", *cells, end_section=last)
 
 
 def _good(outcome: Outcome, targets: Targets) -> bool:
     within_tpot = outcome.tpot_ms is None or outcome.tpot_ms <= targets.tpot_ms
     return outcome.ttft_ms <= targets.ttft_ms and within_tpot
-
-
-def _cells(d: Distribution, spec: str) -> list[str]:
-    return ["-" if v is None else format(v, spec) for v in (d.mean, d.p50, d.p90, d.p99)]

@@ -56,7 +56,7 @@ class Trace:
     dropped: list[Dropped] = field(default_factory=list)
 
 
-def load(
+def load_trace(
     path: Path, *, limit: int | None = None, context_tokens: int, rate_scale: float = 1.0
 ) -> Trace:
     """The first `limit` usable requests of a file, arriving `rate_scale` times as fast.

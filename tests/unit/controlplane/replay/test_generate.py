@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.replay.generate import Workload, generate, write
-from controlplane.replay.trace import load
+from controlplane.replay.trace import load_trace
 
 SMALL = Workload(conversations=200, rate=2.0, turns=3.0, think_s=5.0)
 
@@ -25,7 +25,7 @@ def test_equal_settings_are_equal_bytes_and_another_seed_is_not(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])
 def test_the_loader_takes_every_line(tmp_path: Path, name: str) -> None:
     lines = write(generate(SMALL, random.Random(3)), tmp_path / name)
-    trace = load(tmp_path / name, context_tokens=SMALL.context_tokens + 1)
+    trace = load_trace(tmp_path / name, context_tokens=SMALL.context_tokens + 1)
     assert len(trace.requests) == lines > 200
     assert (trace.malformed, trace.too_long, trace.outputs_cut) == (0, 0, 0)
 

@@ -1,0 +1,119 @@
+"""One worker in virtual time: a simulated engine, and what its agent would tell of it.
+
+The trace's canonical names serve as the engine's own block hashes, so nothing need be translated.
+Answers hold blocks while they are written and leave none behind: nobody asks for their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from proto.hashing import HASH_BYTES, digest, pack, unpack
+from proto.ids import WorkerId
+from proto.kv import KvBatch
+from proto.load import LoadReport, StepSums
+from proto.workers import Hardware, WorkerRecord, WorkerState
+from workers.sim.cache import CacheEvent, Cleared, Stored
+from workers.sim.engine import Engine
+from workers.sim.timing import Profile
+
+INCARNATION = 1
+MODEL = "replay"
+
+
+class SimulatedWorker:
+    """An engine and its agent. Drive `engine` as its module says, then ask here for the words."""
+
+    def __init__(
+        self, worker: WorkerId, profile: Profile, block_tokens: int, blocks: int | None
+    ) -> None:
+        self.worker = worker
+        self.engine = Engine(profile, block_tokens=block_tokens, blocks=blocks)
+        self.wake_s: float | None = None
+        """When the engine next has something to show; kept by the driver."""
+        self.busy_ms = 0.0
+        self._kv_sequence = 0
+        self._live_blocks = 0
+        self._digest = 0
+
+    @property
+    def record(self) -> WorkerRecord:
+        """As its agent would register it."""
+        profile = self.engine.profile
+        return WorkerRecord(
+            worker=self.worker,
+            incarnation=INCARNATION,
+            model=MODEL,
+            engine="sim",
+            url=f"sim://{self.worker}",
+            state=WorkerState.READY,
+            block_tokens=self.engine.block_tokens,
+            total_blocks=self.engine.load().total_blocks,
+            max_batched_tokens=profile.max_num_batched_tokens,
+            max_running=profile.max_num_seqs,
+            hardware=Hardware(profile=profile.name),
+        )
+
+    def take_batch(self) -> KvBatch | None:
+        """The net changes of the cache since the last call, if there are any."""
+        events = self.engine.take_cache_events()
+        if not events:
+            return None
+        batch = net_changes(self.worker, events)
+        self._kv_sequence += 1
+        self._live_blocks += (len(batch.stored) - len(batch.removed)) // HASH_BYTES
+        self._digest ^= digest(unpack(batch.stored)) ^ digest(unpack(batch.removed))
+        return batch
+
+    def report(self) -> LoadReport:
+        """What the agent would push now; the cache is told of as of the last batch."""
+        load = self.engine.load()
+        return LoadReport(
+            worker=self.worker,
+            running=load.running,
+            waiting=load.waiting,
+            queued_prefill_tokens=load.queued_prefill_tokens,
+            decode_kv_tokens=load.decode_kv_tokens,
+            used_blocks=load.used_blocks,
+            total_blocks=load.total_blocks,
+            kv_sequence=self._kv_sequence,
+            live_blocks=self._live_blocks,
+            digest=self._digest,
+            preemptions=load.preemptions,
+            cached_tokens=load.cached_tokens,
+            queried_tokens=load.queried_tokens,
+            steps=self._take_steps(),
+        )
+
+    def _take_steps(self) -> StepSums:
+        sums = self.engine.take_step_sums()
+        self.busy_ms += sums.prefill_ms + sums.decode_ms
+        return StepSums(
+            steps=sums.steps,
+            prefill_tokens=sums.prefill_tokens,
+            prefill_ms=sums.prefill_ms,
+            decode_batch=sums.decode_batch,
+            decode_kv_tokens=sums.decode_kv_tokens,
+            decode_ms=sums.decode_ms,
+        )
+
+
+def net_changes(worker: WorkerId, events: Sequence[CacheEvent]) -> KvBatch:
+    """Events in order, as one batch: what came and went again is not mentioned."""
+    stored: dict[int, None] = {}
+    removed: dict[int, None] = {}
+    for event in events:
+        assert not isinstance(event, Cleared), "nobody resets an engine in a replay"
+        arrived, left = (stored, removed) if isinstance(event, Stored) else (removed, stored)
+        for name in event.names:
+            if name in left:
+                del left[name]
+            else:
+                arrived[name] = None
+    return KvBatch(worker, stored=_pack(stored), removed=_pack(removed))
+
+
+def _pack(names: Iterable[int]) -> bytes:
+    return pack(np.fromiter(names, dtype=np.uint64))
