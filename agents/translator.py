@@ -100,6 +100,7 @@ class Translator:
                         self._gone(block, event.tier)
             case Cleared() | Lost(reason=LossReason.RESTART):
                 self._forget_live()
+                self._orphans.clear()
                 self._known.clear()
                 self._ghosts.clear()
             case Lost():
@@ -155,7 +156,6 @@ class Translator:
     def _forget_live(self) -> None:
         for references in self._references.values():
             references.clear()
-        self._orphans.clear()
         self._live.clear()
 
     # --- what is known
