@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -31,7 +30,6 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -69,15 +67,8 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-def _split(value: object) -> object:
-    """`a,b` or `["a", "b"]`, as flags and environment give lists."""
-    if not isinstance(value, str):
-        return value
-    return tuple(part.strip(" \"'") for part in value.strip(" []").split(",") if part.strip())
-
-
-Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)]
-"""One or more server addresses; as text, separated by commas."""
+Addresses = Annotated[tuple[str, ...], Field(min_length=1)]
+"""One or more server addresses."""
 
 
 class BusSettings(Group):
@@ -194,18 +185,24 @@ class CommonSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _no_development_secret_abroad(self) -> CommonSettings:
-        remote = [a for a in (*self.nats.servers, *self.etcd.endpoints) if not is_loopback(a)]
+        addresses = (*self.nats.servers, *self.etcd.endpoints)
+        remote = [host_of(address) for address in addresses if not is_loopback(address)]
         if self.development_secret and remote:
             raise ValueError(
-                f"no cluster secret is set, and {remote[0]} is another machine; "
+                f"no cluster secret is set, and {remote[0]!r} is another machine; "
                 "set TOKENPLANE_SECRET or TOKENPLANE_SECRET_FILE, the same in every process"
             )
         return self
 
 
+def host_of(address: str) -> str:
+    """The host of `host:port` or a URL; user and password are no part of it."""
+    return urlsplit(address if "://" in address else f"//{address}").hostname or ""
+
+
 def is_loopback(address: str) -> bool:
     """Whether `host:port` or a URL stays on this machine."""
-    host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    host = host_of(address)
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -218,7 +215,7 @@ S = TypeVar("S", bound=CommandSettings)
 def load(settings_type: type[S], argv: Sequence[str], *, prog: str = "tokenplane") -> S:
     """The settings of a process or command. Raises `SettingsError`; `--help` prints and exits."""
     flags = from_flags(settings_type, prog, argv)
-    environment = from_environment(settings_type, prog)
+    environment = from_environment(settings_type)
     sources = [flags, environment]
     path = flags.values.get("config") or environment.values.get("config")
     if path:

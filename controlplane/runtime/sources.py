@@ -8,9 +8,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -21,9 +22,11 @@ from pydantic_settings import SettingsError as SourceUnreadable
 
 ENV_PREFIX = "TOKENPLANE_"
 ENV_DELIMITER = "__"
-SERVICE_GROUPS = frozenset({"agent", "gateway", "planner", "registry", "router", "transfer"})
-"""One file and one environment may serve a whole cluster: a process skips the groups of other
-services, and refuses every other name it does not know."""
+KNOWN_GROUPS = frozenset(
+    {"admin", "agent", "etcd", "gateway", "nats", "planner", "registry", "router", "telemetry"}
+)
+"""Groups that some process has. One file and one environment may serve a whole cluster: a process
+skips the groups of others, and refuses every other name it does not know."""
 ERRORS_SHOWN_MAX = 6
 
 Values = Mapping[str, Any]
@@ -70,21 +73,33 @@ def from_flags(settings_type: type[BaseSettings], prog: str, argv: Sequence[str]
         ) from None
 
 
-def from_environment(settings_type: type[BaseSettings], prog: str) -> Source:
+def from_environment(settings_type: type[BaseSettings]) -> Source:
     """What TOKENPLANE_ variables say; a group's name and a setting's are joined by `__`."""
-    try:
-        values = EnvSettingsSource(
-            settings_type,
-            env_prefix=ENV_PREFIX,
-            env_nested_delimiter=ENV_DELIMITER,
-            env_ignore_empty=True,
-        )()
-    except SourceUnreadable as error:
-        raise SettingsError(
-            f"{prog}: bad environment variable: {error}\n"
-            f"set one setting at a time, such as {ENV_PREFIX}NATS{ENV_DELIMITER}SERVERS"
-        ) from None
+    values = _Variables(
+        settings_type,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+        env_ignore_empty=True,
+    )()
     return Source("environment", {**values, **dict(_unknown_variables(settings_type))})
+
+
+class _Variables(EnvSettingsSource):
+    """Lists and mappings may be written as flags take them, too: `a,b` and `x=1,y=2`."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """Never fails: what makes no sense is left to validation, which names the setting."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            pass
+        parts = [part.strip() for part in value.split(",")]
+        kind = get_origin(field.annotation)
+        if kind in (tuple, list):
+            return parts
+        if kind is dict and all("=" in part for part in parts):
+            return dict(part.split("=", 1) for part in parts)
+        return value
 
 
 def _unknown_variables(settings_type: type[BaseSettings]) -> Iterator[tuple[str, Any]]:
@@ -93,7 +108,7 @@ def _unknown_variables(settings_type: type[BaseSettings]) -> Iterator[tuple[str,
     Others with our prefix are none of our business: Kubernetes makes `TOKENPLANE_NATS_PORT` of a
     service's name, and tools have variables of their own.
     """
-    known = settings_type.model_fields.keys() | SERVICE_GROUPS
+    known = settings_type.model_fields.keys() | KNOWN_GROUPS
     for name, value in os.environ.items():
         group, delimiter, setting = name.removeprefix(ENV_PREFIX).lower().partition(ENV_DELIMITER)
         if name.startswith(ENV_PREFIX) and delimiter and group not in known:
@@ -102,7 +117,7 @@ def _unknown_variables(settings_type: type[BaseSettings]) -> Iterator[tuple[str,
 
 def from_file(settings_type: type[BaseSettings], path: str | os.PathLike[str], prog: str) -> Source:
     """What a TOML file says: groups are tables."""
-    others = SERVICE_GROUPS - settings_type.model_fields.keys()
+    others = KNOWN_GROUPS - settings_type.model_fields.keys()
     try:
         with Path(path).open("rb") as file:
             values = tomllib.load(file)
@@ -188,7 +203,7 @@ def _explain_one(
         yield f"    is not a setting{_suggestion(path, settings_type)}"
         return
     found, value = lookup(source.values, path) if source else (False, None)
-    shown = f" = {value!r}" if found and not _is_secret(settings_type, path) else ""
+    shown = f" = {value!r}" if found and _may_be_shown(settings_type, path) else ""
     if path:
         yield f"  {'.'.join(path)}{shown}{where}"
     yield f"    {detail['msg'].removeprefix('Value error, ')}"
@@ -200,10 +215,15 @@ def _suggestion(path: Sequence[str], settings_type: type[BaseModel]) -> str:
     return f"; did you mean {'.'.join([*path[:-1], close[0]])}?" if close else ""
 
 
-def _is_secret(settings_type: type[BaseModel], path: Sequence[str]) -> bool:
+def _may_be_shown(settings_type: type[BaseModel], path: Sequence[str]) -> bool:
+    """Not so a secret, nor a whole group, which may hold one."""
     group = _model_at(settings_type, path[:-1])
     field = group.model_fields.get(path[-1]) if group and path else None
-    return field is None or SecretStr.__name__ in str(field.annotation)
+    return (
+        field is not None
+        and SecretStr.__name__ not in str(field.annotation)
+        and _model_at(settings_type, path) is None
+    )
 
 
 def _model_at(settings_type: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
