@@ -111,7 +111,7 @@ class RouterCore:
             return self._nobody(request, excluded)
         prompt = Prompt(request.prompt_tokens, request.expected_output_tokens)
         candidates = list(self._candidates(request, eligible, now_s))
-        state = self._states.setdefault(name, State(self._rng))
+        state = self._states.setdefault(name, State(self._rng, self._settings.prefill_weight))
         costs = weigh(prompt, candidates, state)
         chosen = pick(candidates, costs, self._rng, self._settings.temperature)
         best = candidates[chosen]

@@ -40,28 +40,26 @@ class Prompt:
 
 
 class State:
-    """What a policy may remember from one decision to the next, and its dice."""
+    """What a policy may remember from one decision to the next, its dice and its one knob."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, prefill_weight: float) -> None:
         self.rng = rng
+        self.prefill_weight = prefill_weight
         self.last_turn: WorkerId | None = None
 
 
 Policy = Callable[[Prompt, Sequence[Candidate], State], list[float]]
 """One cost a candidate, in order; there is at least one candidate."""
 
-KV_PREFILL_WEIGHT = 1.0
-
 
 def kv(prompt: Prompt, candidates: Sequence[Candidate], state: State) -> list[float]:
     """Blocks still to prefill, ours and those queued before us, plus blocks being decoded.
 
     `prefill_weight * (queued + uncached prompt) + decode`, the form that Dynamo's router
-    documents; the candidate's decode blocks include ours. Requirement KR3.
+    documents. Requirements KR3, KR17.
     """
-    del state
     return [
-        KV_PREFILL_WEIGHT * prefill_blocks(prompt, c)
+        state.prefill_weight * prefill_blocks(prompt, c)
         + c.decode_blocks
         + decode_blocks(prompt, c.block_tokens)
         for c in candidates

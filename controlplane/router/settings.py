@@ -12,6 +12,12 @@ class RouterSettings(Group):
     """How a router decides and how it keeps itself true."""
 
     policy: str = Field("kv", description="how a worker is chosen when a request does not say")
+    prefill_weight: float = Field(
+        8.0,
+        ge=0,
+        description="policy kv: what a block to prefill counts against a block being decoded;"
+        " more favours time to first token and cache hits, less the pace of running answers",
+    )
     temperature: float = Field(
         0.0, ge=0, description="0: the lowest cost wins; more: spread over nearly equal workers"
     )
