@@ -1,23 +1,22 @@
 """The bus within one process: the promises of NATS, and faults on demand.
 
-`MemoryHub` is the server and `hub.connect(name)` a client. A client can be `cut()` off and
-`mend()`ed, and the hub's `fault` decides message by message what is delivered, lost, doubled or
-late. Anyio only, so a whole cluster runs in virtual time.
+`MemoryHub` is the server and `hub.connect(name)` a client, which can be `cut()` off and `mend()`ed.
+Anyio only, so a whole cluster runs in virtual time.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
+from proto.wire.desk import Desk, open_desks, raise_if_refused, refusal_headers
 from proto.wire.errors import (
     BusTimeout,
     BusUnavailable,
@@ -25,6 +24,11 @@ from proto.wire.errors import (
     RequestRefused,
     StreamMissing,
 )
+from proto.wire.inbox import Inbox
+from proto.wire.memory.exchange import Exchange, Listener, Parcel
+from proto.wire.memory.faults import Fault, faultless
+from proto.wire.memory.reader import StreamReader
+from proto.wire.memory.subjects import check_pattern, check_subject
 from proto.wire.ports import (
     NO_HEADERS,
     Delivery,
@@ -36,327 +40,211 @@ from proto.wire.ports import (
     Subscription,
 )
 
-log = logging.getLogger(__name__)
-
-OUTGOING_MESSAGES_MAX = 10_000
-REDELIVER_S = 30.0
-
-Fault = Callable[[str, str, str], Sequence[float]]
-"""`fault(sender, subject, receiver)` gives the delay in seconds of each copy that arrives: `(0,)`
-delivers as usual, `()` loses the message, `(0, 0)` doubles it, `(1.5,)` makes it late."""
-
-
-def faithful(sender: str, subject: str, receiver: str) -> Sequence[float]:
-    """No fault: one copy, at once."""
-    del sender, subject, receiver
-    return (0.0,)
-
-
-def matches(pattern: str, subject: str) -> bool:
-    """Whether a subject falls under a pattern: `*` is one token, a final `>` one or more."""
-    wanted, given = pattern.split("."), subject.split(".")
-    if wanted[-1] == ">":
-        return len(given) >= len(wanted) and all(
-            w in ("*", g) for w, g in zip(wanted[:-1], given, strict=False)
-        )
-    return len(wanted) == len(given) and all(
-        w in ("*", g) for w, g in zip(wanted, given, strict=True)
-    )
-
-
-class _Inbox:
-    """Bounded; drops the newest when full."""
-
-    def __init__(self, limit: int) -> None:
-        self.dropped = 0
-        self._limit = limit
-        self._waiting: deque[Message] = deque()
-        self._arrived = anyio.Event()
-
-    def put(self, message: Message) -> None:
-        if len(self._waiting) >= self._limit:
-            self.dropped += 1
-            return
-        self._waiting.append(message)
-        self._arrived.set()
-
-    async def __aiter__(self) -> AsyncIterator[Message]:
-        while True:
-            while self._waiting:
-                await anyio.lowlevel.checkpoint()
-                yield self._waiting.popleft()
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
-
-
-@dataclass(eq=False)
-class _Listener:
-    """A subscription or an endpoint, as the hub sees it."""
-
-    owner: MemoryBus
-    pattern: str
-    group: str | None
-    take: Callable[[Message, _Reply | None], None]
-
-
-@dataclass(eq=False)
-class _Reply:
-    """Where an answer goes; the first one counts."""
-
-    asker: MemoryBus
-    answered: anyio.Event = field(default_factory=anyio.Event)
-    answer: bytes | RequestRefused | None = None
-
-    def give(self, answer: bytes | RequestRefused) -> None:
-        if self.answer is None:
-            self.answer = answer
-            self.answered.set()
-
-
-@dataclass
-class _Stream:
-    spec: StreamSpec
-    messages: list[Message] = field(default_factory=list)
-    acked: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
-    grown: anyio.Event = field(default_factory=anyio.Event)
+CALL_S = 5.0
+"""How long subscribing waits for a connection that is cut."""
+APPEND_S = 2.0
+"""For one attempt to store; the next carries the same id."""
+OUTGOING_MESSAGES = 10_000
 
 
 class MemoryHub:
-    """The server: run it as a context, connect clients to it."""
+    """The server. Entered as a context it can also delay messages; the rest works without.
 
-    def __init__(self, fault: Fault = faithful) -> None:
-        self.fault = fault
-        self.listeners: list[_Listener] = []
-        self.streams: dict[str, _Stream] = {}
-        self._turns: defaultdict[tuple[str, str], count[int]] = defaultdict(count)
-        self._late: TaskGroup | None = None
+    `ack_wait_s` is when an unacknowledged message of a stream comes again.
+    """
+
+    def __init__(self, fault: Fault = faultless, *, ack_wait_s: float = 30.0) -> None:
+        self._exchange = Exchange(fault, ack_wait_s)
+        self._tasks: TaskGroup | None = None
+
+    def connect(self, name: str, *, outgoing_messages: int = OUTGOING_MESSAGES) -> MemoryBus:
+        """A client. `name` is what faults are decided by; `outgoing_messages` may wait while it
+        is cut off."""
+        return MemoryBus(self._exchange, name, outgoing_messages)
 
     async def __aenter__(self) -> MemoryHub:
-        self._late = anyio.create_task_group()
-        await self._late.__aenter__()
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        await self._tasks.start(self._exchange.run)
         return self
 
-    async def __aexit__(self, *details: object) -> None:
-        assert self._late is not None
-        self._late.cancel_scope.cancel()
-        await self._late.__aexit__(None, None, None)
-
-    def connect(self, name: str) -> MemoryBus:
-        """A client; `name` is what `fault` is told."""
-        return MemoryBus(self, name)
-
-    def deliver(self, sender: MemoryBus, message: Message, reply: _Reply | None = None) -> int:
-        """Hand a message to everybody concerned; returns how many there are."""
-        chosen = self._concerned(message.subject)
-        for listener in chosen:
-            for delay_s in self.fault(sender.name, message.subject, listener.owner.name):
-                self._after(delay_s, listener, message, reply)
-        for stream in self.streams.values():
-            if any(matches(p, message.subject) for p in stream.spec.subjects):
-                stream.messages.append(message)
-                stream.grown.set()
-                stream.grown = anyio.Event()
-        return len(chosen)
-
-    def _concerned(self, subject: str) -> list[_Listener]:
-        """Every listener without a group, and one of each group, in turn."""
-        reachable = [
-            each
-            for each in self.listeners
-            if each.owner.connected and matches(each.pattern, subject)
-        ]
-        groups: dict[str, list[_Listener]] = {}
-        for each in reachable:
-            if each.group is not None:
-                groups.setdefault(each.group, []).append(each)
-        shared = [
-            members[next(self._turns[(group, subject)]) % len(members)]
-            for group, members in groups.items()
-        ]
-        return [each for each in reachable if each.group is None] + shared
-
-    def _after(
-        self, delay_s: float, listener: _Listener, message: Message, reply: _Reply | None
-    ) -> None:
-        if delay_s <= 0:
-            listener.take(message, reply)
-            return
-        assert self._late is not None, "a hub that delays messages must be entered"
-        self._late.start_soon(self._deliver_late, delay_s, listener, message, reply)
-
-    async def _deliver_late(
-        self, delay_s: float, listener: _Listener, message: Message, reply: _Reply | None
-    ) -> None:
-        await anyio.sleep(delay_s)
-        if listener in self.listeners and listener.owner.connected:
-            listener.take(message, reply)
+    async def __aexit__(self, *failure: object) -> None:
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
 
 
 class MemoryBus:
     """One client of a hub: the `Bus` port."""
 
-    def __init__(self, hub: MemoryHub, name: str) -> None:
+    def __init__(self, exchange: Exchange, name: str, outgoing_messages: int) -> None:
         self.name = name
-        self._hub = hub
-        self._cut = False
-        self._outgoing: deque[Message] = deque()
+        self._exchange = exchange
+        self._outgoing_messages = outgoing_messages
+        self._outgoing: deque[Callable[[], object]] = deque()
+        self._up = anyio.Event()
+        self._up.set()
+        self._numbers = count()
 
     @property
     def connected(self) -> bool:
-        return not self._cut
+        return self._up.is_set()
 
     def cut(self) -> None:
         """Lose the connection: nothing comes in, what is published waits."""
-        self._cut = True
+        if self.connected:
+            self._up = anyio.Event()
 
     def mend(self) -> None:
         """Connect again; what waited is sent."""
-        self._cut = False
+        self._up.set()
         while self._outgoing:
-            self._hub.deliver(self, self._outgoing.popleft())
+            self._outgoing.popleft()()
+        self._exchange.stir()
 
     async def publish(self, subject: str, data: bytes, *, headers: Headers = NO_HEADERS) -> None:
-        await anyio.lowlevel.checkpoint()
-        message = Message(subject, data, headers)
-        if not self._cut:
-            self._hub.deliver(self, message)
-        elif len(self._outgoing) < OUTGOING_MESSAGES_MAX:
-            self._outgoing.append(message)
-        else:
-            raise BusUnavailable("not connected, and the outgoing buffer is full")
+        await checkpoint()
+        message = Message(check_subject(subject), data, headers)
+        self._send(partial(self._exchange.publish, self, Parcel(message)))
 
     @asynccontextmanager
     async def subscribe(
         self, subject: str, *, queue_messages: int = 65_536, group: str | None = None
     ) -> AsyncIterator[Subscription]:
-        inbox = _Inbox(queue_messages)
-        listener = _Listener(self, subject, group, lambda message, _: inbox.put(message))
-        self._hub.listeners.append(listener)
+        inbox: Inbox[Message] = Inbox(subject, queue_messages)
+
+        def take(parcel: Parcel) -> None:
+            inbox.offer(parcel.message)
+
         try:
-            yield inbox
+            async with self._listening(Listener(self, check_pattern(subject), take, group)):
+                yield inbox
         finally:
-            self._hub.listeners.remove(listener)
+            inbox.close()
 
     async def request(
         self, subject: str, data: bytes, *, timeout_s: float, headers: Headers = NO_HEADERS
     ) -> Message:
-        await anyio.lowlevel.checkpoint()
-        reply = _Reply(self)
-        if not self._cut and not self._hub.deliver(self, Message(subject, data, headers), reply):
-            raise NoResponder(f"nobody serves {subject}")
-        with anyio.move_on_after(timeout_s):
-            await reply.answered.wait()
-        if self._cut or reply.answer is None:
+        message = Message(check_subject(subject), data, headers)
+        left_s = await self._until_up(timeout_s)
+        answers: list[Message] = []
+        answered = anyio.Event()
+
+        def take(parcel: Parcel) -> None:
+            answers.append(parcel.message)
+            answered.set()
+
+        inbox = f"_INBOX.{self.name}.{next(self._numbers)}"
+        number = self._exchange.listen(Listener(self, inbox, take))
+        try:
+            if not self._exchange.publish(self, Parcel(message, inbox)):
+                raise NoResponder(f"nobody serves {subject} now")
+            with anyio.move_on_after(left_s):
+                await answered.wait()
+        finally:
+            self._exchange.leave(number)
+        if not answers:
             raise BusTimeout(f"no answer on {subject} within {timeout_s:g} s")
-        if isinstance(reply.answer, RequestRefused):
-            raise RequestRefused(reply.answer.code, reply.answer.description)
-        return Message(subject, reply.answer)
+        raise_if_refused(answers[0])
+        return answers[0]
 
     @asynccontextmanager
     async def serve(
         self, service: ServiceInfo, endpoints: Sequence[Endpoint]
     ) -> AsyncIterator[None]:
-        del service
-        async with anyio.create_task_group() as tasks:
-            listeners = [
-                _Listener(self, endpoint.subject, endpoint.group, _Desk(self, endpoint, tasks).take)
-                for endpoint in endpoints
-            ]
-            self._hub.listeners += listeners
-            try:
-                yield
-            finally:
-                for listener in listeners:
-                    self._hub.listeners.remove(listener)
+        async with (
+            open_desks(service, endpoints) as desks,
+            self._listening(*(self._desk_listener(desk) for desk in desks)),
+        ):
+            yield
 
     async def ensure_stream(self, spec: StreamSpec, *, timeout_s: float = 10.0) -> None:
-        await self._reachable(timeout_s)
-        stream = self._hub.streams.setdefault(spec.name, _Stream(spec))
-        stream.spec = spec
+        await self._until_up(timeout_s)
+        self._exchange.ensure_stream(spec)
 
     async def append(
         self, subject: str, data: bytes, *, timeout_s: float, headers: Headers = NO_HEADERS
     ) -> int:
-        await self._reachable(timeout_s)
-        for stream in self._hub.streams.values():
-            if any(matches(pattern, subject) for pattern in stream.spec.subjects):
-                self._hub.deliver(self, Message(subject, data, headers))
-                return len(stream.messages)
-        raise StreamMissing(f"no stream keeps {subject}")
+        message = Message(check_subject(subject), data, headers)
+        sequences: list[int] = []
+        stored = anyio.Event()
+
+        def confirm(sequence: int) -> None:
+            if self.connected:
+                sequences.append(sequence)
+                stored.set()
+
+        parcel = Parcel(message, "", f"{self.name}.{next(self._numbers)}", confirm)
+        until_s = anyio.current_time() + await self._until_up(timeout_s)
+        while not sequences and anyio.current_time() < until_s:
+            if not self._exchange.keeps(subject):
+                raise StreamMissing(f"no stream keeps {subject}")
+            with anyio.CancelScope(deadline=min(until_s, anyio.current_time() + APPEND_S)):
+                await self._up.wait()
+                self._exchange.publish(self, parcel)
+                await stored.wait()
+        if not sequences:
+            raise BusTimeout(f"not known to be stored within {timeout_s:g} s: {subject}")
+        return sequences[0]
 
     @asynccontextmanager
     async def consume(
         self, stream: str, *, durable: str | None = None, queue_messages: int = 256
     ) -> AsyncIterator[AsyncIterator[Delivery]]:
-        del queue_messages
-        await anyio.lowlevel.checkpoint()
-        kept = self._hub.streams.get(stream)
+        await self._until_up(CALL_S)
+        kept = self._exchange.stream(stream)
         if kept is None:
             raise StreamMissing(f"there is no stream {stream}")
-        yield _deliveries(kept, set() if durable is None else kept.acked[durable])
+        reader = StreamReader(
+            self._exchange, self, kept, kept.consumer(durable), queue_messages, self._send
+        )
+        with reader:
+            yield reader
 
-    async def _reachable(self, timeout_s: float) -> None:
-        await anyio.lowlevel.checkpoint()
-        if self._cut:
-            await anyio.sleep(timeout_s)
-            raise BusTimeout(f"no answer within {timeout_s:g} s")
+    def _send(self, action: Callable[[], object]) -> None:
+        """Now, or once mended."""
+        if self.connected:
+            action()
+        elif len(self._outgoing) < self._outgoing_messages:
+            self._outgoing.append(action)
+        else:
+            raise BusUnavailable(f"{self.name} is cut off, and {len(self._outgoing)} messages wait")
 
+    async def _until_up(self, timeout_s: float) -> float:
+        """Wait for the connection; returns the seconds left."""
+        await checkpoint()
+        until_s = anyio.current_time() + timeout_s
+        with anyio.move_on_after(timeout_s):
+            await self._up.wait()
+            return max(0.0, until_s - anyio.current_time())
+        raise BusUnavailable(f"{self.name} was cut off for {timeout_s:g} s")
 
-class _Desk:
-    """Takes the requests of one endpoint; at most `concurrency` are worked on at once."""
-
-    def __init__(self, bus: MemoryBus, endpoint: Endpoint, tasks: TaskGroup) -> None:
-        self._bus = bus
-        self._endpoint = endpoint
-        self._tasks = tasks
-        self._slots = anyio.CapacityLimiter(endpoint.concurrency)
-        self._open = 0
-
-    def take(self, message: Message, reply: _Reply | None) -> None:
-        if self._open >= self._endpoint.concurrency + self._endpoint.queue_messages:
-            self._give(reply, RequestRefused(503, f"{self._endpoint.name} has too many requests"))
-            return
-        self._open += 1
-        self._tasks.start_soon(self._answer, message, reply)
-
-    async def _answer(self, message: Message, reply: _Reply | None) -> None:
+    @asynccontextmanager
+    async def _listening(self, *listeners: Listener) -> AsyncIterator[None]:
+        await self._until_up(CALL_S)
+        numbers = [self._exchange.listen(listener) for listener in listeners]
         try:
-            async with self._slots:
-                self._give(reply, await self._endpoint.handle(message))
-        except RequestRefused as refusal:
-            self._give(reply, refusal)
-        except Exception:  # the border of a handler: its bug must not end the service
-            log.exception("%s: a handler failed", self._endpoint.name)
-            self._give(reply, RequestRefused(500, "internal error"))
+            yield
         finally:
-            self._open -= 1
+            for number in numbers:
+                self._exchange.leave(number)
 
-    def _give(self, reply: _Reply | None, answer: bytes | RequestRefused) -> None:
-        if reply is not None and self._bus.connected:
-            reply.give(answer)
+    def _desk_listener(self, desk: Desk) -> Listener:
+        def answer(inbox: str, answer: bytes | RequestRefused) -> None:
+            if not inbox:
+                return  # a plain message: nobody waits for an answer
+            if isinstance(answer, RequestRefused):
+                message = Message(inbox, b"", refusal_headers(answer))
+            else:
+                message = Message(inbox, answer)
+            self._send(partial(self._exchange.publish, self, Parcel(message)))
 
+        def take(parcel: Parcel) -> None:
+            async def reply(what: bytes | RequestRefused) -> None:
+                answer(parcel.reply, what)
 
-class _Delivered:
-    """One message of a stream."""
+            if refusal := desk.take(parcel.message, reply):
+                answer(parcel.reply, refusal)
 
-    def __init__(self, message: Message, sequence: int, acked: set[int]) -> None:
-        self.message = message
-        self.sequence = sequence
-        self._acked = acked
-
-    async def ack(self) -> None:
-        await anyio.lowlevel.checkpoint()
-        self._acked.add(self.sequence)
-
-
-async def _deliveries(stream: _Stream, acked: set[int]) -> AsyncIterator[Delivery]:
-    given_s: dict[int, float] = {}
-    while True:
-        now_s, grown = anyio.current_time(), stream.grown
-        for sequence, message in enumerate(tuple(stream.messages), start=1):
-            due = given_s.get(sequence, -REDELIVER_S) + REDELIVER_S <= now_s
-            if sequence not in acked and due:
-                given_s[sequence] = now_s
-                yield _Delivered(message, sequence, acked)
-        with anyio.move_on_after(REDELIVER_S):
-            await grown.wait()
+        pattern = check_pattern(desk.endpoint.subject)
+        return Listener(self, pattern, take, desk.endpoint.group)

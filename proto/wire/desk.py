@@ -1,0 +1,147 @@
+"""Where requests are answered: what every carrier's `serve` does behind its subscriptions.
+
+A refusal travels as the two headers of the NATS services protocol (ADR-32), in every carrier.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+
+from proto.wire.errors import BusUnavailable, RequestRefused
+from proto.wire.ports import Endpoint, Headers, Message, ServiceInfo
+
+log = logging.getLogger(__name__)
+
+ERROR_HEADER = "Nats-Service-Error"
+ERROR_CODE_HEADER = "Nats-Service-Error-Code"
+
+Reply = Callable[[bytes | RequestRefused], Awaitable[None]]
+"""Sends the answer to whoever asked. Raises `BusUnavailable`, or ValueError if it is too large."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
+
+
+def refusal_headers(refusal: RequestRefused) -> Headers:
+    """How a refusal is told."""
+    return {ERROR_HEADER: refusal.description, ERROR_CODE_HEADER: str(refusal.code)}
+
+
+def raise_if_refused(answer: Message) -> None:
+    """Raise `RequestRefused` if that is what the answer says."""
+    if not answer.headers or ERROR_CODE_HEADER not in answer.headers:
+        return
+    code = answer.headers[ERROR_CODE_HEADER]
+    raise RequestRefused(
+        int(code) if code.isdecimal() else 500, answer.headers.get(ERROR_HEADER, "")
+    )
+
+
+@dataclass
+class Tally:
+    """What an endpoint has done so far; times in nanoseconds, as the services protocol has it."""
+
+    requests: int = 0
+    errors: int = 0
+    last_error: str = ""
+    processing_ns: int = 0
+
+    def count(self, answer: bytes | RequestRefused, processing_ns: int = 0) -> None:
+        self.requests += 1
+        self.processing_ns += processing_ns
+        if isinstance(answer, RequestRefused):
+            self.errors += 1
+            self.last_error = str(answer)
+
+
+class Desk:
+    """One endpoint at work, within the bounds that the endpoint sets."""
+
+    def __init__(self, endpoint: Endpoint, tasks: TaskGroup) -> None:
+        self.endpoint = endpoint
+        self.tally = Tally()
+        self._tasks = tasks
+        self._workers = 0
+        self._waiting: deque[tuple[Message, Reply]] = deque()
+
+    def take(self, message: Message, reply: Reply) -> RequestRefused | None:
+        """Answer soon. When too many wait already, returns the refusal to be sent instead."""
+        if self._workers < self.endpoint.concurrency:
+            self._workers += 1
+            self._tasks.start_soon(self._work, message, reply)
+        elif len(self._waiting) < self.endpoint.queue_messages:
+            self._waiting.append((message, reply))
+        else:
+            refusal = RequestRefused(503, f"{self.endpoint.name}: too many requests wait")
+            self.tally.count(refusal)
+            return refusal
+        return None
+
+    async def _work(self, message: Message, reply: Reply) -> None:
+        try:
+            await self._serve(message, reply)
+            while self._waiting:
+                await self._serve(*self._waiting.popleft())
+        finally:
+            self._workers -= 1
+
+    async def _serve(self, message: Message, reply: Reply) -> None:
+        began_s = anyio.current_time()
+        answer = await self._answer(message)
+        self.tally.count(answer, int((anyio.current_time() - began_s) * 1e9))
+        if not await self._sent(answer, reply):
+            await self._sent(RequestRefused(500, "the answer cannot be sent"), reply)
+
+    async def _sent(self, answer: bytes | RequestRefused, reply: Reply) -> bool:
+        """False if this is nothing that can be sent, by a fault of the handler."""
+        try:
+            await reply(answer)
+        except BusUnavailable as error:
+            log.warning("%s: an answer was not sent: %s", self.endpoint.name, error)
+        except (TypeError, ValueError):
+            log.exception("%s: the answer cannot be sent", self.endpoint.name)
+            return False
+        return True
+
+    async def _answer(self, message: Message) -> bytes | RequestRefused:
+        try:
+            return await self.endpoint.handle(message)
+        except RequestRefused as refusal:
+            return refusal
+        except Exception:  # the top of a handler: its bug must not end the service
+            log.exception("%s: the handler failed", self.endpoint.name)
+            return RequestRefused(500, "internal error")
+
+
+@asynccontextmanager
+async def open_desks(
+    service: ServiceInfo, endpoints: Sequence[Endpoint]
+) -> AsyncIterator[list[Desk]]:
+    """A desk for each endpoint. Leaving finishes all that was taken; leaving by an error or a
+    cancellation ends it at once."""
+    _check(service, endpoints)
+    failure: Exception | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield [Desk(endpoint, tasks) for endpoint in endpoints]
+        except Exception as error:  # noqa: BLE001 raised below, as itself and not in a group
+            failure = error
+            tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _check(service: ServiceInfo, endpoints: Sequence[Endpoint]) -> None:
+    for name in (service.name, *(endpoint.name for endpoint in endpoints)):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a name of A-Z a-z 0-9 - _ is needed, not {name!r}")
+    if not _VERSION.fullmatch(service.version):
+        raise ValueError(f"{service.name}: a version is 1.2.3, not {service.version!r}")

@@ -1,0 +1,110 @@
+"""nats-py, made to hold on for ever.
+
+Its client is meant to reconnect without end and mostly does. What is overridden here are the ways
+in which release 2.16 ends, hangs or leaks instead; each says which, and a contract test breaks
+each. These are nats-py's own methods: look here first when it is updated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from urllib.parse import ParseResult
+
+from nats import errors
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
+from nats.protocol.parser import PERMISSIONS_ERR
+
+FOR_EVER_S = 24 * 3600
+UNBOUNDED_BYTES = sys.maxsize
+"""nats-py blocks without a deadline at its own bound; `Connection` keeps ours instead."""
+
+
+class SturdyClient(Client):
+    """A client that only `close` ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transport = PromptTransport()  # type: ignore[no-untyped-call]
+
+    async def hang_up(self) -> None:
+        """Close, and wait for nobody: what the server has not taken by now is lost."""
+        if self._flush_queue is None:
+            return  # it never came as far as connecting
+        self._pending.clear()
+        self._pending_data_size = 0
+        await self.close()
+
+    async def settle(self) -> bool:
+        """Wait until the server has read all that was sent before; False if the connection was
+        lost over it. Without a deadline: the caller has one.
+
+        nats-py writes its PING ahead of what waits to be sent, so that has to leave first.
+        """
+        await self._flush_pending(force_flush=True)
+        try:
+            await self.flush(timeout=FOR_EVER_S)
+        except errors.Error:
+            return False
+        return bool(self.is_connected)
+
+    async def stop_routing(self, subscription: Subscription) -> None:
+        """Ask the server to send no more; what it has sent already is still handed over."""
+        await self._send_unsubscribe(subscription._id)
+
+    async def _process_err(self, err_msg: str) -> None:
+        """Any error but a missing permission would close the client for good: an expired
+        login, a server's limit. Connect anew instead, until we are welcome again."""
+        if PERMISSIONS_ERR in err_msg:
+            await super()._process_err(err_msg)
+        else:
+            await self._process_op_err(errors.Error(f"the server said {err_msg}"))
+
+    async def _process_pong(self) -> None:
+        """The answer to a flush that was cancelled meanwhile would end the reading task."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+    async def _send_subscribe(self, sub: Subscription) -> None:
+        """A reconnection subscribes to everything by itself. One queued besides would be sent
+        even if it had been left meanwhile, and the server would go on routing to nobody."""
+        if self.is_connected:
+            await super()._send_subscribe(sub)
+
+
+class PromptTransport(TcpTransport):
+    """TCP that lets go at once.
+
+    A graceful close waits until everything is written, which a frozen server never lets happen:
+    nats-py would sit in `wait_closed` instead of reconnecting (its issue 671).
+    """
+
+    def __bool__(self) -> bool:
+        return True  # or the client makes itself a transport of its own
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        self.close()  # a handshake that failed leaves its socket open
+        await super().connect(uri, buffer_size, connect_timeout)
+
+    def close(self) -> None:
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
+
+    async def readline(self) -> bytes:
+        try:
+            return bytes(await super().readline())  # type: ignore[no-untyped-call]
+        except ValueError as error:  # a line without end: whoever answers there, it is not NATS
+            raise errors.ProtocolError from error
+
+    def write(self, payload: bytes) -> None:
+        self.writelines([payload])
+
+    def writelines(self, payload: Sequence[bytes]) -> None:
+        try:
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # how uvloop says that the connection is gone
+            raise ConnectionResetError(str(error)) from error
