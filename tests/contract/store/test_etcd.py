@@ -1,0 +1,228 @@
+"""What etcd may do to us: die, freeze, forget its history, change its leader, ask who we are."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from proto.wire.errors import StoreRefused, StoreUnavailable
+from proto.wire.etcd.connection import EtcdSettings
+from proto.wire.etcd.store import EtcdStore
+from proto.wire.memory.store import MemoryEtcd
+from proto.wire.ports import Deleted, Put, Stale, Synced, WatchEvent
+from tests.support.etcd_server import etcd_cluster, etcd_server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
+
+
+async def until_synced(events: AsyncIterator[WatchEvent]) -> list[WatchEvent]:
+    seen: list[WatchEvent] = []
+    with anyio.fail_after(30):
+        async for event in events:
+            seen.append(event)
+            if isinstance(event, Synced):
+                return seen
+    raise AssertionError("the watch ended")
+
+
+async def until_stale(events: AsyncIterator[WatchEvent]) -> None:
+    with anyio.fail_after(30):
+        async for event in events:
+            if isinstance(event, Stale):
+                return
+
+
+async def test_a_restart_loses_no_event_and_doubles_none(tmp_path: Path) -> None:
+    with etcd_server(tmp_path) as etcd:
+        async with (
+            EtcdStore(EtcdSettings(endpoints=(etcd.endpoint,))) as store,
+            EtcdStore(EtcdSettings(endpoints=(etcd.endpoint,))) as writer,
+            store.watch("/w/") as events,
+        ):
+            await until_synced(events)
+            await writer.put("/w/before", b"")
+            etcd.kill()
+            await until_stale(events)
+            etcd.start()
+            etcd.wait()
+            for i in range(20):
+                await writer.put("/w/after", str(i).encode())
+            seen: list[str] = []
+            with anyio.fail_after(30):
+                async for event in events:
+                    if isinstance(event, Put):
+                        seen.append(event.entry.value.decode())
+                    if seen and seen[-1] == "19":
+                        break
+    assert seen == [str(i) for i in range(20)]
+
+
+async def test_waiting_for_etcd_costs_no_processor(tmp_path: Path) -> None:
+    with etcd_server(tmp_path) as etcd:
+        async with (
+            EtcdStore(EtcdSettings(endpoints=(etcd.endpoint,))) as store,
+            store.watch("/w/") as events,
+        ):
+            await until_synced(events)
+            etcd.kill()
+            await until_stale(events)
+            began_s = time.process_time()
+            with anyio.move_on_after(1.5):
+                await until_stale(events)
+            assert time.process_time() - began_s < 0.75  # a spinning stub would burn all of it
+            etcd.start()
+
+
+async def test_after_a_compaction_the_difference_is_told(tmp_path: Path) -> None:
+    with etcd_server(tmp_path) as etcd:
+        async with (
+            EtcdStore(EtcdSettings(endpoints=(etcd.endpoint,))) as store,
+            store.watch("/w/") as events,
+        ):
+            await store.put("/w/stays", b"1")
+            await store.put("/w/goes", b"1")
+            await until_synced(events)
+            etcd.freeze()
+            await until_stale(events)
+            # Frozen, we are away; thawed, it forgets what happened before we come back.
+            etcd.thaw()
+            etcd.control("put", "/w/new", "1")
+            etcd.control("del", "/w/goes")
+            revision = etcd.control("put", "/w/stays", "2", "-w", "json").split('"revision":')[1]
+            etcd.control("compact", revision.split(",")[0], "--physical")
+            seen = await until_synced(events)
+            told = {e.entry.key: e.entry.value for e in seen if isinstance(e, Put)}
+            assert told == {"/w/new": b"1", "/w/stays": b"2"}
+            assert [e.key for e in seen if isinstance(e, Deleted)] == ["/w/goes"]
+
+
+async def test_a_frozen_server_is_noticed_and_calls_have_an_end(tmp_path: Path) -> None:
+    with etcd_server(tmp_path) as etcd:
+        settings = EtcdSettings(endpoints=(etcd.endpoint,), attempt_s=0.5, call_s=1.0)
+        async with EtcdStore(settings) as store, store.watch("/w/") as events:
+            await until_synced(events)
+            etcd.freeze()
+            with anyio.fail_after(10), pytest.raises(StoreUnavailable, match="no answer"):
+                await store.get("/w/a")
+            await until_stale(events)
+            etcd.thaw()
+            await until_synced(events)
+            assert await store.get("/w/a") is None
+
+
+async def test_another_member_takes_over(tmp_path: Path) -> None:
+    with etcd_cluster(tmp_path) as members:
+        settings = EtcdSettings(endpoints=tuple(member.endpoint for member in members))
+        async with EtcdStore(settings) as store, store.watch("/w/") as events:
+            with anyio.fail_after(20):
+                while True:
+                    try:
+                        await store.put("/w/ready", b"")
+                        break
+                    except StoreUnavailable:
+                        continue
+            await until_synced(events)
+            for member in members:
+                member.kill()
+                await store.put(f"/w/{member.port}", b"")
+                member.start()
+                member.wait()
+            wanted = {f"/w/{member.port}" for member in members}
+            with anyio.fail_after(30):
+                async for event in events:
+                    if isinstance(event, Put):
+                        wanted.discard(event.entry.key)
+                    if not wanted:
+                        break
+
+
+async def test_passwords_and_tokens_that_run_out(tmp_path: Path) -> None:
+    with etcd_server(tmp_path, options=("--auth-token-ttl", "1")) as etcd:
+        for words in (
+            ("user", "add", "root:secret"),
+            ("user", "grant-role", "root", "root"),
+            ("auth", "enable"),
+        ):
+            etcd.control(*words)
+        async with EtcdStore(
+            EtcdSettings(endpoints=(etcd.endpoint,), user="root", password="secret")
+        ) as store:
+            await store.put("/a", b"")
+            etcd.restart()  # forgets every token
+            assert await store.get("/a") is not None
+        async with EtcdStore(
+            EtcdSettings(endpoints=(etcd.endpoint,), user="root", password="wrong")
+        ) as store:
+            with pytest.raises(StoreRefused, match="authentication failed"):
+                await store.get("/a")
+        async with EtcdStore(EtcdSettings(endpoints=(etcd.endpoint,))) as store:
+            with pytest.raises(StoreRefused, match="user name is empty"):
+                await store.get("/a")
+
+
+def test_a_password_never_shows() -> None:
+    assert "secret" not in repr(EtcdSettings(user="root", password="secret"))
+
+
+async def test_tls_both_ways(tmp_path: Path) -> None:
+    ca = _authority(tmp_path)
+    server, client = _certificate(tmp_path, "server"), _certificate(tmp_path, "client")
+    options = (
+        *("--cert-file", str(server[0]), "--key-file", str(server[1])),
+        *("--trusted-ca-file", str(ca), "--client-cert-auth"),
+    )
+    with etcd_server(tmp_path, scheme="https", options=options) as etcd:
+        ours = EtcdSettings(
+            endpoints=(etcd.endpoint,), ca=ca, cert=client[0], key=client[1], call_s=5.0
+        )
+        async with EtcdStore(ours) as store:
+            await store.put("/a", b"")
+        stranger = EtcdSettings(endpoints=(etcd.endpoint,), ca=ca, attempt_s=0.5, call_s=1.0)
+        async with EtcdStore(stranger) as store:
+            with pytest.raises(StoreUnavailable):
+                await store.get("/a")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_cut_link_in_memory_behaves_alike(anyio_backend: str) -> None:
+    server = MemoryEtcd()
+    ours, theirs = server.connect(), server.connect()
+    async with ours.watch("/w/") as events:
+        await until_synced(events)
+        ours.cut()
+        await until_stale(events)
+        await theirs.put("/w/missed", b"")
+        ours.mend()
+        seen = await until_synced(events)
+    assert [e.entry.key for e in seen if isinstance(e, Put)] == ["/w/missed"]
+
+
+def _openssl(*words: str) -> None:
+    subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=20)
+
+
+def _authority(folder: Path) -> Path:
+    ca = folder / "ca.pem"
+    subject = ("-subj", "/CN=test authority", "-days", "2")
+    keys = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    _openssl("req", "-x509", *keys, *subject, "-keyout", str(folder / "ca.key"), "-out", str(ca))
+    return ca
+
+
+def _certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    cert, key, request = (folder / f"{name}.{end}" for end in ("pem", "key", "csr"))
+    extensions = folder / f"{name}.ext"
+    extensions.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+    keys = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    _openssl("req", *keys, "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(request))
+    authority = ("-CA", str(folder / "ca.pem"), "-CAkey", str(folder / "ca.key"))
+    _openssl(
+        *("x509", "-req", "-in", str(request), *authority, "-CAcreateserial", "-days", "2"),
+        *("-extfile", str(extensions), "-out", str(cert)),
+    )
+    return cert, key
