@@ -1,0 +1,293 @@
+"""`tokenplane replay TRACE`: a trace through the router, in virtual time or through a live cluster.
+
+Virtual time runs the real router core in front of simulated engines (see docs/replay.md); live
+mode sends the same requests over HTTP to a cluster that is up, `--speed` times as fast.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import anyio
+import msgspec
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from controlplane.replay.fleet import MODEL
+from controlplane.replay.live import LiveTarget, NotServing, run_live, served_model
+from controlplane.replay.names import PromptNamer, check_block_size
+from controlplane.replay.parallel import OnProgress, run_policies
+from controlplane.replay.report import (
+    Report,
+    Run,
+    Setting,
+    Targets,
+    ideal_hit_rate,
+    policy_report,
+    table,
+    trace_report,
+)
+from controlplane.replay.simulate import Scenario
+from controlplane.replay.trace import Trace, TraceUnreadable, load_trace
+from controlplane.router.policy import policy as policy_of
+from controlplane.runtime.settings import CommandSettings, SettingsError, load
+from proto.hashing import BlockHasher, Scope, Words
+from proto.wire.http import AiohttpClient
+from workers.sim.timing import PROFILES
+
+PROG = "tokenplane replay"
+EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
+REASONS_SHOWN = 5
+
+_COMMON = (
+    "speed", "limit", "rate_scale", "max_model_len", "block_size", "ttft_target_ms",
+    "tpot_target_ms", "seed",
+)  # fmt: skip
+_VIRTUAL = ("workers", "profile", "blocks", "event_delay_ms")
+_LIVE = ("url", "model", "concurrency", "timeout_s")
+
+
+def _policies(value: object) -> object:
+    names = [n.strip() for n in value.split(",")] if isinstance(value, str) else value
+    if isinstance(names, list | tuple):
+        for name in names:
+            policy_of(str(name))
+        if not names or len(set(names)) < len(names):
+            raise ValueError("name each policy once, separated by commas")
+    return names
+
+
+def _speed(value: object) -> object:
+    try:
+        ok = value == "virtual" or float(str(value)) > 0
+    except ValueError:
+        ok = False
+    if not ok:
+        raise ValueError("either `virtual`, or how many times faster than the trace: above 0")
+    return value
+
+
+def _profile(name: str) -> str:
+    if name not in PROFILES:
+        raise ValueError(f"there is no profile {name!r}; there are: {', '.join(PROFILES)}")
+    return name
+
+
+def _writable(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write it in")
+    return path
+
+
+def _url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return url
+
+
+OutPath = Annotated[Path, AfterValidator(_writable)]
+
+
+class ReplaySettings(CommandSettings):
+    """Replay a Mooncake-format trace and compare routing policies."""
+
+    model_config = SettingsConfigDict(cli_kebab_case=True)
+
+    trace: CliPositionalArg[Path] = Field(description="trace file: .jsonl or .jsonl.gz")
+    policy: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_policies)] = Field(
+        ("round_robin", "kv"), description="policies to compare, separated by commas"
+    )
+    speed: Annotated[float | Literal["virtual"], BeforeValidator(_speed)] = Field(
+        "virtual", description="`virtual`, or N: live over HTTP, N times as fast as the trace"
+    )
+    limit: int | None = Field(None, ge=1, description="replay the first N usable requests only")
+    json_out: OutPath | None = Field(None, alias="json", description="write the figures here")
+    plot: OutPath | None = Field(None, description="draw the figures here (.png)")
+    rate_scale: float = Field(1.0, gt=0, description="arrivals so many times as fast")
+    max_model_len: int = Field(
+        131_072,
+        ge=2,
+        description="context; prompts that fill it are dropped, answers that do not fit are cut",
+    )
+    block_size: Annotated[int, AfterValidator(check_block_size)] = Field(
+        64, description="tokens in a KV block; must divide 512"
+    )
+    ttft_target_ms: float = Field(5_000.0, gt=0, description="goodput counts up to here")
+    tpot_target_ms: float = Field(100.0, gt=0, description="goodput counts up to here")
+    seed: int | None = Field(
+        None, ge=0, description="of all dice; if not given 0 in virtual time, a new one live"
+    )
+
+    workers: int = Field(8, ge=1, le=4096, description="virtual: engines")
+    profile: Annotated[str, AfterValidator(_profile)] = Field(
+        "h100-llama2-70b-tp8", description=f"virtual: engine timing; one of {', '.join(PROFILES)}"
+    )
+    blocks: int | None = Field(
+        None, ge=1, description="virtual: KV blocks of an engine; default: what the profile holds"
+    )
+    event_delay_ms: float = Field(
+        5.0, ge=0, description="virtual: until the router hears what an agent or gateway says"
+    )
+
+    url: Annotated[str, AfterValidator(_url)] = Field(
+        "http://127.0.0.1:8000", description="live: the gateway"
+    )
+    model: str | None = Field(None, description="live: model; default: the only one served")
+    concurrency: int = Field(1024, ge=1, description="live: requests open at once, at most")
+    timeout_s: float = Field(300.0, gt=0, description="live: longest silence of a request")
+
+    @property
+    def live(self) -> bool:
+        """Through a cluster, and not in virtual time."""
+        return self.speed != "virtual"
+
+    def told(self) -> dict[str, Setting]:
+        """What had a say in the figures, for the report."""
+        names = _COMMON + (_LIVE if self.live else _VIRTUAL)
+        return {name: getattr(self, name) for name in names}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    try:
+        settings = load(ReplaySettings, argv, prog=PROG)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    try:
+        return _replay(settings)
+    except (TraceUnreadable, NotServing, OSError) as error:
+        print(f"{PROG}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _replay(settings: ReplaySettings) -> int:
+    notes = Console(stderr=True)
+    trace = load_trace(
+        settings.trace,
+        limit=settings.limit,
+        context_tokens=settings.max_model_len,
+        rate_scale=settings.rate_scale,
+    )
+    _tell_losses(settings.trace, trace, notes)
+    if not trace.requests:
+        print(f"{PROG}: {settings.trace} has no usable request", file=sys.stderr)
+        return EXIT_FAILED
+    if settings.seed is None:
+        # Live, tokens of an earlier replay may still lie in the engines' caches: take others.
+        seed = secrets.randbelow(1 << 31) if settings.live else 0
+        settings = settings.model_copy(update={"seed": seed})
+    hasher = BlockHasher(b"replay", Scope(MODEL), settings.block_size)
+    names = list(PromptNamer(hasher).names(trace.requests))
+    runs = _runs(settings, trace, names, notes)
+    report = _report(settings, trace, names, runs)
+    Console().print(table(report))
+    _tell_failures(runs, notes)
+    _save(settings, report, runs)
+    return EXIT_OK
+
+
+def _runs(settings: ReplaySettings, trace: Trace, names: list[Words], notes: Console) -> list[Run]:
+    """Replay under every policy, with a bar for each."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=notes) as progress:
+        bars = {p: progress.add_task(p, total=len(trace.requests)) for p in settings.policy}
+
+        def on_progress(policy: str, ended: int) -> None:
+            progress.update(bars[policy], completed=ended)
+
+        if settings.live:
+            return anyio.run(_live_runs, settings, trace, on_progress)
+        return run_policies(_scenario(settings, trace, names), settings.policy, on_progress)
+
+
+def _scenario(settings: ReplaySettings, trace: Trace, names: list[Words]) -> Scenario:
+    assert settings.seed is not None
+    return Scenario(
+        requests=trace.requests,
+        names=names,
+        workers=settings.workers,
+        profile=settings.profile,
+        block_tokens=settings.block_size,
+        blocks=settings.blocks,
+        event_delay_s=settings.event_delay_ms / 1000,
+        seed=settings.seed,
+    )
+
+
+async def _live_runs(settings: ReplaySettings, trace: Trace, on_progress: OnProgress) -> list[Run]:
+    """One policy after the other, through the same cluster."""
+    assert settings.seed is not None
+    runs = []
+    async with AiohttpClient() as http:
+        model = await served_model(http, settings.url, settings.model)
+        for nth, policy in enumerate(settings.policy):
+            target = LiveTarget(
+                url=settings.url,
+                model=model,
+                policy=policy,
+                block_tokens=settings.block_size,
+                speed=float(settings.speed),
+                concurrency=settings.concurrency,
+                timeout_s=settings.timeout_s,
+                salt=(settings.seed << 16) + nth + 1,
+            )
+            runs.append(await run_live(http, target, trace.requests, partial(on_progress, policy)))
+    return runs
+
+
+def _report(settings: ReplaySettings, trace: Trace, names: list[Words], runs: list[Run]) -> Report:
+    ideal = ideal_hit_rate(names)
+    targets = _targets(settings)
+    return Report(
+        policies={run.policy: policy_report(run, ideal, targets) for run in runs},
+        trace=trace_report(trace),
+        settings=settings.told(),
+    )
+
+
+def _targets(settings: ReplaySettings) -> Targets:
+    return Targets(settings.ttft_target_ms, settings.tpot_target_ms)
+
+
+def _tell_losses(path: Path, trace: Trace, notes: Console) -> None:
+    """What of the file is not replayed, with the first reasons."""
+    for dropped in trace.dropped[:REASONS_SHOWN]:
+        notes.print(f"{path}:{dropped.line}: {dropped.reason}; dropped", markup=False)
+    dropped_lines = trace.malformed + trace.too_long
+    if dropped_lines > REASONS_SHOWN:
+        notes.print(f"... and {dropped_lines - REASONS_SHOWN:,} more")
+    if dropped_lines or trace.outputs_cut:
+        notes.print(
+            f"{path}: {trace.malformed:,} malformed lines and {trace.too_long:,} prompts over the "
+            f"context dropped, {trace.outputs_cut:,} answers cut to fit it",
+            markup=False,
+        )
+
+
+def _tell_failures(runs: list[Run], notes: Console) -> None:
+    for run in runs:
+        reasons = Counter(outcome.detail for outcome in run.outcomes if outcome.detail)
+        for reason, count in reasons.most_common(REASONS_SHOWN):
+            notes.print(f"{run.policy}: {count:,} times: {reason}", markup=False)
+
+
+def _save(settings: ReplaySettings, report: Report, runs: list[Run]) -> None:
+    if settings.json_out is not None:
+        text = msgspec.json.format(msgspec.json.encode(report), indent=2)
+        settings.json_out.write_bytes(text + b"\n")
+    if settings.plot is not None:
+        # Here and not above: drawing takes longer to import than a small replay to run.
+        from controlplane.replay.plot import save
+
+        save(settings.plot, report, runs, _targets(settings))
