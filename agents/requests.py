@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 import anyio
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span, SpanKind, Tracer
 
 from agents.metrics import AgentMetrics
 from controlplane.runtime.tracing import extract, tracer
@@ -21,7 +21,6 @@ from proto.subjects import Subjects
 from proto.wire.ports import Bus, Message
 
 log = logging.getLogger(__name__)
-_tracer = tracer(__name__)
 
 OPEN_MAX = 4_096
 """Requests followed at a time; a further one pushes out the one that was quiet for longest."""
@@ -51,6 +50,7 @@ class RequestLog:
         engine: str,
         metrics: AgentMetrics,
         clock: Callable[[], float],
+        spans: Tracer | None = None,
     ) -> None:
         self._bus = bus
         self._subject = subjects.progress(worker)
@@ -58,6 +58,7 @@ class RequestLog:
         self._engine = engine
         self._metrics = metrics
         self._clock = clock
+        self._spans = spans or tracer(__name__)
         self._reader: Reader[Progress] = Reader(Progress)
         self._open: dict[Attempt, _Open] = {}  # the one that was quiet for longest comes first
 
@@ -114,7 +115,7 @@ class RequestLog:
             return
         if len(self._open) >= OPEN_MAX:
             self._end(next(iter(self._open)), "pushed out")
-        span = _tracer.start_span(
+        span = self._spans.start_span(
             "agent.request",
             context=extract(message.headers),
             kind=SpanKind.CONSUMER,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,11 +10,20 @@ import anyio
 import msgspec
 
 from agents.adapters.huggingface import read_tokenizer
-from agents.adapters.protocol import Deliver, EngineAway, EngineFacts, EngineLoad, EngineUnfit
+from agents.adapters.protocol import (
+    Deliver,
+    EngineAway,
+    EngineFacts,
+    EngineLoad,
+    EngineUnfit,
+    Tokenizer,
+)
 from agents.adapters.vllm_metrics import CacheConfig, read_cache_config, read_load
 from agents.adapters.vllm_stream import VllmStream
 from proto.wire.errors import HttpError
 from proto.wire.ports import Frames, Http, HttpTimeouts
+
+log = logging.getLogger(__name__)
 
 TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
 ANSWER_BYTES_MAX = 8 << 20
@@ -74,7 +84,6 @@ class VllmAdapter:
         self._cache = read_cache_config(await self._metrics(), self._options.rank)
         if model.max_model_len is None:
             raise EngineUnfit("/v1/models does not tell max_model_len: is this vLLM?")
-        directory = Path(self._options.model_directory or model.root or model.id)
         return EngineFacts(
             model=model.id,
             version=version,
@@ -83,7 +92,7 @@ class VllmAdapter:
             total_blocks=self._cache.total_blocks,
             max_batched_tokens=self._options.max_batched_tokens,
             max_running=self._options.max_running,
-            tokenizer=await anyio.to_thread.run_sync(read_tokenizer, directory),
+            tokenizer=await self._tokenizer(model),
             kv_events=self._stream is not None,
         )
 
@@ -106,6 +115,21 @@ class VllmAdapter:
         if not base:
             raise EngineUnfit("/v1/models lists no model")
         return base[0]
+
+    async def _tokenizer(self, model: _Model) -> Tokenizer | None:
+        """From the operator's directory or the engine's, where that is a path on this machine."""
+        if self._options.model_directory is not None:
+            directory = Path(self._options.model_directory)
+        elif model.root is not None and Path(model.root).is_absolute():
+            directory = Path(model.root)
+        else:
+            log.warning(
+                "no tokenizer for routing: the engine names its model %r, which is not a path; "
+                "set agent.model_directory",
+                model.root or model.id,
+            )
+            return None
+        return await anyio.to_thread.run_sync(read_tokenizer, directory)
 
     async def _metrics(self) -> str:
         return (await self._get("/metrics")).decode(errors="replace")

@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import anyio
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from proto.hashing import BlockHasher, Scope
 from proto.wire.errors import HttpUnreachable
@@ -33,11 +33,13 @@ class MemoryEngine:
         self.frames = MemoryFrames()
         self.block_tokens = block_tokens
         self.total_blocks = total_blocks
-        self.announced_block_tokens: int | None = None
-        """Other than the truth, for a test."""
+        self.told_block_tokens: int | None = None
+        """What the metrics say instead of the truth."""
         self.running = 0
         self.waiting = 0
         self.reachable = True
+        self.answers: dict[str, str | None] = {}
+        """Other answers than usual, by path; None is a 404."""
         self.deaf = False
         """Nobody hears what it publishes."""
         self.kept: deque[list[bytes]] = deque(maxlen=10_000)
@@ -126,26 +128,30 @@ class MemoryEngine:
 
     @asynccontextmanager
     async def _exchange(self, path: str) -> AsyncGenerator[_Response, None]:
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
         if not self.reachable:
             raise HttpUnreachable("refused")
+        models = {"data": [{"id": MODEL, "max_model_len": 2048}]}
         answers = {
-            "/v1/models": json.dumps({"data": [{"id": MODEL, "max_model_len": 2048}]}),
+            "/v1/models": json.dumps(models),
             "/version": json.dumps({"version": "0.32.0"}),
             "/metrics": self._metrics(),
+            **self.answers,
         }
-        yield _Response(200 if path in answers else 404, answers.get(path, "").encode())
+        answer = answers.get(path)
+        yield _Response(404 if answer is None else 200, (answer or "").encode())
 
     def _metrics(self) -> str:
         labels = f'engine="0",model_name="{MODEL}"'
         used = len(self._blocks) / self.total_blocks
+        block_tokens = self.told_block_tokens or self.block_tokens
         return (
             f"process_start_time_seconds {self.started_s}\n"
             f"vllm:num_requests_running{{{labels}}} {self.running}\n"
             f"vllm:num_requests_waiting{{{labels}}} {self.waiting}\n"
             f"vllm:kv_cache_usage_perc{{{labels}}} {used}\n"
             f"vllm:prefix_cache_queries_total{{{labels}}} {self.queried_tokens}\n"
-            f'vllm:cache_config_info{{{labels},block_size="{self.block_tokens}",'
+            f'vllm:cache_config_info{{{labels},block_size="{block_tokens}",'
             f'num_gpu_blocks="{self.total_blocks}"}} 1.0\n'
         )
 
@@ -155,7 +161,7 @@ class MemoryEngine:
             "block_hashes": [_hash(path) for path in paths[first:]],
             "parent_block_hash": _hash(paths[first - 1]) if first else None,
             "token_ids": paths[-1][first * self.block_tokens :],
-            "block_size": self.announced_block_tokens or self.block_tokens,
+            "block_size": self.block_tokens,
             "medium": "GPU",
         }
 

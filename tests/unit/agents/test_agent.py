@@ -1,0 +1,404 @@
+"""A whole agent between an engine in memory and a plain reader of what it says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio.abc import TaskGroup
+from prometheus_client import CollectorRegistry
+
+from agents.__main__ import make_adapter
+from agents.agent import AgentService
+from agents.settings import AgentProcess, AgentSettings
+from proto.codec import Producer
+from proto.ids import Incarnation, RequestId, WorkerId
+from proto.progress import Phase, Progress
+from proto.subjects import Keys, Subjects
+from proto.wire.memory import store
+from proto.wire.memory.bus import MemoryHub
+from proto.wire.memory.store import MemoryEtcd
+from proto.workers import ModelCard, WorkerRecord, WorkerState
+from tests.unit.agents.clocks import VIRTUAL
+from tests.unit.agents.engine import EVENTS, MODEL, REPLAY, URL, MemoryEngine
+from tests.unit.agents.reader import PlainReader, wait_until
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio", VIRTUAL], ids=["asyncio", "virtual"]),
+]
+
+WORKER = WorkerId("w")
+SUBJECTS, KEYS = Subjects("test"), Keys("test")
+PROMPT = list(range(100, 140))  # ten blocks of four
+OTHER = list(range(900, 940))
+
+
+class World:
+    """Everything around an agent. `agent` is the one that runs now."""
+
+    def __init__(self, **settings: object) -> None:
+        self.engine = MemoryEngine()
+        self.hub = MemoryHub()
+        self.etcd = MemoryEtcd()
+        self.bus = self.hub.connect("agent", outgoing_messages=4)
+        self.store = self.etcd.connect()
+        self.reader = PlainReader(self.hub.connect("reader"), SUBJECTS, WORKER)
+        agent = {
+            "worker": WORKER,
+            "engine": "sim",
+            "engine_url": URL,
+            "events": EVENTS,
+            "replay": REPLAY,
+            "load_interval_s": 0.02,
+            "misses_max": 2,
+            "retry_s": 0.02,
+            **settings,
+        }
+        self.settings = AgentProcess(cluster="test", agent=AgentSettings.model_validate(agent))
+        self.agent = self.new_agent()
+
+    def new_agent(self) -> AgentService:
+        return AgentService(
+            self.settings,
+            make_adapter(self.settings.agent, self.engine, self.engine.frames),
+            self.bus,
+            self.store,
+            CollectorRegistry(),
+            clock=anyio.current_time,
+            rng=random.Random(1),
+        )
+
+    def record(self) -> WorkerRecord | None:
+        self.etcd.expire()
+        entry = self.etcd.entries.get(KEYS.worker(WORKER))
+        return WorkerRecord.model_validate_json(entry.value) if entry else None
+
+    def state(self) -> WorkerState | None:
+        record = self.record()
+        return record.state if record else None
+
+    async def is_registered_as(self, state: WorkerState | None) -> None:
+        await wait_until(lambda: self.state() == state)
+        assert self.state() == state
+
+    async def agrees(self) -> None:
+        """The reader comes to hold what the engine caches."""
+        await self.reader.holds(self.engine.names(self.settings.secret_bytes))
+
+
+@asynccontextmanager
+async def running(world: World) -> AsyncGenerator[tuple[World, TaskGroup], None]:
+    """With an agent, which is cancelled at the end."""
+    async with anyio.create_task_group() as readers:
+        await readers.start(world.reader.run)
+        with world.engine.replaying():
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(_run, world.agent)
+                yield world, tasks
+                tasks.cancel_scope.cancel()
+        readers.cancel_scope.cancel()
+
+
+async def _run(agent: AgentService, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    await agent.run(task_status=task_status)
+
+
+async def test_engine_cache_reaches_a_reader() -> None:
+    async with running(World()) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        world.engine.serve(PROMPT)
+        world.engine.serve(PROMPT[:20] + OTHER)
+        await world.agrees()
+        world.engine.evict(PROMPT)
+        await world.agrees()
+        await world.reader.has_report(live_blocks=19, healthy=True, draining=False)
+        assert len(world.reader.names) == 19
+        assert world.agent.serving
+
+
+async def test_the_record_and_the_card_tell_what_the_engine_is() -> None:
+    settings = {"topology": {"rack": "r1"}, "taints": ("slow",), "public_url": "http://outside:1/"}
+    async with running(World(**settings)) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        record = world.record()
+        assert record is not None
+        assert record.model_dump(
+            include={"model", "engine", "engine_version", "url", "taints"}
+        ) == {
+            "model": MODEL,
+            "engine": "sim",
+            "engine_version": "0.32.0",
+            "url": "http://outside:1",
+            "taints": ("slow",),
+        }
+        assert (record.block_tokens, record.total_blocks, record.kv_events) == (4, 64, True)
+        assert record.incarnation == world.agent.incarnation
+        assert record.hardware.topology == {"rack": "r1"}
+        card = ModelCard.model_validate_json(world.etcd.entries[KEYS.model(MODEL)].value)
+        assert card == ModelCard(name=MODEL, context_tokens=2048)
+
+
+async def test_an_agent_that_comes_late_learns_the_past() -> None:
+    world = World()
+    world.engine.serve(PROMPT)
+    world.engine.serve(OTHER)
+    async with running(world):
+        await world.agrees()
+        assert len(world.reader.names) == 20
+
+
+async def test_blocks_with_several_copies_live_until_the_last_is_gone() -> None:
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        world.engine.serve(PROMPT, copy_from=9)
+        world.engine.evict(PROMPT)
+        world.engine.serve(PROMPT, copy_from=9)
+        await world.agrees()
+        assert len(world.reader.names) == 10
+
+
+async def test_a_reset_is_told_with_the_next_batch() -> None:
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.engine.reset()
+        world.engine.serve(OTHER)
+        await world.agrees()
+        assert len(world.reader.names) == 10
+
+
+async def test_a_restarted_engine_that_speaks_at_once() -> None:
+    """Its numbers begin at 0 again; nothing of the former life stays, nothing new is ignored."""
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.engine.restart()
+        world.engine.serve(OTHER)
+        await world.agrees()
+        await anyio.sleep(0.1)  # and the poll that notices the new life takes nothing away
+        await world.agrees()
+        await world.is_registered_as(WorkerState.READY)
+
+
+async def test_a_restarted_engine_that_is_silent() -> None:
+    """No event tells, but the metrics do."""
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.engine.restart()
+        await world.agrees()
+        assert world.reader.names == set()
+
+
+async def test_a_restarted_engine_whose_numbers_have_caught_up() -> None:
+    """What arrives looks like a hole in the former life, and the replay fills it."""
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.engine.restart()
+        world.engine.deaf = True
+        world.engine.serve(OTHER[:8])
+        world.engine.serve(OTHER[:16])
+        world.engine.deaf = False
+        world.engine.serve(OTHER)
+        await world.agrees()
+
+
+async def test_a_restart_without_a_replay_socket_keeps_what_was_heard() -> None:
+    async with running(World(replay=None)) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.engine.restart()
+        world.engine.serve(OTHER)
+        await world.agrees()
+        await anyio.sleep(0.1)
+        await world.agrees()
+
+
+async def test_an_engine_that_comes_back_with_other_blocks_is_attached_to_anew() -> None:
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.engine.restart(block_tokens=8)
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        await wait_until(lambda: (r := world.record()) is not None and r.block_tokens == 8)
+        await world.is_registered_as(WorkerState.READY)
+        assert len(world.reader.names) == 5
+
+
+async def test_a_restarted_agent_outranks_its_past() -> None:
+    world = World()
+    async with running(world):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+    assert world.state() is None
+    await anyio.sleep(0.01)  # incarnations are milliseconds
+    former, world.agent = world.agent.incarnation, world.new_agent()
+    world.engine.evict(PROMPT)
+    async with running(world):
+        await world.agrees()
+        await wait_until(lambda: world.reader.incarnation == world.agent.incarnation)
+        assert world.reader.incarnation == world.agent.incarnation > former
+        await world.agrees()
+
+
+async def test_events_that_no_replay_brings_back_leave_only_what_is_certain() -> None:
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.engine.deaf = True
+        world.engine.evict(PROMPT)
+        world.engine.deaf = False
+        world.engine.kept.clear()
+        world.engine.serve(OTHER)
+        await world.reader.holds(world_names(world, OTHER))
+        world.engine.serve(PROMPT[:36] + OTHER[:4])  # stored behind nine blocks that must be there
+        await world.agrees()
+        assert len(world.reader.names) == 20
+
+
+async def test_an_engine_that_does_not_answer_is_unhealthy_until_it_does() -> None:
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        fetched = len(world.reader.fetched)
+        world.engine.reachable = False
+        await world.is_registered_as(WorkerState.UNHEALTHY)
+        await world.reader.has_report(healthy=False)
+        assert not world.agent.serving
+        world.engine.reachable = True
+        await world.is_registered_as(WorkerState.READY)
+        await world.reader.has_report(healthy=True)
+        await world.agrees()
+        assert len(world.reader.fetched) == fetched
+
+
+async def test_an_engine_that_comes_after_its_agent() -> None:
+    world = World()
+    world.engine.reachable = False
+    async with running(world):
+        await anyio.sleep(0.1)
+        assert world.state() is None
+        world.engine.reachable = True
+        await world.is_registered_as(WorkerState.READY)
+        world.engine.serve(PROMPT)
+        await world.agrees()
+
+
+async def test_blocks_of_another_size_than_said_are_refused_aloud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    world.engine.told_block_tokens = 8
+    async with running(world):
+        await world.is_registered_as(WorkerState.READY)
+        world.engine.serve(PROMPT)
+        await world.is_registered_as(WorkerState.UNHEALTHY)
+        await world.reader.has_report(healthy=False, live_blocks=0)
+        assert "THIS ENGINE MAY NOT SERVE" in caplog.text
+        assert "8 tokens" in caplog.text
+        await anyio.sleep(0.1)
+        assert world.state() is WorkerState.UNHEALTHY
+        world.engine.told_block_tokens = None
+        world.engine.restart()
+        world.engine.serve(PROMPT)
+        await world.is_registered_as(WorkerState.READY)
+        await world.agrees()
+
+
+async def test_an_engine_without_kv_events_is_served_with_a_loud_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running(World(events=None, replay=None)) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        record = world.record()
+        assert record is not None
+        assert not record.kv_events
+        assert "NO KV EVENTS" in caplog.text
+        world.engine.running = 3
+        await world.reader.has_report(running=3, live_blocks=0)
+
+
+async def test_a_drain_waits_for_the_requests_and_then_leaves() -> None:
+    async with running(World()) as (world, tasks):
+        await world.is_registered_as(WorkerState.READY)
+        world.engine.running = 1
+        await world.reader.has_report(running=1)
+        tasks.start_soon(world.agent.drain)
+        await world.is_registered_as(WorkerState.DRAINING)
+        await world.reader.has_report(draining=True)
+        await anyio.sleep(0.2)
+        assert world.state() is WorkerState.DRAINING
+        world.engine.running = 0
+        await world.is_registered_as(None)
+
+
+async def test_a_drain_waits_for_requests_that_are_on_their_way() -> None:
+    async with running(World()) as (world, tasks):
+        await world.is_registered_as(WorkerState.READY)
+        gateway, producer = world.hub.connect("gateway"), _producer()
+
+        async def say(phase: Phase) -> None:
+            step = Progress(RequestId("r"), WORKER, 1, phase, outcome="completed")
+            await gateway.publish(SUBJECTS.progress(WORKER), producer.seal(step))
+
+        await say(Phase.DISPATCHED)
+        tasks.start_soon(world.agent.drain)
+        await world.is_registered_as(WorkerState.DRAINING)
+        await anyio.sleep(0.2)
+        assert world.state() is WorkerState.DRAINING
+        await say(Phase.ENDED)
+        await world.is_registered_as(None)
+
+
+async def test_a_drain_does_not_wait_for_an_engine_that_is_gone() -> None:
+    async with running(World()) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        world.engine.running = 1
+        await world.reader.has_report(running=1)
+        world.engine.reachable = False
+        with anyio.fail_after(10):
+            await world.agent.drain()
+        assert world.state() is None
+
+
+async def test_what_the_bus_lost_is_made_up_for() -> None:
+    async with running(World()) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.bus.cut()
+        for end in range(4, 41, 4):
+            world.engine.serve(OTHER[:end])
+            await anyio.sleep(0.02)
+        world.bus.mend()
+        await world.agrees()
+
+
+async def test_without_a_store_the_cache_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "CALL_S", 0.1)
+    world = World()
+    world.store.cut()
+    async with running(world):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        assert not world.agent.serving
+        world.store.mend()
+        await world.is_registered_as(WorkerState.READY)
+
+
+def world_names(world: World, prompt: list[int]) -> set[int]:
+    engine = MemoryEngine()
+    engine.serve(prompt)
+    return engine.names(world.settings.secret_bytes)
+
+
+def _producer() -> Producer:
+    return Producer("gateway-1", Incarnation(1), anyio.current_time)
