@@ -16,7 +16,7 @@ import zmq
 from anyio.lowlevel import checkpoint
 
 from proto.wire.errors import FramesError
-from proto.wire.framequeue import FrameQueue
+from proto.wire.inbox import Inbox
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Socket = zmq.Socket[bytes]
@@ -65,11 +65,11 @@ class _Subscription:
     """
 
     def __init__(self, context: Context, endpoint: str, queue_messages: int) -> None:
-        self._queue = FrameQueue(queue_messages)
+        self._queue = Inbox[Sequence[bytes]](endpoint, queue_messages)
         self._connection = _connected(context, zmq.SUB, endpoint, queue_messages)
         self._tasks = anyio.create_task_group()
 
-    async def __aenter__(self) -> FrameQueue:
+    async def __aenter__(self) -> Inbox[Sequence[bytes]]:
         socket = self._connection.__enter__()
         socket.subscribe(b"")
         await self._tasks.__aenter__()
@@ -90,14 +90,11 @@ class _Subscription:
             self._connection.__exit__(None, None, None)
 
     async def _pump(self, socket: Socket) -> None:
-        try:
-            while True:
-                await _readable(socket)
-                for frames in _read(socket):
-                    self._queue.offer(frames)
-                await checkpoint()
-        except zmq.ZMQError as error:
-            self._queue.fail(FramesError(str(error)))
+        while True:
+            await _readable(socket)
+            for frames in _read(socket):
+                self._queue.offer(frames)
+            await checkpoint()
 
 
 @contextmanager

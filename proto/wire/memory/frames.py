@@ -14,7 +14,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from proto.wire.errors import FramesError
-from proto.wire.framequeue import FrameQueue
+from proto.wire.inbox import Inbox
 
 Answer = Callable[[Sequence[bytes]], Iterable[Sequence[bytes]]]
 """What a bound ROUTER socket does: a request in, replies out."""
@@ -24,7 +24,7 @@ class MemoryFrames:
     """A `Frames` port whose endpoints are names."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, list[FrameQueue]] = defaultdict(list)
+        self._queues: dict[str, list[Inbox[Sequence[bytes]]]] = defaultdict(list)
         self._answers: dict[str, Answer] = {}
 
     def publish(self, endpoint: str, frames: Sequence[bytes]) -> None:
@@ -46,9 +46,9 @@ class MemoryFrames:
     @asynccontextmanager
     async def subscribe(
         self, endpoint: str, *, queue_messages: int = 65_536
-    ) -> AsyncGenerator[FrameQueue, None]:
+    ) -> AsyncGenerator[Inbox[Sequence[bytes]], None]:
         """Follow what is published there; see the port."""
-        queue = FrameQueue(queue_messages)
+        queue = Inbox[Sequence[bytes]](endpoint, queue_messages)
         self._queues[endpoint].append(queue)
         try:
             yield queue

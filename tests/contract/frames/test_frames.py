@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from proto.wire.errors import FramesError
-from proto.wire.framequeue import TURN_MESSAGES
+from proto.wire.inbox import TURN_MESSAGES
 from proto.wire.ports import FrameStream
 from proto.wire.zmq import ZmqFrames
 from tests.contract.frames.peers import MemoryPeer, Peer, ZmqPeer, no_answer
