@@ -1,0 +1,232 @@
+"""`python -m workers.sim`: one simulated engine as a process.
+
+It stops on SIGTERM and SIGINT within two seconds: streams end with an error event.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+
+from workers.sim.driver import Driver
+from workers.sim.engine import Engine
+from workers.sim.events import EventEncoder, EventFormat, EventPublisher, HashFormat
+from workers.sim.metrics import Metrics
+from workers.sim.server import Served, Server
+from workers.sim.shapes import VERSION
+from workers.sim.timing import PROFILES
+from workers.sim.tokens import BadModelDirectory, ChatTokenizer, write_model
+
+GRACE_S = 1.0
+"""How long open streams may take to say that they end."""
+
+WAITING_MAX = 4096
+
+
+class CannotStart(Exception):
+    """Says in one line why."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; names follow vLLM's where it has them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.sim",
+        description="A simulated engine: vLLM from outside, arithmetic inside.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", default="sim", help="name that clients use")
+    add("--model-dir", type=Path, help="tokenizer and chat template; without it, one is made")
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=8000, help="0 takes a free one")
+    add("--events-port", type=int, help="publish KV events here")
+    add("--replay-port", type=int, help="answer requests for missed KV events here")
+    add("--event-topic", default="", help="topic of KV events")
+    add("--event-format", type=EventFormat, default=EventFormat.MAP, choices=[*EventFormat])
+    add("--hash-format", type=HashFormat, default=HashFormat.INT, choices=[*HashFormat])
+    add("--profile", default="laptop", choices=sorted(PROFILES))
+    add("--speed", type=_positive, default=1.0, help="run so many times as fast as the profile")
+    add("--block-size", type=_count, default=16, help="tokens of a KV block")
+    add("--blocks", type=_count, help="KV blocks; by default what the profile has room for")
+    add("--max-model-len", type=_count, help="context, by default the model directory's")
+    add("--max-num-seqs", type=_count, help="sequences running at once; default the profile's")
+    add("--max-num-batched-tokens", type=_count, help="tokens of a step; default the profile's")
+    add("--max-num-queued-reqs", type=_count, default=WAITING_MAX, help="above it, 503")
+    add("--start-delay-s", type=float, default=0.0, help="listen only after this long")
+    return parser.parse_args(arguments)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Run until told to stop; raises `CannotStart`."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    if options.start_delay_s:
+        try:
+            async with asyncio.timeout(options.start_delay_s):
+                await stopping.wait()
+            return
+        except TimeoutError:
+            pass
+    with _model_directory(options.model_dir) as directory, _events(options) as events:
+        engine = _engine(options)
+        tokenizer = ChatTokenizer(directory)
+        metrics = Metrics(options.model, engine, options.speed)
+        driver = Driver(
+            engine,
+            metrics,
+            speed=options.speed,
+            waiting_max=options.max_num_queued_reqs,
+            events=events,
+        )
+        served = _served(options, engine, tokenizer)
+        server = Server(served, tokenizer, driver, metrics)
+        runner = web.AppRunner(
+            server.app,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=GRACE_S,
+        )
+        await runner.setup()
+        try:
+            await _listen(runner, options)
+            async with asyncio.TaskGroup() as tasks:
+                background = [tasks.create_task(driver.run())]
+                if events:
+                    background.append(tasks.create_task(events[1].serve_replay()))
+                await stopping.wait()
+                driver.stop()
+                await runner.cleanup()
+                for task in background:
+                    task.cancel()
+        finally:
+            await runner.cleanup()
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    profile = PROFILES[options.profile]
+    profile = replace(
+        profile,
+        max_num_seqs=options.max_num_seqs or profile.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens or profile.max_num_batched_tokens,
+    )
+    if profile.max_num_batched_tokens < profile.max_num_seqs:
+        raise CannotStart(
+            f"--max-num-batched-tokens {profile.max_num_batched_tokens} is less than "
+            f"--max-num-seqs {profile.max_num_seqs}: every sequence needs one a step"
+        )
+    return Engine(
+        profile, block_tokens=options.block_size, blocks=options.blocks, closed_form=False
+    )
+
+
+def _served(options: argparse.Namespace, engine: Engine, tokenizer: ChatTokenizer) -> Served:
+    total_tokens = engine.load().total_blocks * engine.block_tokens
+    context_tokens = options.max_model_len or min(tokenizer.context_tokens, total_tokens)
+    if context_tokens > total_tokens:
+        raise CannotStart(
+            f"--max-model-len {context_tokens} does not fit the KV cache of {total_tokens} "
+            "tokens; lower it, or give more --blocks"
+        )
+    profile = engine.profile
+    info: dict[str, object] = {
+        "version": VERSION,
+        "model": options.model,
+        "profile": profile.name,
+        "speed": options.speed,
+        "block_size": engine.block_tokens,
+        "num_gpu_blocks": engine.load().total_blocks,
+        "max_model_len": context_tokens,
+        "max_num_seqs": profile.max_num_seqs,
+        "max_num_batched_tokens": profile.max_num_batched_tokens,
+    }
+    return Served(options.model, context_tokens, info)
+
+
+@contextmanager
+def _model_directory(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="workers-sim-") as directory:
+        write_model(Path(directory))
+        yield Path(directory)
+
+
+@contextmanager
+def _events(options: argparse.Namespace) -> Iterator[tuple[EventEncoder, EventPublisher] | None]:
+    if options.events_port is None:
+        yield None
+        return
+    replay = options.replay_port
+    try:
+        publisher = EventPublisher(
+            f"tcp://{options.host}:{options.events_port}",
+            None if replay is None else f"tcp://{options.host}:{replay}",
+            options.event_topic,
+        )
+    except OSError as error:
+        raise CannotStart(
+            f"cannot publish KV events on {error.filename}: {error.strerror}"
+        ) from error
+    try:
+        yield (
+            EventEncoder(options.block_size, options.event_format, options.hash_format),
+            publisher,
+        )
+    finally:
+        publisher.close()
+
+
+async def _listen(runner: web.AppRunner, options: argparse.Namespace) -> None:
+    try:
+        await web.TCPSite(runner, options.host, options.port).start()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise CannotStart(f"cannot listen on {options.host}:{options.port}: {why}") from error
+    host, port = runner.addresses[0][:2]
+    sys.stdout.write(f"{options.model} ({options.profile}) on http://{host}:{port}\n")
+    sys.stdout.flush()
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the engine; returns the exit code."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        uvloop.run(serve(options))
+    except (CannotStart, BadModelDirectory) as error:
+        sys.stderr.write(f"workers.sim: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

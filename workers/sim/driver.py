@@ -1,0 +1,144 @@
+"""Drives the engine by a real clock: sleeps through every step, then hands out what it made.
+
+The engine keeps its own time. When this process is a little late, the steps that are due are
+caught up with at once and their tokens come together, so that durations do not stretch because
+Python was slow. Beyond `CATCH_UP_S` the engine's clock stands still instead: whoever was stopped,
+or is asked for more speed than there is, must not block the event loop with what it has missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from workers.sim.engine import Engine
+from workers.sim.events import EventEncoder, EventPublisher
+from workers.sim.generation import Generation
+from workers.sim.metrics import Metrics
+from workers.sim.naming import BlockNamer
+from workers.sim.request import ProgressKind
+
+CATCH_UP_S = 0.02
+
+
+class Refused(Exception):
+    """The engine takes no request now: its queue is full, or it is stopping."""
+
+
+class Driver:
+    """Owns the engine; everything happens on one event loop.
+
+    A generation's `id` is unique among those under way.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        *,
+        speed: float,
+        waiting_max: int,
+        events: tuple[EventEncoder, EventPublisher] | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._speed = speed
+        self._waiting_max = waiting_max
+        self._events = events
+        self._namer = BlockNamer(engine.block_tokens)
+        self._under_way: dict[str, Generation] = {}
+        self._work = asyncio.Event()
+        self._stopping = False
+        self._clock = clock
+        self._stood_still_s = 0.0
+
+    @property
+    def healthy(self) -> bool:
+        return not self._stopping
+
+    def submit(self, generation: Generation) -> None:
+        """Queue it; raises `Refused`, and `RequestTooLarge` for what can never fit."""
+        if self._stopping:
+            raise Refused("The engine is shutting down.")
+        if self._engine.load().waiting >= self._waiting_max:
+            raise Refused(f"{self._waiting_max} requests are waiting already; try again later.")
+        now_s = self._now_s()
+        self._engine.submit(generation.request(self._namer), now_s)
+        generation.arrived_s = now_s
+        self._under_way[generation.id] = generation
+        self._work.set()
+
+    def cancel(self, generation: Generation) -> None:
+        """Forget it, if it is still under way; its place is free at once."""
+        if generation.id in self._under_way:
+            self._drop([generation], self._metrics.observe_abort)
+
+    def reset_cache(self) -> bool:
+        """Forget cached blocks, unless in use. As with vLLM, subscribers hear of it with the
+        events of the next step."""
+        return self._engine.reset_cache()
+
+    def stop(self) -> None:
+        """Refuse new requests and fail those under way."""
+        self._stopping = True
+        unfinished = list(self._under_way.values())
+        self._drop(unfinished, self._metrics.observe_error)
+        for generation in unfinished:
+            if not generation.finished:
+                generation.fail("The engine is shutting down.")
+
+    async def run(self) -> None:
+        """Step until cancelled."""
+        while True:
+            next_s = self._engine.next_event_s()
+            if next_s is None:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            # Also when late: others must get their turn.
+            await asyncio.sleep(max(0.0, next_s - self._now_s()) / self._speed)
+            self._hand_out(self._now_s())
+
+    def _hand_out(self, now_s: float) -> None:
+        """Tell everybody what the steps that have ended brought."""
+        progress = self._engine.advance(now_s)
+        steps = self._engine.take_step_sums()
+        if not steps.steps:
+            return
+        self._metrics.observe_steps(steps)
+        self._publish()
+        for item in progress:
+            generation = self._under_way[str(item.id)]
+            self._metrics.observe_progress(generation, item)
+            generation.advance(item)
+            if item.kind is ProgressKind.FINISHED:
+                del self._under_way[generation.id]
+
+    def _drop(self, generations: Sequence[Generation], count: Callable[[], None]) -> None:
+        now_s = self._now_s()
+        # What has ended by now still needs its owner: for its events, and perhaps it finished.
+        self._hand_out(now_s)
+        for generation in generations:
+            if self._under_way.pop(generation.id, None) is not None:
+                self._engine.cancel(generation.id, now_s)
+                count()
+
+    def _publish(self) -> None:
+        events = self._engine.take_cache_events()
+        if events and self._events:
+            encoder, publisher = self._events
+            wire = encoder.encode(events, lambda owner: self._under_way[str(owner)])
+            publisher.publish(wire, time.time())
+
+    def _now_s(self) -> float:
+        """The engine's time; never goes back."""
+        now_s = self._clock() * self._speed - self._stood_still_s
+        due_s = self._engine.next_event_s()
+        if due_s is not None:
+            late_s = now_s - due_s - CATCH_UP_S * self._speed
+            if late_s > 0:
+                self._stood_still_s += late_s
+                now_s -= late_s
+        return now_s

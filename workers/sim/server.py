@@ -1,0 +1,258 @@
+"""The HTTP server: vLLM's routes in front of the driver.
+
+A client that goes away takes its handler with it (aiohttp cancels it), and the handler takes its
+requests out of the engine. A client that reads slowly holds up its own handler and nothing else:
+what the engine makes meanwhile is a number that grows, not a queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from workers.sim import shapes
+from workers.sim.bodies import Ask, Reader
+from workers.sim.driver import Driver, Refused
+from workers.sim.errors import ApiError, bad_request, unavailable
+from workers.sim.generation import Generation
+from workers.sim.language import LanguageModel
+from workers.sim.metrics import Metrics
+from workers.sim.scheduler import RequestTooLarge
+from workers.sim.shapes import Style
+from workers.sim.tokens import ChatTokenizer
+
+BODY_BYTES_MAX = 32 << 20
+
+_JSON = "application/json"
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model as clients know it, and what /server_info says of the engine."""
+
+    model: str
+    context_tokens: int
+    info: dict[str, object]
+
+
+class _Call:
+    """The generations of one HTTP call, and the sign that one of them has news."""
+
+    def __init__(self, style: Style) -> None:
+        self.style = style
+        self.generations: list[Generation] = []
+        self._news = asyncio.Event()
+
+    def notify(self) -> None:
+        self._news.set()
+
+    async def wait(self) -> None:
+        """Until something is new since the last wait; raises `ApiError` if the engine gave up."""
+        await self._news.wait()
+        self._news.clear()
+        for generation in self.generations:
+            if generation.error is not None:
+                raise unavailable(generation.error)
+
+    @property
+    def finished(self) -> bool:
+        return all(generation.finished for generation in self.generations)
+
+
+class Server:
+    """Handlers over one driver; `app` is what aiohttp serves."""
+
+    def __init__(
+        self, served: Served, tokenizer: ChatTokenizer, driver: Driver, metrics: Metrics
+    ) -> None:
+        self._served = served
+        self._tokenizer = tokenizer
+        self._driver = driver
+        self._metrics = metrics
+        self._reader = Reader(served.model, tokenizer, served.context_tokens)
+        self._language = LanguageModel(tokenizer.words, tokenizer.end_id)
+        self._created_s = int(time.time())
+        self.app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_as_openai_error])
+        self.app.add_routes(
+            [
+                web.post("/v1/completions", self._completions),
+                web.post("/v1/chat/completions", self._chat_completions),
+                web.get("/v1/models", self._models),
+                web.get("/health", self._health),
+                web.route("*", "/ping", self._health),
+                web.get("/version", self._version),
+                web.get("/server_info", self._server_info),
+                web.get("/metrics", self._metrics_text),
+                web.post("/tokenize", self._tokenize),
+                web.post("/detokenize", self._detokenize),
+                web.post("/reset_prefix_cache", self._reset_prefix_cache),
+            ]
+        )
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, self._reader.completion(await request.read()))
+
+    async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, self._reader.chat(await request.read()))
+
+    async def _answer(self, request: web.Request, ask: Ask) -> web.StreamResponse:
+        call = self._call(request, ask)
+        try:
+            for generation in call.generations:
+                self._submit(generation)
+            if ask.stream:
+                return await self._stream(request, call, ask.include_usage)
+            while not call.finished:
+                await call.wait()
+            return _json(shapes.whole(call.style, call.generations))
+        finally:
+            for generation in call.generations:
+                self._driver.cancel(generation)
+
+    def _call(self, request: web.Request, ask: Ask) -> _Call:
+        # Unique inside whatever a client sends: two calls of one X-Request-Id are two calls.
+        unique = uuid.uuid4().hex
+        kind = "chatcmpl" if ask.chat else "cmpl"
+        style = Style(
+            id=f"{kind}-{request.headers.get('X-Request-Id', unique)}",
+            created_s=int(time.time()),
+            model=self._served.model,
+            chat=ask.chat,
+            return_token_ids=ask.return_token_ids,
+            n=len(ask.samplings),
+        )
+        call = _Call(style)
+        for prompt in ask.prompts:
+            for sampling in ask.samplings:
+                call.generations.append(
+                    Generation(
+                        f"{unique}-{len(call.generations)}",
+                        prompt,
+                        sampling,
+                        self._language,
+                        context_tokens=self._served.context_tokens,
+                        notify=call.notify,
+                    )
+                )
+        return call
+
+    def _submit(self, generation: Generation) -> None:
+        try:
+            self._driver.submit(generation)
+        except Refused as error:
+            raise unavailable(str(error)) from error
+        except RequestTooLarge as error:
+            raise bad_request(f"The request cannot be served: {error}.") from error
+
+    async def _stream(
+        self, request: web.Request, call: _Call, include_usage: bool
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        opened: set[int] = set()
+        try:
+            # What ends while another choice is being written has not been told yet.
+            while not all(generation.told for generation in call.generations):
+                await call.wait()
+                for index, generation in enumerate(call.generations):
+                    if chunks := _chunks(call.style, index, generation, opened):
+                        await response.write(chunks)
+            if include_usage:
+                usage = shapes.usage_chunk(call.style, call.generations)
+                await response.write(shapes.event(usage))
+        except ApiError as error:
+            await response.write(shapes.event(error.body()))
+        await response.write(shapes.DONE)
+        await response.write_eof()
+        return response
+
+    async def _models(self, request: web.Request) -> web.Response:
+        del request
+        served = self._served
+        root = str(self._tokenizer.directory)
+        return _json(shapes.models(served.model, root, self._created_s, served.context_tokens))
+
+    async def _health(self, request: web.Request) -> web.Response:
+        del request
+        return web.Response(status=200 if self._driver.healthy else 503)
+
+    async def _version(self, request: web.Request) -> web.Response:
+        del request
+        return _json({"version": shapes.VERSION})
+
+    async def _server_info(self, request: web.Request) -> web.Response:
+        del request
+        return _json({"vllm_config": self._served.info})
+
+    async def _metrics_text(self, request: web.Request) -> web.Response:
+        del request
+        return web.Response(
+            body=self._metrics.text(),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        tokens = self._reader.tokenize(await request.read())
+        return _json(
+            {
+                "count": len(tokens),
+                "max_model_len": self._served.context_tokens,
+                "tokens": tokens,
+                "token_strs": None,
+            }
+        )
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        return _json({"prompt": self._reader.detokenize(await request.read())})
+
+    async def _reset_prefix_cache(self, request: web.Request) -> web.Response:
+        del request
+        if not self._driver.reset_cache():
+            _log.warning("the prefix cache was not reset: blocks are in use")
+        return web.Response()
+
+
+def _chunks(style: Style, index: int, generation: Generation, opened: set[int]) -> bytes:
+    """The events that bring a client up to date with one choice; empty if it is."""
+    delta = generation.take()
+    if not delta.token_ids:
+        return b""
+    first = index not in opened
+    opened.add(index)
+    chunks = shapes.event(shapes.chunk(style, index, generation, delta, first=first))
+    if first and style.chat:
+        return shapes.event(shapes.opening_chunk(style, index, generation)) + chunks
+    return chunks
+
+
+def _json(body: object, status: int = 200) -> web.Response:
+    return web.Response(body=shapes.plain(body), status=status, content_type=_JSON)
+
+
+@web.middleware
+async def _as_openai_error(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return _refusal(error)
+    except web.HTTPRequestEntityTooLarge:
+        limit = f"The body is larger than {BODY_BYTES_MAX} bytes."
+        return _refusal(ApiError(413, limit, "RequestEntityTooLarge"))
+    except web.HTTPException as error:
+        return _refusal(ApiError(error.status, error.reason, error.reason))
+
+
+def _refusal(error: ApiError) -> web.Response:
+    response = _json(error.body(), error.status)
+    if error.status == 503:
+        response.headers["Retry-After"] = "1"
+    return response
