@@ -21,7 +21,18 @@ def _check_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _check_endpoint(endpoint: str) -> str:
+    if "://" not in endpoint or "*" in endpoint:
+        raise ValueError(
+            f"{endpoint} is not an address to connect to, such as tcp://127.0.0.1:5557"
+            " (with tcp://*:5557 an engine listens on every address)"
+        )
+    return endpoint
+
+
 Url = Annotated[str, AfterValidator(_check_url)]
+Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
+"""A ZeroMQ socket of the engine."""
 
 
 class AgentSettings(Group):
@@ -37,12 +48,12 @@ class AgentSettings(Group):
     public_url: Url | None = Field(
         None, description="where gateways reach it, if that is not engine_url"
     )
-    events: str | None = Field(
+    events: Endpoint | None = Field(
         None,
         description="ZeroMQ endpoint of the engine's KV events, such as tcp://127.0.0.1:5557; "
         "without it routers can only guess what the engine caches",
     )
-    replay: str | None = Field(
+    replay: Endpoint | None = Field(
         None,
         description="ZeroMQ endpoint where the engine replays KV events; without it whatever was "
         "cached before the agent came, or was lost on the way, stays unknown",

@@ -157,6 +157,8 @@ class EngineWatch:
 
     def _answered(self, load: EngineLoad) -> None:
         was_healthy = self.healthy
+        if self._misses:
+            self._adapter.recheck()
         self.load, self._misses, self._restart_heard = load, 0, False
         if not was_healthy and self.healthy:
             log.info("the engine is healthy")

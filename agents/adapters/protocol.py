@@ -137,6 +137,9 @@ class EngineAdapter(Protocol):
     async def load(self) -> EngineLoad:
         """Raises `EngineAway`, `EngineUnfit`."""
 
+    def recheck(self) -> None:
+        """The engine was away for a moment: `follow` should find out whether it has restarted."""
+
     async def follow(self, deliver: Deliver) -> None:
         """Deliver what happens in the engine's cache until cancelled.
 

@@ -108,6 +108,11 @@ class VllmAdapter:
         else:
             await self._stream.follow(deliver)
 
+    def recheck(self) -> None:
+        """The engine was away: find out soon whether its events are still those of one life."""
+        if self._stream is not None:
+            self._stream.recheck()
+
     async def _model(self) -> _Model:
         """The base model: adapters are listed too, each with its parent."""
         models = await self._read("/v1/models", _Models)

@@ -5,9 +5,12 @@ replay socket answers `["", start]` with the batches it still has from `start` o
 `["", topic, sequence, payload]` (older: without the topic), and ends with sequence -1.
 
 - A hole is filled by replay; what cannot be filled is `Lost`.
-- A sequence that a PUB socket repeats or goes back behind is a new life of the engine.
-- When it is quiet, a replay is asked for what should come next: so a lost last batch is found
-  without waiting for another, and so is what was said before our subscription took hold.
+- A new life shows in two ways: the PUB socket goes back in its numbers, or the last batch we know
+  is replayed differently or not at all. The latter also finds a new life whose numbers have
+  caught up with the old one's, and one that has said nothing yet.
+- When it is quiet, or when we are told that the engine was away, a replay is asked for. So a lost
+  last batch is found without waiting for another one, and so is what was said before our
+  subscription took hold.
 """
 
 from __future__ import annotations
@@ -42,8 +45,10 @@ class VllmStream:
         self._replay = replay
         self._reader = VllmEvents(rank)
         self._next: int | None = None  # the sequence to be delivered next, once one is known
-        self._heard: int | None = None  # the last one from the PUB socket itself
+        self._last = b""  # the payload delivered before it
+        self._heard: int | None = None  # the last sequence from the PUB socket itself
         self._replays = True  # the replay socket answers
+        self._listening: anyio.CancelScope | None = None
 
     async def follow(self, deliver: Deliver) -> None:
         """Deliver until cancelled; starts over each time it is called."""
@@ -52,12 +57,18 @@ class VllmStream:
             messages = aiter(stream)
             await self._catch_up(deliver)
             while True:
-                with anyio.move_on_after(QUIET_S) as waiting:
+                message = None
+                with anyio.move_on_after(QUIET_S) as self._listening:
                     message = await anext(messages)
-                if waiting.cancelled_caught:
+                if message is None:
                     await self._catch_up(deliver)
                 else:
                     await self._hear(message, deliver)
+
+    def recheck(self) -> None:
+        """The engine was away: find out soon whether it is still the same."""
+        if self._listening is not None:
+            self._listening.cancel()
 
     async def _hear(self, message: Sequence[bytes], deliver: Deliver) -> None:
         """One message of the PUB socket."""
@@ -67,8 +78,7 @@ class VllmStream:
             return
         sequence, payload = parts
         if self._heard is not None and sequence <= self._heard:
-            deliver([Lost(LossReason.RESTART, f"sequence {sequence} after {self._heard}")])
-            self._next = 0
+            self._begin_anew(f"sequence {sequence} came after {self._heard}", deliver)
         self._heard = sequence
         if self._next is not None and sequence > self._next:
             await self._catch_up(deliver)
@@ -78,19 +88,35 @@ class VllmStream:
         """Deliver what the engine can replay from the next sequence on."""
         if self._replay is None:
             return
-        start = self._next or 0
         try:
-            async with aclosing(_replayed(self._frames, self._replay, start)) as batches:
-                async for sequence, payload in batches:
-                    self._take(sequence, payload, deliver)
+            if not await self._replay_on(self._replay, deliver):
+                self._begin_anew("the last batch is not replayed as it was", deliver)
+                await self._replay_on(self._replay, deliver)
         except FramesError as error:
             level = logging.WARNING if self._replays else logging.DEBUG  # say it once
-            log.log(level, "no replay of KV events from %d on: %s", start, error)
+            log.log(level, "no replay of KV events: %s", error)
             self._replays = False
         else:
             self._replays = True
-            if self._next is None:
-                self._next = start  # nothing has happened in the engine yet
+
+    async def _replay_on(self, endpoint: str, deliver: Deliver) -> bool:
+        """False if the engine does not remember the last batch that we know of it."""
+        known = self._next - 1 if self._next else None
+        recognised = known is None
+        batches = _replayed(self._frames, endpoint, known or 0)
+        async with aclosing(batches):
+            async for sequence, payload in batches:
+                if sequence == known and payload != self._last:
+                    return False
+                recognised = True
+                self._take(sequence, payload, deliver)
+        if self._next is None:
+            self._next = 0  # nothing has happened in the engine yet
+        return recognised
+
+    def _begin_anew(self, detail: str, deliver: Deliver) -> None:
+        self._next, self._heard = 0, None
+        deliver([Lost(LossReason.RESTART, detail)])
 
     def _take(self, sequence: int, payload: bytes, deliver: Deliver) -> None:
         """Deliver a batch if it is new."""
@@ -99,7 +125,7 @@ class VllmStream:
                 return
             if sequence > self._next:
                 deliver([Lost(LossReason.GAP, f"{self._next} to {sequence - 1}")])
-        self._next = sequence + 1
+        self._next, self._last = sequence + 1, payload
         deliver(self._reader.read(payload))
 
 

@@ -33,6 +33,7 @@ class MemoryEngine:
         self.frames = MemoryFrames()
         self.block_tokens = block_tokens
         self.total_blocks = total_blocks
+        self.tells_start = True
         self.told_block_tokens: int | None = None
         """What the metrics say instead of the truth."""
         self.running = 0
@@ -145,8 +146,9 @@ class MemoryEngine:
         labels = f'engine="0",model_name="{MODEL}"'
         used = len(self._blocks) / self.total_blocks
         block_tokens = self.told_block_tokens or self.block_tokens
+        started = f"process_start_time_seconds {self.started_s}\n" if self.tells_start else ""
         return (
-            f"process_start_time_seconds {self.started_s}\n"
+            f"{started}"
             f"vllm:num_requests_running{{{labels}}} {self.running}\n"
             f"vllm:num_requests_waiting{{{labels}}} {self.waiting}\n"
             f"vllm:kv_cache_usage_perc{{{labels}}} {used}\n"

@@ -194,6 +194,23 @@ async def test_a_restarted_engine_that_is_silent() -> None:
         assert world.reader.names == set()
 
 
+async def test_a_restarted_engine_that_is_silent_and_tells_no_start() -> None:
+    """It was away for a moment, and does not remember its last batch."""
+    world = World()
+    world.engine.tells_start = False
+    async with running(world):
+        world.engine.serve(PROMPT)
+        world.engine.queried_tokens = 0  # no counter falls either
+        await world.agrees()
+        world.engine.reachable = False
+        await world.is_registered_as(WorkerState.UNHEALTHY)
+        world.engine.restart()
+        world.engine.reachable = True
+        await world.is_registered_as(WorkerState.READY)
+        await world.agrees()
+        assert world.reader.names == set()
+
+
 async def test_a_restarted_engine_whose_numbers_have_caught_up() -> None:
     """What arrives looks like a hole in the former life, and the replay fills it."""
     async with running(World()) as (world, _):

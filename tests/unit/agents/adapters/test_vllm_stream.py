@@ -193,6 +193,50 @@ async def test_a_restart_right_after_the_first_batch_is_seen(engine: MemoryEngin
             await listener.has_heard(1, RESTART, 2)
 
 
+async def test_a_restart_whose_numbers_have_caught_up_is_seen(engine: MemoryEngine) -> None:
+    """What arrives next looks like a hole in the old life."""
+    with engine.replaying():
+        async with attached(engine) as listener:
+            speak(engine, 1, 2)
+            engine.restart()
+            miss(engine, 3, 4, 5)
+            speak(engine, 6)
+            await listener.has_heard(1, 2, RESTART, 3, 4, 5, 6)
+
+
+async def test_a_restart_without_a_word_is_seen_when_it_is_quiet(
+    engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_stream, "QUIET_S", 0.02)
+    with engine.replaying():
+        async with attached(engine) as listener:
+            speak(engine, 1)
+            engine.restart()
+            await listener.has_heard(1, RESTART)
+            await anyio.sleep(0.1)
+            speak(engine, 2)
+            await listener.has_heard(1, RESTART, 2)
+
+
+async def test_a_recheck_finds_a_restart_at_once(engine: MemoryEngine) -> None:
+    listener = Listener()
+    stream = VllmStream(engine.frames, EVENTS, REPLAY)
+    with engine.replaying():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream.follow, listener.deliver)
+            await anyio.wait_all_tasks_blocked()
+            speak(engine, 1)
+            await listener.has_heard(1)
+            await anyio.wait_all_tasks_blocked()
+            stream.recheck()
+            await anyio.wait_all_tasks_blocked()
+            assert listener.told == [1]
+            engine.restart()
+            stream.recheck()
+            await listener.has_heard(1, RESTART)
+            tasks.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("topic", [True, False])
 async def test_replies_are_read_with_and_without_a_topic(engine: MemoryEngine, topic: bool) -> None:
     speak(engine, 1, 2)

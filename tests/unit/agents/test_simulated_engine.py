@@ -1,0 +1,186 @@
+"""The agent beside a real process: `python -m workers.sim`, over HTTP and ZeroMQ."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+
+import anyio
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agents.__main__ import make_adapter
+from agents.agent import AgentService
+from agents.settings import AgentProcess, AgentSettings
+from proto.hashing import BlockHasher, Scope
+from proto.ids import WorkerId
+from proto.subjects import Keys, Subjects
+from proto.wire.http import AiohttpClient
+from proto.wire.memory.bus import MemoryHub
+from proto.wire.memory.store import MemoryEtcd
+from proto.wire.ports import Http
+from proto.wire.zmq import ZmqFrames
+from proto.workers import ModelCard, WorkerRecord, WorkerState
+from tests.unit.agents.reader import PlainReader, wait_until
+
+pytestmark = pytest.mark.anyio
+
+WORKER = WorkerId("w")
+SUBJECTS, KEYS = Subjects("test"), Keys("test")
+BLOCKS, BLOCK_TOKENS = 24, 16
+
+
+class Process:
+    """A simulated engine on ports of its own, which it keeps when it is started again."""
+
+    def __init__(self, *options: str) -> None:
+        self.http, self.events, self.replay = free_ports(3)
+        self._options = options
+        self._running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+    def start(self) -> None:
+        ports = ("--port", self.http, "--events-port", self.events, "--replay-port", self.replay)
+        size = ("--blocks", BLOCKS, "--block-size", BLOCK_TOKENS, "--speed", 50)
+        argv = [sys.executable, "-m", "workers.sim", *map(str, (*ports, *size)), *self._options]
+        self._running = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        if self._running is not None:
+            self._running.kill()
+            self._running.wait()
+
+
+@contextmanager
+def engine(*options: str) -> Iterator[Process]:
+    process = Process(*options)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+class World:
+    """An agent of a real engine; the bus and the store are in memory."""
+
+    def __init__(self, process: Process, http: Http, frames: ZmqFrames) -> None:
+        hub, self.etcd = MemoryHub(), MemoryEtcd()
+        settings = AgentSettings(
+            worker=WORKER,
+            engine="sim",
+            engine_url=process.url,
+            events=f"tcp://127.0.0.1:{process.events}",
+            replay=f"tcp://127.0.0.1:{process.replay}",
+            load_interval_s=0.05,
+            retry_s=0.05,
+        )
+        self._process = AgentProcess(cluster="test", agent=settings)
+        self._url, self._http = process.url, http
+        self.reader = PlainReader(hub.connect("reader"), SUBJECTS, WORKER)
+        self.agent = AgentService(
+            self._process,
+            make_adapter(settings, http, frames),
+            hub.connect("agent"),
+            self.etcd.connect(),
+            CollectorRegistry(),
+        )
+
+    async def is_registered_as(self, state: WorkerState) -> None:
+        def registered() -> bool:
+            entry = self.etcd.entries.get(KEYS.worker(WORKER))
+            record = WorkerRecord.model_validate_json(entry.value) if entry else None
+            return record is not None and record.state == state
+
+        await wait_until(registered)
+        assert registered()
+
+    async def complete(self, prompt: str) -> set[int]:
+        """Let the engine answer; returns the canonical names of the prompt's blocks."""
+        body = {"model": "sim", "prompt": prompt, "max_tokens": 2}
+        await self._post("/v1/completions", body)
+        tokens = (await self._post("/tokenize", {"model": "sim", "prompt": prompt}))["tokens"]
+        hasher = BlockHasher(self._process.secret_bytes, Scope("sim"), BLOCK_TOKENS)
+        return set(hasher.names(tokens).tolist())
+
+    async def has_blocks(self, names: set[int]) -> None:
+        """The reader knows these, at least: an engine caches what it generates, too."""
+        await wait_until(lambda: self.reader.names >= names)
+        assert self.reader.names >= names
+
+    async def _post(self, path: str, body: dict[str, object]) -> dict[str, list[int]]:
+        async with self._http.exchange(
+            "POST",
+            self._url + path,
+            body=json.dumps(body).encode(),
+            headers={"content-type": "application/json"},
+        ) as response:
+            answer = await response.read()
+            assert response.status == 200, answer
+            decoded: dict[str, list[int]] = json.loads(answer)
+            return decoded
+
+
+@asynccontextmanager
+async def watched(process: Process) -> AsyncGenerator[World, None]:
+    with closing(ZmqFrames()) as frames:
+        async with AiohttpClient() as http:
+            world = World(process, http, frames)
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(world.reader.run)
+                await tasks.start(world.agent.run)
+                await world.is_registered_as(WorkerState.READY)
+                yield world
+                tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--event-format", "array"), ("--hash-format", "bytes")], ids=str
+)
+async def test_the_cache_of_a_process_reaches_a_reader(options: tuple[str, ...]) -> None:
+    with engine(*options) as process:
+        async with watched(process) as world:
+            names = await world.complete("Once upon a time there was a fox. " * 20)
+            assert len(names) > 4
+            await world.has_blocks(names)
+            for number in range(6):  # more than the cache holds
+                last = await world.complete(f"{number} is a number that I like. " * 20)
+            await world.has_blocks(last)
+            await world.reader.has_report(live_blocks=len(world.reader.names), total_blocks=BLOCKS)
+            assert len(world.reader.names) <= BLOCKS
+            card = ModelCard.model_validate_json(world.etcd.entries[KEYS.model("sim")].value)
+            assert card.tokenizer_json is not None
+            assert card.chat_template is not None
+
+
+async def test_a_killed_engine_comes_back_empty() -> None:
+    with engine() as process:
+        async with watched(process) as world:
+            before = await world.complete("What was before the end? " * 12)
+            await world.has_blocks(before)
+            process.kill()
+            await world.is_registered_as(WorkerState.UNHEALTHY)
+            process.start()
+            await world.is_registered_as(WorkerState.READY)
+            await world.reader.holds(set())
+            after = await world.complete("And what comes after it? " * 12)
+            await world.has_blocks(after)
+            assert not world.reader.names & before
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
