@@ -1,0 +1,93 @@
+"""HTTP within one process: an origin is a function. Anyio only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from proto.wire.errors import HttpBroken, HttpTimeout, HttpUnreachable
+from proto.wire.ports import (
+    DEFAULT_TIMEOUTS,
+    NO_HEADERS,
+    Headers,
+    HttpResponse,
+    HttpTimeouts,
+)
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What an origin is asked; header names in lower case."""
+
+    method: str
+    path: str
+    body: bytes
+    headers: Headers
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What it says: a head, and a body in pieces. A body that raises `HttpBroken` breaks off."""
+
+    status: int
+    body: AsyncGenerator[bytes]
+    headers: Headers = NO_HEADERS
+
+
+Origin = Callable[[Request], Answer]
+
+
+class MemoryHttp:
+    """The `Http` port: routes by scheme and host, such as `http://engine-1`, to an origin."""
+
+    def __init__(self) -> None:
+        self.origins: dict[str, Origin] = {}
+        """Who is not in here is unreachable."""
+
+    @asynccontextmanager
+    async def exchange(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: bytes = b"",
+        headers: Headers = NO_HEADERS,
+        timeouts: HttpTimeouts = DEFAULT_TIMEOUTS,
+    ) -> AsyncIterator[HttpResponse]:
+        await anyio.lowlevel.checkpoint()
+        parts = urlsplit(url)
+        origin = self.origins.get(f"{parts.scheme}://{parts.netloc}")
+        if origin is None:
+            raise HttpUnreachable(f"{url}: nobody listens")
+        lowered = {name.lower(): value for name, value in headers.items()}
+        answer = origin(Request(method, parts.path, body, lowered))
+        # Leaving early closes the generator, which is how an origin learns of it.
+        async with aclosing(answer.body) as pieces:
+            yield _Response(answer, pieces, timeouts.idle_s)
+
+
+class _Response:
+    def __init__(self, answer: Answer, pieces: AsyncGenerator[bytes], idle_s: float) -> None:
+        self.status = answer.status
+        self.headers = answer.headers
+        self._pieces = pieces
+        self._idle_s = idle_s
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while True:
+            with anyio.move_on_after(self._idle_s) as waiting:
+                piece = await anext(self._pieces, None)
+            if waiting.cancelled_caught:
+                raise HttpTimeout("idle", self._idle_s)
+            if piece is None:
+                return
+            yield piece
+
+    async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
+        whole = b"".join([piece async for piece in self.chunks()])
+        if len(whole) > limit_bytes:
+            raise HttpBroken(f"more than {limit_bytes} bytes")
+        return whole

@@ -1,0 +1,162 @@
+"""What every carrier of the `Http` port promises, against an origin that can misbehave."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, cast
+
+import anyio
+import pytest
+from aiohttp import web
+
+from controlplane.local.ports import free_ports
+from proto.wire.errors import HttpBroken, HttpTimeout, HttpUnreachable
+from proto.wire.http import AiohttpClient
+from proto.wire.memory.http import Answer, MemoryHttp, Request
+from proto.wire.ports import Http, HttpTimeouts
+
+pytestmark = pytest.mark.anyio
+
+CARRIERS = [("asyncio", "memory"), ("trio", "memory"), ("asyncio", "aiohttp")]
+PATIENT = HttpTimeouts(2.0, 5.0, 5.0)
+IMPATIENT = HttpTimeouts(2.0, 0.3, 0.3)
+
+
+class World:
+    """A client, an origin's URL, and what the origin saw."""
+
+    def __init__(self, http: Http, url: str) -> None:
+        self.http = http
+        self.url = url
+        self.left_early = anyio.Event()
+
+
+async def body_of(path: str, request: bytes, world: World) -> AsyncGenerator[bytes]:
+    """The origin's answers, the same for every carrier."""
+    if path == "/echo":
+        yield request
+        return
+    yield b"one,"
+    if path == "/break":
+        raise HttpBroken("the origin breaks off")
+    try:
+        if path == "/stall":
+            await anyio.sleep(30)
+    except anyio.get_cancelled_exc_class():
+        world.left_early.set()
+        raise
+    except GeneratorExit:
+        world.left_early.set()
+        raise
+    yield b"two"
+
+
+@pytest.fixture(params=CARRIERS, ids="-".join)
+def carrier(request: pytest.FixtureRequest) -> tuple[str, str]:
+    loop, name = request.param
+    return loop, name
+
+
+@pytest.fixture
+def anyio_backend(carrier: tuple[str, str]) -> str:
+    return carrier[0]
+
+
+@pytest.fixture
+async def world(carrier: tuple[str, str]) -> AsyncIterator[World]:
+    if carrier[1] == "memory":
+        http = MemoryHttp()
+        ours = World(http, "http://engine")
+
+        def origin(request: Request) -> Answer:
+            headers = {"content-type": "text/plain"}
+            return Answer(200, body_of(request.path, request.body, ours), headers)
+
+        http.origins["http://engine"] = origin
+        yield ours
+        return
+    [port] = free_ports(1)
+    async with AiohttpClient() as client:
+        ours = World(client, f"http://127.0.0.1:{port}")
+        runner = web.AppRunner(_application(ours), handler_cancellation=True)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        yield ours
+        await runner.cleanup()
+
+
+def _application(world: World) -> web.Application:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        await response.prepare(request)
+        try:
+            async for piece in body_of(request.path, await request.read(), world):
+                await response.write(piece)
+        except HttpBroken:
+            assert request.transport is not None
+            request.transport.abort()
+        return response
+
+    application = web.Application()
+    application.router.add_route("*", "/{any}", handle)
+    return application
+
+
+async def read(world: World, path: str, **how: Any) -> bytes:
+    async with world.http.exchange("POST", world.url + path, **how) as response:
+        assert response.status == 200
+        assert response.headers["content-type"] == "text/plain"
+        return await response.read()
+
+
+async def test_what_is_sent_comes_back(world: World) -> None:
+    assert await read(world, "/echo", body=b"\0hello") == b"\0hello"
+
+
+async def test_pieces_come_as_they_are_sent(world: World) -> None:
+    async with world.http.exchange("GET", world.url + "/stall", timeouts=PATIENT) as response:
+        pieces = cast(AsyncGenerator[bytes], response.chunks())
+        with anyio.fail_after(5):
+            async with aclosing(pieces):
+                assert await anext(pieces) == b"one,"
+
+
+async def test_leaving_early_reaches_the_origin(world: World, carrier: tuple[str, str]) -> None:
+    async with world.http.exchange("GET", world.url + "/stall", timeouts=PATIENT) as response:
+        with anyio.move_on_after(0.2):
+            async for _ in response.chunks():
+                pass
+    with anyio.fail_after(5):
+        await world.left_early.wait()
+
+
+async def test_an_origin_that_breaks_off_is_broken(world: World) -> None:
+    with pytest.raises(HttpBroken):
+        await read(world, "/break")
+
+
+async def test_silence_in_the_middle_is_a_timeout(world: World) -> None:
+    with pytest.raises(HttpTimeout, match="idle"):
+        await read(world, "/stall", timeouts=IMPATIENT)
+
+
+async def test_an_answer_over_the_limit_is_refused(world: World) -> None:
+    async with world.http.exchange("POST", world.url + "/echo", body=b"x" * 100) as response:
+        with pytest.raises(HttpBroken, match="more than 10 bytes"):
+            await response.read(limit_bytes=10)
+
+
+async def test_nobody_there_is_unreachable(world: World) -> None:
+    [port] = free_ports(1)
+    with pytest.raises(HttpUnreachable):
+        await read(World(world.http, f"http://127.0.0.1:{port}"), "/echo")
+
+
+@pytest.mark.parametrize("carrier", [("asyncio", "aiohttp")], indirect=True)
+async def test_no_head_in_time_is_a_timeout(world: World) -> None:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        silent = World(world.http, f"http://127.0.0.1:{port}")
+        with pytest.raises(HttpTimeout, match="first_byte"):
+            await read(silent, "/echo", timeouts=HttpTimeouts(0.2, 0.1, 5.0))
