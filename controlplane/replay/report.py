@@ -163,7 +163,8 @@ def trace_report(trace: Trace) -> TraceReport:
 def table(report: Report) -> Table:
     """For the terminal: one column a policy."""
     policies = report.policies.values()
-    grid = Table(title=f"{report.trace.name}: {report.trace.requests:,} requests")
+    title = f"{report.trace.name}: {report.trace.requests:,} requests"
+    grid = Table(title=title, min_width=len(title))
     grid.add_column("", no_wrap=True)
     for name in report.policies:
         grid.add_column(name, justify="right")
