@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -122,9 +123,12 @@ class Client:
         assert values, f"no {name} in\n{text}"
         return sum(map(float, values))
 
-    async def wait_for_metric(self, name: str, value: float) -> None:
+    async def wait_for_metric(self, name: str, value: float, *, or_more: bool = False) -> None:
         with anyio.fail_after(EVENTUALLY_S):
-            while await self.metric(name) != value:  # noqa: ASYNC110 - it is another process
+            while True:
+                now = await self.metric(name)
+                if now == value or (or_more and now > value):
+                    return
                 await anyio.sleep(0.005)
 
 
@@ -144,3 +148,17 @@ async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
         elif line.strip():
             yield msgspec.json.decode(line.removeprefix(b"data: "))
     assert done, "the stream broke off before [DONE]"
+
+
+def ask_and_stall(engine: SimProcess, tokens: int) -> socket.socket:
+    """Send a request and read nothing, with room for little on the way.
+
+    Its id is long and comes back in every chunk, to fill what room there is.
+    """
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.connect(("127.0.0.1", engine.port))
+    body = json.dumps({"prompt": "stall", "max_tokens": tokens, "n": 2, "stream": True})
+    head = f"POST /v1/completions HTTP/1.0\r\nContent-Length: {len(body)}\r\n"
+    reader.sendall(f"{head}X-Request-Id: {'x' * 8000}\r\n\r\n{body}".encode())
+    return reader
