@@ -49,7 +49,7 @@ class SseScanner:
         self.failed = False
         """The engine itself ended the stream with an error."""
         self.usage: Usage | None = None
-        self._tail = b""
+        self._tail = bytearray()
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes; returns the whole events among them and what was kept before.
@@ -57,11 +57,16 @@ class SseScanner:
         Half an event waits for its other half, so that a stream that breaks never leaves the
         client with a torn one. Raises `MalformedStream`.
         """
-        data = self._tail + chunk
-        end = data.rfind(b"\n\n") + 2
-        whole, self._tail = (data[:end], data[end:]) if end > 1 else (b"", data)
-        if len(self._tail) > EVENT_BYTES_MAX:
-            raise MalformedStream(f"an event of more than {EVENT_BYTES_MAX} bytes")
+        tail = self._tail
+        searched = max(0, len(tail) - 1)
+        tail += chunk
+        end = tail.rfind(b"\n\n", searched) + 2
+        if end < 2:
+            if len(tail) > EVENT_BYTES_MAX:
+                raise MalformedStream(f"an event of more than {EVENT_BYTES_MAX} bytes")
+            return b""
+        whole = bytes(tail[:end])
+        del tail[:end]
         for event in whole.split(b"\n\n"):
             self._see(event.strip(b"\r\n"))
         return whole

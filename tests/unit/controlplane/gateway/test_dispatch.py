@@ -1,0 +1,341 @@
+"""A request's way through the gateway, with engines that fail in every way; no HTTP server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+import pytest
+from prometheus_client import CollectorRegistry
+
+from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.openai import Api, ClientError, read
+from controlplane.gateway.routing import Hints
+from controlplane.gateway.service import GatewayService, Surroundings
+from controlplane.gateway.settings import GatewaySettings
+from controlplane.registry.view import RegistryView
+from proto.codec import Producer, Reader
+from proto.ids import Incarnation, RequestId, ServiceId, WorkerId
+from proto.progress import Phase, Progress
+from proto.records import RequestRecord
+from proto.route import NO_WORKER, Chosen, Rejected, RouteReply, RouteRequest
+from proto.subjects import Keys, Subjects
+from proto.wire.errors import HttpBroken
+from proto.wire.memory.bus import MemoryHub
+from proto.wire.memory.http import Answer, MemoryHttp, Request
+from proto.wire.memory.store import MemoryEtcd
+from proto.wire.ports import Endpoint, Message, ServiceInfo, StreamSpec
+from proto.workers import ModelCard
+from tests.unit.controlplane.router.test_core import record
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"]),
+]
+
+SUBJECTS, KEYS = Subjects("c"), Keys("c")
+SETTINGS = GatewaySettings(port=0, route_s=0.5, first_token_s=0.5, gap_s=0.3, total_s=5.0)
+PIECES = [f'data: {{"choices": [{{"text": "{i}"}}]}}\n\n'.encode() for i in range(3)]
+DONE = b"data: [DONE]\n\n"
+
+
+class Client:
+    """A `Sink` that reads at once."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.read = b""
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.status, self.headers = status, headers
+
+    async def write(self, data: bytes) -> None:
+        self.read += data
+
+
+async def whole() -> AsyncGenerator[bytes]:
+    for piece in (*PIECES, DONE):
+        yield piece
+
+
+async def silent() -> AsyncGenerator[bytes]:
+    await anyio.sleep(60)
+    yield b""
+
+
+async def silent_later() -> AsyncGenerator[bytes]:
+    yield PIECES[0]
+    await anyio.sleep(60)
+
+
+async def broken_at_once() -> AsyncGenerator[bytes]:
+    raise HttpBroken("died")
+    yield b""
+
+
+async def broken_later() -> AsyncGenerator[bytes]:
+    yield PIECES[0] + PIECES[1][:9]
+    raise HttpBroken("died")
+
+
+async def cut_short() -> AsyncGenerator[bytes]:
+    yield PIECES[0]
+
+
+@dataclass
+class World:
+    """A gateway between two engines and a router, all in memory."""
+
+    gateway: GatewayService
+    http: MemoryHttp
+    hub: MemoryHub
+    progress: list[Progress] = field(default_factory=list)
+    records: list[RequestRecord] = field(default_factory=list)
+    routed: list[RouteRequest] = field(default_factory=list)
+    replies: list[RouteReply] = field(default_factory=list)
+
+    def engine(
+        self, name: str, body: Callable[[], AsyncGenerator[bytes]], status: int = 200
+    ) -> None:
+        def origin(request: Request) -> Answer:
+            del request
+            return Answer(status, body(), {"content-type": "text/event-stream"})
+
+        self.http.origins[f"http://{name}"] = origin
+
+    async def route(self, message: Message) -> bytes:
+        request = Reader[RouteRequest](RouteRequest).open(message.data).body
+        self.routed.append(request)
+        names = [name for name in ("a", "b") if name not in request.exclude]
+        reply: RouteReply = Rejected(NO_WORKER, "nobody is left")
+        if names:
+            url = f"http://{names[0]}"
+            reply = Chosen(WorkerId(names[0]), 1, url, "r", "kv", 0, 16)
+        return Producer("r", Incarnation(1), lambda: 0.0).seal(reply)
+
+    async def serve(self, client: Client, **fields: object) -> None:
+        asked = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 3, "stream": True, **fields}
+        ask = read(Api.COMPLETIONS, json.dumps(asked).encode())
+        await self.gateway.dispatcher.serve(RequestId("q1"), ask, Hints(), client)
+
+    def phases(self) -> list[tuple[str, Phase]]:
+        return [(p.worker, p.phase) for p in self.progress]
+
+
+@asynccontextmanager
+async def world(*, router: bool = True) -> AsyncIterator[World]:
+    store = MemoryEtcd().connect()
+    card = ModelCard(name="m", context_tokens=100)
+    await store.put(KEYS.model("m"), card.model_dump_json().encode())
+    for name in ("a", "b"):
+        await store.put(KEYS.worker(WorkerId(name)), record(name).model_dump_json().encode())
+    async with MemoryHub() as hub, anyio.create_task_group() as tasks:
+        view, http, bus = RegistryView(store, KEYS), MemoryHttp(), hub.connect("gateway")
+        metrics = GatewayMetrics(CollectorRegistry())
+        around = Surroundings(
+            ServiceId("gw"), b"k", bus, http, SUBJECTS, view, metrics, lambda: 1_000.0
+        )
+        ours = World(GatewayService(SETTINGS, around), http, hub)
+        await tasks.start(lambda *, task_status: view.run(task_status=task_status))
+        tasks.start_soon(ours.gateway._records.run)
+        tasks.start_soon(_collect, ours)
+        endpoint = Endpoint("route", SUBJECTS.route, ours.route)
+        if router:
+            async with hub.connect("r").serve(ServiceInfo("router", "1.0.0"), [endpoint]):
+                yield ours
+        else:
+            yield ours
+        tasks.cancel_scope.cancel()
+
+
+async def _collect(ours: World) -> None:
+    reader = Reader[Progress](Progress)
+    async with ours.hub.connect("listener").subscribe(SUBJECTS.every_progress) as messages:
+        async for message in messages:
+            ours.progress.append(reader.open(message.data).body)
+
+
+async def records(ours: World, count: int) -> list[RequestRecord]:
+    """The first `count` records of the stream, as the planner would read them."""
+    planner = ours.hub.connect("planner")
+    stream = StreamSpec(SUBJECTS.requests_stream, (SUBJECTS.requests,), 60.0, 1 << 20)
+    reader = Reader[RequestRecord](RequestRecord)
+    found: list[RequestRecord] = []
+    with anyio.fail_after(5):
+        await planner.ensure_stream(stream)
+        async with planner.consume(SUBJECTS.requests_stream) as deliveries:
+            async for delivery in deliveries:
+                found.append(reader.open(delivery.message.data).body)
+                if len(found) == count:
+                    break
+    return found
+
+
+async def test_a_stream_comes_through_byte_for_byte(anyio_backend: str) -> None:
+    async with world() as ours:
+        ours.engine("a", whole)
+        client = Client()
+        await ours.serve(client)
+        assert client.read == b"".join(PIECES) + DONE
+        assert client.status == 200
+        assert client.headers["x-tokenplane-worker"] == "a"
+        [written] = await records(ours, 1)
+        assert (written.outcome, written.worker, written.output_tokens) == ("completed", "a", 3)
+        assert written.ttft_ms is not None
+        assert ours.phases() == [
+            ("a", Phase.DISPATCHED),
+            ("a", Phase.FIRST_TOKEN),
+            ("a", Phase.ENDED),
+        ]
+
+
+@pytest.mark.parametrize("failure", [None, broken_at_once, silent])
+async def test_before_the_first_byte_another_worker_is_tried(
+    anyio_backend: str, failure: Callable[[], AsyncGenerator[bytes]] | None
+) -> None:
+    async with world() as ours:
+        if failure is not None:
+            ours.engine("a", failure)
+        ours.engine("b", whole)
+        client = Client()
+        await ours.serve(client)
+        assert client.read.endswith(DONE)
+        assert client.headers["x-tokenplane-worker"] == "b"
+        assert ours.routed[1].exclude == ("a",)
+        await records(ours, 1)
+        assert [worker for worker, phase in ours.phases() if phase is Phase.ENDED] == ["a", "b"]
+
+
+async def test_an_engine_that_is_full_is_left_for_another(anyio_backend: str) -> None:
+    async with world() as ours:
+        ours.engine("a", cut_short, status=503)
+        ours.engine("b", whole)
+        client = Client()
+        await ours.serve(client)
+        assert client.read.endswith(DONE)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (broken_later, "engine_lost"),
+        (cut_short, "engine_lost"),
+        (silent_later, "engine_silent"),
+    ],
+)
+async def test_after_the_first_byte_a_failure_is_one_typed_event_and_no_done(
+    anyio_backend: str, failure: Callable[[], AsyncGenerator[bytes]], code: str
+) -> None:
+    async with world() as ours:
+        ours.engine("a", failure)
+        ours.engine("b", whole)
+        client = Client()
+        await ours.serve(client)
+        events = client.read.removesuffix(b"\n\n").split(b"\n\n")
+        assert events[0] + b"\n\n" == PIECES[0]
+        assert json.loads(events[-1].removeprefix(b"data: "))["error"]["code"] == code
+        assert len(events) == 2
+        assert b"[DONE]" not in client.read
+        assert len(ours.routed) == 1
+        [written] = await records(ours, 1)
+        assert written.outcome == code
+
+
+async def test_when_all_fail_the_client_is_told_and_nothing_was_sent(anyio_backend: str) -> None:
+    async with world() as ours:
+        client = Client()
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(client)
+        assert (caught.value.status, caught.value.code) == (503, NO_WORKER)
+        assert client.status == 0
+
+
+async def test_a_client_that_leaves_frees_the_engine(anyio_backend: str) -> None:
+    left = anyio.Event()
+
+    async def endless() -> AsyncGenerator[bytes]:
+        try:
+            while True:
+                yield PIECES[0]
+                await anyio.sleep(0.01)
+        finally:
+            left.set()
+
+    async with world() as ours:
+        ours.engine("a", endless)
+        with anyio.move_on_after(0.2):
+            await ours.serve(Client())
+        with anyio.fail_after(2):
+            await left.wait()
+        [written] = await records(ours, 1)
+        assert written.outcome == "cancelled"
+        assert ours.progress[-1].phase is Phase.ENDED
+        assert ours.progress[-1].outcome == "cancelled"
+
+
+async def test_without_a_router_the_gateway_chooses_by_itself(anyio_backend: str) -> None:
+    async with world(router=False) as ours:
+        ours.engine("a", whole)
+        ours.engine("b", whole)
+        client = Client()
+        await ours.serve(client)
+        assert client.read.endswith(DONE)
+        assert client.headers["x-tokenplane-policy"] == "fallback"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"model": "other"}, 404, "model_not_found"),
+        ({"prompt": list(range(100))}, 400, "context_length_exceeded"),
+        ({"max_tokens": 98}, 400, "context_length_exceeded"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_before_any_engine_hears_of_it(
+    anyio_backend: str, fields: dict[str, object], status: int, code: str
+) -> None:
+    async with world() as ours:
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(Client(), **fields)
+        assert (caught.value.status, caught.value.code) == (status, code)
+        assert not ours.routed
+        [written] = await records(ours, 1)
+        assert written.outcome == code
+
+
+async def test_an_answer_that_is_not_streamed_comes_whole(anyio_backend: str) -> None:
+    answer = {"usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+    async def body() -> AsyncGenerator[bytes]:
+        yield json.dumps(answer).encode()
+
+    async with world() as ours:
+        ours.engine("a", body)
+        client = Client()
+        await ours.serve(client, stream=False)
+        assert json.loads(client.read) == answer
+        [written] = await records(ours, 1)
+        assert (written.prompt_tokens, written.output_tokens) == (3, 2)
+
+
+async def test_the_bus_never_carries_a_prompt(anyio_backend: str) -> None:
+    heard: dict[str, bytes] = {}
+
+    async def listen(ours: World) -> None:
+        async with ours.hub.connect("spy").subscribe(SUBJECTS.everything) as messages:
+            async for message in messages:
+                heard[message.subject] = heard.get(message.subject, b"") + message.data
+
+    async with world() as ours, anyio.create_task_group() as tasks:
+        tasks.start_soon(listen, ours)
+        await anyio.sleep(0.01)
+        ours.engine("a", whole)
+        await ours.serve(Client(), prompt="a very secret prompt")
+        await records(ours, 1)
+        tasks.cancel_scope.cancel()
+    assert {SUBJECTS.route, SUBJECTS.progress(WorkerId("a")), SUBJECTS.requests} <= set(heard)
+    assert not any(b"secret" in data for data in heard.values())

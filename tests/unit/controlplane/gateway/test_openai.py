@@ -1,0 +1,117 @@
+"""What clients get wrong, and what they are told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from controlplane.gateway.openai import Api, ClientError, read
+from controlplane.gateway.sse import MalformedStream, SseScanner, usage_of
+
+
+def body(**fields: object) -> bytes:
+    return json.dumps({"model": "m", **fields}).encode()
+
+
+def test_what_routing_must_know_is_read_and_the_body_kept() -> None:
+    sent = body(prompt="hello", max_tokens=5, stream=True, logprobs=3, cache_salt="t")
+    ask = read(Api.COMPLETIONS, sent)
+    assert (ask.text, ask.max_tokens, ask.stream, ask.cache_salt) == ("hello", 5, True, "t")
+    assert ask.body == sent
+
+
+def test_prompts_come_in_four_shapes() -> None:
+    assert read(Api.COMPLETIONS, body(prompt=[1, 2])).tokens == [1, 2]
+    assert read(Api.COMPLETIONS, body(prompt=["a", "b"])).text == "a"
+    assert read(Api.COMPLETIONS, body(prompt=[[1], [2]])).tokens == [1]
+
+
+def test_chat_limits_have_two_names() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    assert read(Api.CHAT, body(messages=messages, max_tokens=3)).max_tokens == 3
+    both = body(messages=messages, max_tokens=3, max_completion_tokens=4)
+    assert read(Api.CHAT, both).max_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("api", "sent", "code", "param"),
+    [
+        (Api.COMPLETIONS, b"{", "invalid_json", None),
+        (Api.COMPLETIONS, b"\xff", "invalid_json", None),
+        (Api.COMPLETIONS, b"[]", "invalid_value", None),
+        (Api.COMPLETIONS, b'{"prompt": "x"}', "invalid_value", None),
+        (Api.COMPLETIONS, body(), "invalid_value", None),
+        (Api.COMPLETIONS, body(prompt=""), "empty_prompt", "prompt"),
+        (Api.COMPLETIONS, body(prompt=[]), "empty_prompt", "prompt"),
+        (Api.COMPLETIONS, body(prompt={"a": 1}), "invalid_value", "prompt"),
+        (Api.COMPLETIONS, body(prompt=[-1]), "invalid_value", "prompt"),
+        (Api.COMPLETIONS, body(prompt=[2**32]), "invalid_value", "prompt"),
+        (Api.COMPLETIONS, body(prompt="x", max_tokens=-1), "invalid_value", "max_tokens"),
+        (Api.COMPLETIONS, body(prompt="x", max_tokens=0), "invalid_value", "max_tokens"),
+        (Api.COMPLETIONS, body(prompt="x", max_tokens="9"), "invalid_value", "max_tokens"),
+        (Api.CHAT, body(messages=[]), "empty_prompt", "messages"),
+        (Api.CHAT, body(messages="hi"), "invalid_value", "messages"),
+        (Api.CHAT, body(prompt="hi"), "invalid_value", None),
+    ],
+)
+def test_a_wrong_body_is_a_400_that_says_where(
+    api: Api, sent: bytes, code: str, param: str | None
+) -> None:
+    with pytest.raises(ClientError) as caught:
+        read(api, sent)
+    error = caught.value
+    assert (error.status, error.code, error.param) == (400, code, param)
+    told = json.loads(error.body())["error"]
+    assert told == {
+        "message": str(error),
+        "type": "invalid_request_error",
+        "param": param,
+        "code": code,
+    }
+
+
+EVENT = b'data: {"choices": [{"text": "a"}]}\n\n'
+USAGE = (
+    b'data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 4, '
+    b'"prompt_tokens_details": {"cached_tokens": 8}}}\n\n'
+)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_a_stream_is_forwarded_whole_however_it_is_cut(size: int) -> None:
+    stream = EVENT * 3 + USAGE + b"data: [DONE]\n\n"
+    scanner = SseScanner()
+    forwarded = [
+        scanner.feed(stream[start : start + size]) for start in range(0, len(stream), size)
+    ]
+    assert b"".join(forwarded) == stream
+    assert all(piece == b"" or piece.endswith(b"\n\n") for piece in forwarded)
+    assert scanner.done
+    assert scanner.usage is not None
+    assert (scanner.usage.completion_tokens, scanner.usage.cached_tokens) == (4, 8)
+
+
+def test_half_an_event_is_never_forwarded() -> None:
+    scanner = SseScanner()
+    assert scanner.feed(EVENT + b'data: {"cho') == EVENT
+    assert (scanner.events, scanner.done) == (1, False)
+
+
+def test_an_engines_own_error_is_seen() -> None:
+    scanner = SseScanner()
+    scanner.feed(b'data: {"error": {"message": "out of memory"}}\n\n')
+    assert scanner.failed
+    assert not scanner.done
+
+
+def test_an_event_without_end_is_not_kept_for_ever() -> None:
+    scanner = SseScanner()
+    with pytest.raises(MalformedStream):
+        for _ in range(5_000):
+            scanner.feed(b"x" * 1_000)
+
+
+def test_a_body_without_usage_has_none() -> None:
+    assert usage_of(b"{}") is None
+    assert usage_of(b"not json") is None
