@@ -39,6 +39,19 @@ async def test_the_view_is_ready_once_it_has_read_everything() -> None:
         assert view.stale_since is None
 
 
+async def test_until_the_first_full_read_the_view_is_stale() -> None:
+    fleet = Fleet()
+    await fleet.put(W1)
+    view = RegistryView(fleet.link, KEYS)
+    stale: list[bool] = []
+    view.subscribe(lambda _: stale.append(view.stale_since is not None))
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(lambda *, task_status: view.run(task_status=task_status))
+        assert stale == [True]
+        assert view.stale_since is None
+        tasks.cancel_scope.cancel()
+
+
 async def test_subscribers_hear_every_change_in_order() -> None:
     fleet = Fleet()
     draining = worker("w1", state=WorkerState.DRAINING)

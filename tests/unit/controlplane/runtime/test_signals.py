@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytestmark = pytest.mark.timeout(30)
+
 PROCESS = textwrap.dedent(
     """
     import anyio, sys
@@ -26,7 +28,7 @@ PROCESS = textwrap.dedent(
             if sys.argv[1] == "stuck":
                 await anyio.sleep_forever()
 
-    anyio.run(lambda: serve_until_signalled([Part()], drain_s=60))
+    anyio.run(lambda: serve_until_signalled([Part()], drain_s=600))
     print("stopped", flush=True)
     """
 )
