@@ -29,8 +29,8 @@ from workers.sim.shapes import VERSION
 from workers.sim.timing import PROFILES
 from workers.sim.tokens import BadModelDirectory, ChatTokenizer, write_model
 
-GRACE_S = 1.0
-"""How long open streams may take to say that they end."""
+GRACE_S = 0.5
+"""How long open streams may take to say that they end; aiohttp grants it twice."""
 
 WAITING_MAX = 4096
 
