@@ -23,6 +23,8 @@ class RegistryMetrics(Collector):
             ["outcome"],
             registry=metrics,
         )
+        for outcome in ("answered", "refused"):
+            self.requests.labels(outcome)  # a series that is not there yet looks like no data
         metrics.register(self)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
