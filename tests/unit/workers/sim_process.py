@@ -22,8 +22,8 @@ import msgspec
 
 from tests.conftest import REPOSITORY
 
-READY_S = 20.0
-EVENTUALLY_S = 20.0
+READY_S = 40.0
+EVENTUALLY_S = 40.0
 
 
 class SimProcess:
@@ -150,7 +150,7 @@ async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
     assert done, "the stream broke off before [DONE]"
 
 
-def ask_and_stall(engine: SimProcess, tokens: int) -> socket.socket:
+def ask_and_stall(engine: SimProcess, tokens: int, n: int) -> socket.socket:
     """Send a request and read nothing, with room for little on the way.
 
     Its id is long and comes back in every chunk, to fill what room there is.
@@ -158,7 +158,7 @@ def ask_and_stall(engine: SimProcess, tokens: int) -> socket.socket:
     reader = socket.socket()
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     reader.connect(("127.0.0.1", engine.port))
-    body = json.dumps({"prompt": "stall", "max_tokens": tokens, "n": 2, "stream": True})
+    body = json.dumps({"prompt": "stall", "max_tokens": tokens, "n": n, "stream": True})
     head = f"POST /v1/completions HTTP/1.0\r\nContent-Length: {len(body)}\r\n"
     reader.sendall(f"{head}X-Request-Id: {'x' * 8000}\r\n\r\n{body}".encode())
     return reader

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.sim.generation import Generation, Sampling
@@ -48,6 +48,7 @@ def test_left_alone_it_ends_with_a_token_that_has_no_text() -> None:
     assert answer.tokens[-1] == 99 and answer.told
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), max_size=8), st.integers(0, 150), st.integers(1, 12))
 def test_a_stop_string_is_never_told_however_the_answer_is_cut(
     counts: list[int], start: int, length: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.sim import fit
@@ -24,6 +24,7 @@ TOKENS = st.integers(0, 40_000)
 FITTED = [(H100, "h100-80gb"), (A100, "a100-80gb")]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(list(PROFILES.values())),
     st.tuples(TOKENS, TOKENS, TOKENS, TOKENS),
@@ -36,6 +37,7 @@ def test_more_work_never_takes_less_time(
     assert 0 < profile.cost.step_ms(*work) <= profile.cost.step_ms(*both)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5_000), st.integers(1, 5_000), st.integers(0, 5_000))
 def test_chunks_of_a_prompt_attend_to_as_many_pairs_as_the_whole(
     first: int, second: int, computed: int

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.sim import tokens
@@ -34,11 +34,13 @@ def language(tokenizer: ChatTokenizer) -> LanguageModel:
     return LanguageModel(tokenizer.words, tokenizer.end_id)
 
 
+@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_survives(tokenizer: ChatTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@settings(deadline=None)
 @given(words=st.lists(st.sampled_from(WORDS), min_size=1))
 def test_every_word_is_one_token(tokenizer: ChatTokenizer, words: list[str]) -> None:
     ids = tokenizer.encode("".join(f" {word}" for word in words))
@@ -93,6 +95,7 @@ def said(model: LanguageModel, prompt: list[int], seed: int = 0) -> Iterator[int
     return model.say(prompt, seed, may_end=True)
 
 
+@settings(deadline=None)
 @given(prompt=st.lists(st.integers(0, 32_000), max_size=40), cut=st.integers(1, 50))
 def test_an_answer_goes_on_from_its_tokens(
     language: LanguageModel, prompt: list[int], cut: int
