@@ -50,10 +50,10 @@ KV_BLOCKS = 3_000
 """Of each engine: too few for every conversation to be cached everywhere, as in a real fleet."""
 
 WORKLOAD = Workload(
-    conversations=70,
+    conversations=60,
     rate=6.0,
     turns=4.0,
-    think_s=2.0,
+    think_s=1.5,
     ms_per_output_token=5.0,
     system_prompts=12,
     system_blocks_min=2,
@@ -62,7 +62,7 @@ WORKLOAD = Workload(
     output_tokens=40.0,
     context_tokens=CONTEXT_TOKENS,
 )
-"""Some 300 requests in half a minute: chats that resend their past, over a few system prompts."""
+"""Some 240 requests in half a minute: chats that resend their past, over a few system prompts."""
 
 TARGETS = Targets(ttft_ms=500.0, tpot_ms=50.0)
 
