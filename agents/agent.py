@@ -35,7 +35,8 @@ IDLE_POLLS = 2
 class AgentService:
     """A service: tells the control plane the truth about one engine, for as long as it runs.
 
-    It outlives the engine, the bus and the store, and starts before any of them is there.
+    It may start before its engine, and outlives what happens to engine, bus and store. Only to
+    start it needs the bus: else `BusUnavailable`.
     """
 
     name = "agent"
@@ -98,7 +99,8 @@ class AgentService:
             anyio.create_task_group() as tasks,
             self._bus.serve(info, [self._snapshots.endpoint]),
         ):
-            for part in (self._outbox, self._requests, self._presence, self._watch):
+            await tasks.start(self._requests.run)
+            for part in (self._outbox, self._presence, self._watch):
                 tasks.start_soon(part.run)
             tasks.start_soon(self._report)
             task_status.started()

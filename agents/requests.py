@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable
 
 import anyio
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
 from opentelemetry.trace import Span, SpanKind, Tracer
 
 from agents.metrics import AgentMetrics
@@ -67,12 +69,13 @@ class RequestLog:
         """Requests dispatched to this engine and not known to have ended."""
         return len(self._open)
 
-    async def run(self) -> None:
-        """Listen until cancelled."""
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled. Raises `BusUnavailable` if it cannot begin to."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._sweep)
                 async with self._bus.subscribe(self._subject) as messages:
+                    task_status.started()
                     async for message in messages:
                         self.hear(message)
         finally:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -51,6 +51,7 @@ class MemoryEngine:
         self.queried_tokens = 0
         self._sequence = 0
         self._blocks: dict[int, tuple[int, ...]] = {}
+        self._copies: Counter[int] = Counter()
         self._unpublished: list[dict[str, Any]] = []
         self.kept.clear()
 
@@ -71,14 +72,21 @@ class MemoryEngine:
         first = next((k for k, p in enumerate(paths) if _hash(p) not in self._blocks), len(paths))
         first = first if copy_from is None else min(first, copy_from)
         if first < len(paths):
-            self._blocks |= {_hash(path): path for path in paths}
+            self._blocks |= {_hash(path): path for path in paths[first:]}
+            self._copies.update(_hash(path) for path in paths[first:])
             self._unpublished.append(self._stored(paths, first))
         self.publish()
 
+    def caches(self, prompt: Sequence[int]) -> bool:
+        """Whether the last block of a prompt is cached."""
+        return _hash(self._last_block(prompt)) in self._blocks
+
     def evict(self, prompt: Sequence[int]) -> None:
-        """Drop the last block of a prompt."""
-        path = tuple(prompt[: len(prompt) // self.block_tokens * self.block_tokens])
-        self._blocks.pop(_hash(path), None)
+        """Drop one copy of the last block of a prompt."""
+        path = self._last_block(prompt)
+        self._copies[_hash(path)] -= 1
+        if not self._copies[_hash(path)]:
+            del self._blocks[_hash(path)]
         self._unpublished.append(
             {"type": "BlockRemoved", "block_hashes": [_hash(path)], "medium": "GPU"}
         )
@@ -87,6 +95,7 @@ class MemoryEngine:
     def reset(self) -> None:
         """As vLLM: the event goes out with the next batch only."""
         self._blocks.clear()
+        self._copies.clear()
         self._unpublished.append({"type": "AllBlocksCleared"})
 
     def publish(self) -> None:
@@ -156,6 +165,9 @@ class MemoryEngine:
             f'vllm:cache_config_info{{{labels},block_size="{block_tokens}",'
             f'num_gpu_blocks="{self.total_blocks}"}} 1.0\n'
         )
+
+    def _last_block(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        return tuple(prompt[: len(prompt) // self.block_tokens * self.block_tokens])
 
     def _stored(self, paths: Sequence[tuple[int, ...]], first: int) -> dict[str, Any]:
         return {

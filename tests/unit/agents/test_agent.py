@@ -1,110 +1,27 @@
-"""A whole agent between an engine in memory and a plain reader of what it says."""
+"""What an agent says of its engine, whatever happens to either."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-
 import anyio
 import pytest
-from anyio.abc import TaskGroup
-from prometheus_client import CollectorRegistry
 
-from agents.__main__ import make_adapter
-from agents.agent import AgentService
-from agents.settings import AgentProcess, AgentSettings
 from proto.codec import Producer
-from proto.ids import Incarnation, RequestId, WorkerId
+from proto.ids import Incarnation, RequestId
 from proto.progress import Phase, Progress
-from proto.subjects import Keys, Subjects
 from proto.wire.memory import store
-from proto.wire.memory.bus import MemoryHub
-from proto.wire.memory.store import MemoryEtcd
-from proto.workers import ModelCard, WorkerRecord, WorkerState
+from proto.workers import ModelCard, WorkerState
 from tests.unit.agents.clocks import VIRTUAL
-from tests.unit.agents.engine import EVENTS, MODEL, REPLAY, URL, MemoryEngine
-from tests.unit.agents.reader import PlainReader, wait_until
+from tests.unit.agents.engine import MODEL, MemoryEngine
+from tests.unit.agents.reader import wait_until
+from tests.unit.agents.world import KEYS, SUBJECTS, WORKER, World, running
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.parametrize("anyio_backend", ["asyncio", VIRTUAL], ids=["asyncio", "virtual"]),
 ]
 
-WORKER = WorkerId("w")
-SUBJECTS, KEYS = Subjects("test"), Keys("test")
 PROMPT = list(range(100, 140))  # ten blocks of four
 OTHER = list(range(900, 940))
-
-
-class World:
-    """Everything around an agent. `agent` is the one that runs now."""
-
-    def __init__(self, **settings: object) -> None:
-        self.engine = MemoryEngine()
-        self.hub = MemoryHub()
-        self.etcd = MemoryEtcd()
-        self.bus = self.hub.connect("agent", outgoing_messages=4)
-        self.store = self.etcd.connect()
-        self.reader = PlainReader(self.hub.connect("reader"), SUBJECTS, WORKER)
-        agent = {
-            "worker": WORKER,
-            "engine": "sim",
-            "engine_url": URL,
-            "events": EVENTS,
-            "replay": REPLAY,
-            "load_interval_s": 0.02,
-            "misses_max": 2,
-            "retry_s": 0.02,
-            **settings,
-        }
-        self.settings = AgentProcess(cluster="test", agent=AgentSettings.model_validate(agent))
-        self.agent = self.new_agent()
-
-    def new_agent(self) -> AgentService:
-        return AgentService(
-            self.settings,
-            make_adapter(self.settings.agent, self.engine, self.engine.frames),
-            self.bus,
-            self.store,
-            CollectorRegistry(),
-            clock=anyio.current_time,
-            rng=random.Random(1),
-        )
-
-    def record(self) -> WorkerRecord | None:
-        self.etcd.expire()
-        entry = self.etcd.entries.get(KEYS.worker(WORKER))
-        return WorkerRecord.model_validate_json(entry.value) if entry else None
-
-    def state(self) -> WorkerState | None:
-        record = self.record()
-        return record.state if record else None
-
-    async def is_registered_as(self, state: WorkerState | None) -> None:
-        await wait_until(lambda: self.state() == state)
-        assert self.state() == state
-
-    async def agrees(self) -> None:
-        """The reader comes to hold what the engine caches."""
-        await self.reader.holds(self.engine.names(self.settings.secret_bytes))
-
-
-@asynccontextmanager
-async def running(world: World) -> AsyncGenerator[tuple[World, TaskGroup], None]:
-    """With an agent, which is cancelled at the end."""
-    async with anyio.create_task_group() as readers:
-        await readers.start(world.reader.run)
-        with world.engine.replaying():
-            async with anyio.create_task_group() as tasks:
-                await tasks.start(_run, world.agent)
-                yield world, tasks
-                tasks.cancel_scope.cancel()
-        readers.cancel_scope.cancel()
-
-
-async def _run(agent: AgentService, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-    await agent.run(task_status=task_status)
 
 
 async def test_engine_cache_reaches_a_reader() -> None:
@@ -235,6 +152,16 @@ async def test_a_restart_without_a_replay_socket_keeps_what_was_heard() -> None:
         await world.agrees()
         await anyio.sleep(0.1)
         await world.agrees()
+
+
+async def test_a_silent_restart_without_a_replay_socket_is_seen_in_the_metrics() -> None:
+    async with running(World(replay=None)) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        world.engine.restart()
+        await world.agrees()
+        assert world.reader.names == set()
 
 
 async def test_an_engine_that_comes_back_with_other_blocks_is_attached_to_anew() -> None:
