@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter_ns
 
 import anyio
 from anyio.abc import TaskGroup
@@ -94,9 +95,9 @@ class Desk:
             self._workers -= 1
 
     async def _serve(self, message: Message, reply: Reply) -> None:
-        began_s = anyio.current_time()
+        began_ns = perf_counter_ns()  # uvloop's clock stands still within a turn
         answer = await self._answer(message)
-        self.tally.count(answer, int((anyio.current_time() - began_s) * 1e9))
+        self.tally.count(answer, perf_counter_ns() - began_ns)
         if not await self._sent(answer, reply):
             await self._sent(RequestRefused(500, "the answer cannot be sent"), reply)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,13 +23,18 @@ class NatsServer:
     """One server on a loopback port that stays the same over restarts, as do its data."""
 
     def __init__(
-        self, directory: Path, *, jetstream: bool = True, options: Sequence[str] = ()
+        self,
+        directory: Path,
+        *,
+        port: int = RANDOM_PORT,
+        jetstream: bool = True,
+        options: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         self._options = [*options]
         if jetstream:
             self._options += ["--jetstream", "--store_dir", str(directory / "data")]
-        self._port = RANDOM_PORT
+        self._port = port
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -59,11 +65,18 @@ class NatsServer:
         self.start()
 
     def freeze(self) -> None:
-        """It keeps its connections and says nothing any more."""
-        self._running().send_signal(signal.SIGSTOP)
+        """It keeps its connections and says nothing any more, from when this returns."""
+        process = self._running()
+        process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), "the server ended instead"
 
     def thaw(self) -> None:
         self._running().send_signal(signal.SIGCONT)
+
+    def reload(self) -> None:
+        """Read the configuration file again."""
+        self._running().send_signal(signal.SIGHUP)
 
     def close(self) -> None:
         """End it in whatever state it is."""

@@ -42,7 +42,7 @@ from proto.wire.ports import (
 
 CALL_S = 5.0
 """How long subscribing waits for a connection that is cut."""
-APPEND_S = 2.0
+APPEND_S = 1.0
 """For one attempt to store; the next carries the same id."""
 OUTGOING_MESSAGES = 10_000
 

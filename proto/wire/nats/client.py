@@ -69,12 +69,6 @@ class SturdyClient(Client):
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
-    async def _send_subscribe(self, sub: Subscription) -> None:
-        """A reconnection subscribes to everything by itself. One queued besides would be sent
-        even if it had been left meanwhile, and the server would go on routing to nobody."""
-        if self.is_connected:
-            await super()._send_subscribe(sub)
-
 
 class PromptTransport(TcpTransport):
     """TCP that lets go at once.

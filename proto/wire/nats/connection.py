@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 
 DIAL_S = 2.0
 """For one attempt: TCP, TLS and the greeting."""
-CLOSE_S = 3.0
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 0.6
 """Between attempts; each connection keeps a pace of its own, lest a fleet return at one beat."""
+PROBLEMS = 8
+"""Different ones are told, until the connection stands again."""
 TURN_BYTES = 64 << 10
 """So much unsent, and the sender lets the loop send."""
 
@@ -43,14 +44,15 @@ class Listener(NamedTuple):
 
 
 class Connection:
-    """Opened once, closed once; in between it comes back by itself."""
+    """Opened once, closed once; in between it comes back by itself, and tells `on_return`."""
 
     def __init__(self, settings: NatsSettings) -> None:
         self.settings = settings
+        self.on_return: set[Callable[[], None]] = set()
         self._client: SturdyClient | None = None
         self._up = anyio.Event()
         self._closing = False
-        self._problem = ""
+        self._problems: list[str] = []
 
     @property
     def client(self) -> SturdyClient:
@@ -72,9 +74,9 @@ class Connection:
                     pass
         except TimeoutError as error:
             raise BusUnavailable(
-                f"no NATS server let us in at {settings.addresses} within {settings.connect_s:g} s "
-                f"({self._problem or 'no answer'}): start one (`nats-server --jetstream`), or check"
-                " the address and the credentials"
+                f"no NATS server let us in at {settings.addresses} within {settings.connect_s:g} s"
+                f" ({'; '.join(self._problems) or 'no answer'}): start one (`nats-server"
+                " --jetstream`), or check the address and the credentials"
             ) from error
         self._up.set()
 
@@ -85,7 +87,7 @@ class Connection:
         self._up.set()  # whoever waits for the connection shall know
         with anyio.CancelScope(shield=True):
             if client.is_connected:
-                with anyio.move_on_after(CLOSE_S):
+                with anyio.move_on_after(self.settings.call_s):
                     await client.settle()
             if client.pending_data_size:
                 log.warning("NATS: %d bytes were never sent", client.pending_data_size)
@@ -234,9 +236,9 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         """Say each problem once, not at every attempt."""
         problem = str(error) or type(error).__name__
-        if problem != self._problem and not self._closing:
+        if problem not in self._problems and len(self._problems) < PROBLEMS and not self._closing:
             log.warning("NATS: %s", problem)
-        self._problem = problem
+            self._problems.append(problem)
 
     async def _on_disconnected(self) -> None:
         if not self._closing:
@@ -245,9 +247,11 @@ class Connection:
                 self._up = anyio.Event()
 
     async def _on_reconnected(self) -> None:
-        self._problem = ""
+        self._problems.clear()
         log.info("NATS: connected to %s again", self.settings.addresses)
         self._up.set()
+        for returned in tuple(self.on_return):
+            returned()
 
 
 def as_message(raw: Msg) -> Message:

@@ -28,7 +28,7 @@ from nats.js.api import (
 from nats.js.errors import NotFoundError
 
 from proto.wire.errors import BusUnavailable, StreamMissing
-from proto.wire.nats.connection import CLOSE_S, Connection, Listener, as_message
+from proto.wire.nats.connection import Connection, Listener, as_message
 from proto.wire.nats.streams import jetstream_errors
 from proto.wire.ports import Delivery, Message
 
@@ -64,11 +64,13 @@ async def consume(
     await connection.until_up(connection.settings.call_s)
     reader = _Reader(connection, stream, durable, queue_messages)
     await reader.bind()
+    connection.on_return.add(reader.renew)
     try:
         async with connection.listen(Listener(f"{reader.inbox}.*", reader.take), drain=True):
             yield reader
     finally:
-        with anyio.move_on_after(CLOSE_S, shield=True):
+        connection.on_return.discard(reader.renew)
+        with anyio.move_on_after(connection.settings.call_s, shield=True):
             await reader.leave()
 
 
@@ -109,6 +111,11 @@ class _Reader:
         """Everything that comes to our inbox; heartbeats only show that the request stands."""
         if _status(raw) != StatusCode.CONTROL_MESSAGE:
             self._arrived.append(raw)
+        self._life.set()
+
+    def renew(self) -> None:
+        """The connection is a new one; what was asked for on the old one will not come."""
+        self._due = 0
         self._life.set()
 
     async def leave(self) -> None:
@@ -153,8 +160,10 @@ class _Reader:
         )
 
     async def _next(self) -> Msg | None:
-        """The next of what came; None after silence."""
+        """The next of what came; None if the request is lost, or silence makes it look so."""
         while not self._arrived:
+            if self._due <= 0:
+                return None
             self._life = anyio.Event()
             with anyio.move_on_after(SILENCE_S) as waiting:
                 await self._life.wait()

@@ -16,7 +16,7 @@ from proto.wire.errors import BusTimeout, BusUnavailable, NoResponder, StreamMis
 from proto.wire.nats.connection import Connection
 from proto.wire.ports import Headers, StreamSpec
 
-APPEND_S = 2.0
+APPEND_S = 1.0
 """For one attempt; the next carries the same id, so that it is stored once."""
 NO_STREAM_S = 0.5
 """So long nobody may answer for a stream: one that changes its leader, or is being loaded."""

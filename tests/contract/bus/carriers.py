@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +10,7 @@ from typing import TypeVar
 import anyio
 import msgspec
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 
 from proto.wire.errors import BusTimeout, NoResponder
 from proto.wire.memory.bus import MemoryHub
@@ -22,6 +23,7 @@ POLL_S = 0.005
 SILENCE_S = 0.05
 """So long nothing comes before we believe that nothing will."""
 ACK_WAIT_S = 0.6
+"""For tests in which an unacknowledged message has to come again by itself."""
 
 ECHO = ServiceInfo("echo", "1.2.3", "Says it again", {"zone": "a"})
 
@@ -61,7 +63,6 @@ def quick_settings(server: NatsServer, **changes: object) -> NatsSettings:
         connect_s=5.0,
         call_s=2.0,
         ping_interval_s=0.25,
-        ack_wait_s=ACK_WAIT_S,
     )
     return msgspec.structs.replace(quick, **changes)
 
@@ -110,3 +111,22 @@ async def nobody_serves(bus: Bus, subject: str) -> None:
         while True:
             with suppress(BusTimeout):
                 await bus.request(subject, b"", timeout_s=POLL_S)
+
+
+@asynccontextmanager
+async def stranger(
+    handle: Callable[[SocketStream], Awaitable[None]], port: int = 0
+) -> AsyncGenerator[int, None]:
+    """Somebody who is no NATS server listens; yields the port."""
+
+    async def once(stream: SocketStream) -> None:
+        async with stream:
+            await handle(stream)
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port) as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, once)
+        yield int(listener.extra(SocketAttribute.local_port))
+        tasks.cancel_scope.cancel()

@@ -10,7 +10,6 @@ import pytest
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.nats.bus import NatsBus
 from tests.contract.bus.carriers import (
-    ACK_WAIT_S,
     EVERY_CARRIER,
     Carrier,
     Connect,
@@ -38,9 +37,15 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 @pytest.fixture
-def connect(carrier: Carrier, request: pytest.FixtureRequest) -> Connect:
+def ack_wait_s() -> float:
+    """Longer than any test: nothing comes again without being given back."""
+    return 300.0
+
+
+@pytest.fixture
+def connect(carrier: Carrier, ack_wait_s: float, request: pytest.FixtureRequest) -> Connect:
     """`async with connect(name) as bus`: a client of one and the same server."""
     if carrier.kind == "memory":
-        return memory_connect(MemoryHub(ack_wait_s=ACK_WAIT_S))
+        return memory_connect(MemoryHub(ack_wait_s=ack_wait_s))
     server: NatsServer = request.getfixturevalue("server")
-    return lambda name: NatsBus(quick_settings(server, name=name))
+    return lambda name: NatsBus(quick_settings(server, name=name, ack_wait_s=ack_wait_s))

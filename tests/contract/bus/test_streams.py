@@ -7,7 +7,7 @@ import pytest
 
 from proto.wire.errors import StreamMissing
 from proto.wire.ports import Bus, Delivery, StreamSpec
-from tests.contract.bus.carriers import DEADLINE_S, Connect, nothing_comes, take
+from tests.contract.bus.carriers import ACK_WAIT_S, DEADLINE_S, Connect, nothing_comes, take
 
 pytestmark = pytest.mark.anyio
 
@@ -54,6 +54,7 @@ async def test_many_messages_come_in_order(connect: Connect) -> None:
         assert [data for batch in received for data in batch] == payloads
 
 
+@pytest.mark.parametrize("ack_wait_s", [ACK_WAIT_S])
 async def test_what_is_not_acknowledged_comes_again_and_what_is_does_not(connect: Connect) -> None:
     async with connect("a") as bus:
         await bus.ensure_stream(SPEC)
