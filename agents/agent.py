@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -25,8 +24,6 @@ from proto.ids import WorkerId, new_incarnation
 from proto.subjects import Keys, Subjects
 from proto.wire.ports import Bus, ServiceInfo, Store
 from proto.workers import Hardware, ModelCard, Role, WorkerRecord, WorkerState
-
-log = logging.getLogger(__name__)
 
 IDLE_POLLS = 2
 """A drained engine must be found idle so many times in a row: a request may be on its way."""

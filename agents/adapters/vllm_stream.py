@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from agents.adapters.protocol import Deliver, LossReason, Lost
 from agents.adapters.vllm_events import VllmEvents
@@ -64,6 +65,7 @@ class VllmStream:
                     await self._catch_up(deliver)
                 else:
                     await self._hear(message, deliver)
+                await checkpoint()  # a burst must not keep the loop to itself
 
     def recheck(self) -> None:
         """The engine was away: find out soon whether it is still the same."""
@@ -110,6 +112,7 @@ class VllmStream:
                     return False
                 recognised = True
                 self._take(sequence, payload, deliver)
+                await checkpoint()
         if self._next is None:
             self._next = 0  # nothing has happened in the engine yet
         return recognised

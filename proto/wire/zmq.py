@@ -55,6 +55,7 @@ class ZmqFrames:
                     raise FramesError(f"{endpoint} was silent for {silence_s:g} s")
                 for frames in _read(socket):
                     yield frames
+                await checkpoint()
 
 
 class _Subscription:
