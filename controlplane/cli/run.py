@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import anyio
 
-from controlplane.local.layout import ClusterRunning, DirectoryUnusable
-from controlplane.local.ports import PortTaken
-from controlplane.local.servers import ServerMissing
-from controlplane.local.supervisor import ChildFailed
+from controlplane.runtime.process import (
+    EXIT_BAD_SETTINGS,
+    EXIT_FAILED,
+    EXIT_OK,
+    EXPECTED,
+    leaves,
+)
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
-from proto.wire.errors import WireError
-
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS = 0, 1, 2
-
-EXPECTED = (
-    ChildFailed, ClusterRunning, DirectoryUnusable, PortTaken, ServerMissing, WireError,
-)  # fmt: skip
-"""Failures whose text is all a user needs; anything else is a bug and shows its traceback."""
 
 S = TypeVar("S", bound=CommandSettings)
 
@@ -38,24 +33,11 @@ def run_interactive(
         return EXIT_BAD_SETTINGS
     try:
         anyio.run(command, settings, backend="asyncio", backend_options={"use_uvloop": True})
-    except BaseExceptionGroup as group:
-        return _explain(prog, list(_leaves(group)), group)
-    except EXPECTED as error:
-        return _explain(prog, [error], error)
+    except (ExceptionGroup, *EXPECTED) as error:
+        errors = list(leaves(error))
+        if not all(isinstance(each, EXPECTED) for each in errors):
+            raise
+        for text in dict.fromkeys(str(each) for each in errors):
+            sys.stderr.write(f"{prog}: {text}\n")
+        return EXIT_FAILED
     return EXIT_OK
-
-
-def _explain(prog: str, errors: Sequence[BaseException], whole: BaseException) -> int:
-    if not all(isinstance(error, EXPECTED) for error in errors):
-        raise whole
-    for text in dict.fromkeys(str(error) for error in errors):
-        sys.stderr.write(f"{prog}: {text}\n")
-    return EXIT_FAILED
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

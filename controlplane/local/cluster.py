@@ -7,13 +7,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import msgspec
 from pydantic import SecretStr
 
 from controlplane.local import plan
 from controlplane.local.layout import Layout
 from controlplane.local.plan import ClusterOptions, Part, Ports
 from controlplane.local.ports import check_free, free_ports
-from controlplane.local.supervisor import Child, ChildSpec, Probe, Supervisor
+from controlplane.local.supervisor import (
+    PROBE_INTERVAL_S,
+    Child,
+    ChildSpec,
+    Probe,
+    Supervisor,
+)
+from controlplane.runtime.service import CannotServe
 from controlplane.runtime.settings import BusSettings, CommonSettings, StoreSettings
 from proto.wire.errors import HttpError
 from proto.wire.ports import Http, HttpTimeouts
@@ -22,6 +30,7 @@ log = logging.getLogger(__name__)
 
 PROBE_TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
 STOP_ALL_S = 60.0
+FIRST_ANSWER_S = 30.0
 
 
 class LocalCluster:
@@ -58,6 +67,13 @@ class LocalCluster:
             async with anyio.create_task_group() as starting:
                 for part in stage:
                     starting.start_soon(self.supervisor.start, self._spec(part, http))
+        with anyio.move_on_after(FIRST_ANSWER_S) as waiting:
+            await self._first_answer(http)
+        if waiting.cancelled_caught:
+            raise CannotServe(
+                f"everything has started, but nothing was answered within {FIRST_ANSWER_S:g} s; "
+                f"the logs are in {self.layout.log('gateway').parent}"
+            )
         self.complete = True
         self.write_state()
 
@@ -78,6 +94,18 @@ class LocalCluster:
             ready=_answers(http, part.ready_url),
             environment=part.environment,
         )
+
+    async def _first_answer(self, http: Http) -> None:
+        """Every part is ready; wait until all have heard of each other and a request is served."""
+        body = msgspec.json.encode({"model": self.options.model, "prompt": "?", "max_tokens": 1})
+        while True:
+            try:
+                async with http.exchange("POST", f"{self.url}/v1/completions", body=body) as answer:
+                    if answer.status == 200:
+                        return
+            except HttpError as error:
+                log.debug("no first answer yet: %s", error)
+            await anyio.sleep(PROBE_INTERVAL_S)
 
     def write_state(self) -> None:
         """Tell other commands, and tests, where everything is; called on every change."""

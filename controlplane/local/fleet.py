@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import anyio
 
@@ -13,6 +15,8 @@ from proto.load import LoadReport
 from proto.progress import Phase, Progress
 from proto.subjects import Subjects
 from proto.wire.ports import Bus
+
+T = TypeVar("T")
 
 RATE_WINDOW_S = 5.0
 RATE_SAMPLES_MAX = 20_000
@@ -68,33 +72,28 @@ class FleetActivity:
 
     async def run(self) -> None:
         """Listen until cancelled."""
+        loads, progress = Reader[LoadReport](LoadReport), Reader[Progress](Progress)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._follow_load)
-            tasks.start_soon(self._follow_progress)
+            tasks.start_soon(self._follow, self._subjects.every_load, loads, self._saw_load)
+            tasks.start_soon(self._follow, self._subjects.every_progress, progress, self._saw_step)
 
-    async def _follow_load(self) -> None:
-        reader = Reader[LoadReport](LoadReport)
-        async with self._bus.subscribe(self._subjects.every_load) as messages:
+    async def _follow(self, subject: str, reader: Reader[T], take: Callable[[T], None]) -> None:
+        async with self._bus.subscribe(subject) as messages:
             async for message in messages:
                 try:
-                    report = reader.open(message.data).body
+                    take(reader.open(message.data).body)
                 except Unreadable:
                     continue
-                activity = self.workers.setdefault(report.worker, WorkerActivity())
-                if activity.latest and report.queried_tokens < activity.latest.queried_tokens:
-                    activity.reports.clear()  # the engine started anew: its counters did too
-                activity.reports.append(report)
-                activity.heard_s = anyio.current_time()
 
-    async def _follow_progress(self) -> None:
-        reader = Reader[Progress](Progress)
-        async with self._bus.subscribe(self._subjects.every_progress) as messages:
-            async for message in messages:
-                try:
-                    progress = reader.open(message.data).body
-                except Unreadable:
-                    continue
-                if progress.phase is Phase.ENDED:
-                    self._ended_s.append(anyio.current_time())
-                    self._completed += progress.outcome == "completed"
-                    self._failed += progress.outcome not in ("completed", "cancelled")
+    def _saw_load(self, report: LoadReport) -> None:
+        activity = self.workers.setdefault(report.worker, WorkerActivity())
+        if activity.latest and report.queried_tokens < activity.latest.queried_tokens:
+            activity.reports.clear()  # the engine started anew: its counters did too
+        activity.reports.append(report)
+        activity.heard_s = anyio.current_time()
+
+    def _saw_step(self, progress: Progress) -> None:
+        if progress.phase is Phase.ENDED:
+            self._ended_s.append(anyio.current_time())
+            self._completed += progress.outcome == "completed"
+            self._failed += progress.outcome not in ("completed", "cancelled")

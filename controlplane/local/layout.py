@@ -14,14 +14,15 @@ from pathlib import Path
 
 import platformdirs
 
+from controlplane.runtime.service import CannotServe
 from proto.ids import check_name
 
 
-class ClusterRunning(Exception):
+class ClusterRunning(CannotServe):
     """A cluster of that name runs already."""
 
 
-class DirectoryUnusable(Exception):
+class DirectoryUnusable(CannotServe):
     """The cluster's directory cannot be made or written."""
 
 

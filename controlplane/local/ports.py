@@ -6,10 +6,12 @@ import errno
 import socket
 from collections.abc import Sequence
 
+from controlplane.runtime.service import CannotServe
+
 LOOPBACK = "127.0.0.1"
 
 
-class PortTaken(Exception):
+class PortTaken(CannotServe):
     """Somebody else listens on the port that was asked for."""
 
 

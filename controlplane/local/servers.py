@@ -6,8 +6,10 @@ import shutil
 import sysconfig
 from pathlib import Path
 
+from controlplane.runtime.service import CannotServe
 
-class ServerMissing(Exception):
+
+class ServerMissing(CannotServe):
     """A server's binary is neither in this Python environment nor on PATH."""
 
 

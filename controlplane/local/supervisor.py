@@ -18,6 +18,7 @@ import anyio
 from anyio.abc import Process, TaskGroup, TaskStatus
 
 from controlplane.local import leash
+from controlplane.runtime.service import CannotServe
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ LOG_TAIL_LINES = 12
 Probe = Callable[[], Awaitable[bool]]
 
 
-class ChildFailed(Exception):
+class ChildFailed(CannotServe):
     """A child did not become ready; the text ends with the last lines it wrote."""
 
 

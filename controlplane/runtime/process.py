@@ -130,7 +130,7 @@ async def _serve(
 
 def _report(error: Exception) -> int:
     """Log what ended the process: a line for what can be expected, a traceback for a bug."""
-    for leaf in _leaves(error):
+    for leaf in leaves(error):
         if isinstance(leaf, EXPECTED):
             log.error("%s", leaf)
         else:
@@ -138,9 +138,10 @@ def _report(error: Exception) -> int:
     return EXIT_FAILED
 
 
-def _leaves(error: Exception) -> Iterator[Exception]:
+def leaves(error: Exception) -> Iterator[Exception]:
+    """The errors that a tree of exception groups holds."""
     if isinstance(error, ExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from types import TracebackType
 from typing import Any
 
 import anyio
@@ -29,12 +28,7 @@ class EtcdStore:
     async def __aenter__(self) -> EtcdStore:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *details: object) -> None:
         await self._connection.close()
 
     async def get(self, key: str) -> Entry | None:
