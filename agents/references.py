@@ -21,8 +21,6 @@ they heal in just the state in which they arise, as an engine evicts only when i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from agents.adapters.protocol import EngineHash
 
 
@@ -36,12 +34,6 @@ class References:
 
     def __contains__(self, block: EngineHash) -> bool:
         return block in self._copies
-
-    def __len__(self) -> int:
-        return len(self._copies)
-
-    def __iter__(self) -> Iterator[EngineHash]:
-        return iter(self._copies)
 
     def add(self, block: EngineHash) -> EngineHash | None:
         """A copy was announced. Returns a block that must be gone for it, if there is one."""

@@ -99,6 +99,7 @@ class VllmAdapter:
     async def load(self) -> EngineLoad:
         """What it is busy with now; only after a `probe`."""
         assert self._cache is not None, "probe first"
+        await self._get("/health")  # the metrics outlive an engine core that has died
         return read_load(await self._metrics(), self._cache, self._options.rank)
 
     async def follow(self, deliver: Deliver) -> None:

@@ -144,6 +144,7 @@ class MemoryEngine:
         models = {"data": [{"id": MODEL, "max_model_len": 2048}]}
         answers = {
             "/v1/models": json.dumps(models),
+            "/health": "",
             "/version": json.dumps({"version": "0.32.0"}),
             "/metrics": self._metrics(),
             **self.answers,

@@ -223,6 +223,14 @@ async def test_an_engine_that_does_not_answer_is_unhealthy_until_it_does() -> No
         assert len(world.reader.fetched) == fetched
 
 
+async def test_an_engine_whose_core_has_died_is_unhealthy() -> None:
+    """Its HTTP server and metrics go on."""
+    async with running(World()) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        world.engine.answers["/health"] = None
+        await world.is_registered_as(WorkerState.UNHEALTHY)
+
+
 async def test_an_engine_that_comes_after_its_agent() -> None:
     world = World()
     world.engine.reachable = False
