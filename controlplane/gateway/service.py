@@ -47,16 +47,16 @@ class GatewayService:
         producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
         routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
         attempts = Attempts(settings, bus, around.http, subjects, routing, producer)
-        self._records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
+        self.records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
         self.dispatcher = Dispatcher(
-            settings, view, routing, attempts, metrics, self._records.write, around.clock
+            settings, view, routing, attempts, metrics, self.records.write, around.clock
         )
         self._server = HttpServer(settings, self.dispatcher, view)
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled. Raises `PortTaken`."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._records.run)
+            tasks.start_soon(self.records.run)
             async with self._server:
                 task_status.started()
                 await anyio.sleep_forever()
@@ -64,4 +64,4 @@ class GatewayService:
     async def drain(self) -> None:
         """Refuse new requests, finish what is under way, store what is to be remembered."""
         await self._server.drain()
-        await self._records.settled()
+        await self.records.settled()

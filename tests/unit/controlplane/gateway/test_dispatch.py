@@ -141,7 +141,7 @@ async def world(*, router: bool = True) -> AsyncIterator[World]:
         )
         ours = World(GatewayService(SETTINGS, around), http, hub)
         await tasks.start(lambda *, task_status: view.run(task_status=task_status))
-        tasks.start_soon(ours.gateway._records.run)
+        tasks.start_soon(ours.gateway.records.run)
         tasks.start_soon(_collect, ours)
         endpoint = Endpoint("route", SUBJECTS.route, ours.route)
         if router:
