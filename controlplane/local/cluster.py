@@ -114,6 +114,7 @@ class LocalCluster:
                 "cluster": self.options.name,
                 "gateway": self.url,
                 "model": self.options.model,
+                "engines": [f"http://127.0.0.1:{mine.http}" for mine in self.ports.engines],
                 "complete": self.complete,
                 "nats": f"nats://127.0.0.1:{self.ports.nats}",
                 "etcd": f"127.0.0.1:{self.ports.etcd}",

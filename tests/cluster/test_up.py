@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2 as httpx
 import openai
 import pytest
 
@@ -91,6 +92,47 @@ def finds_again(cluster: UpCluster, prompt: str) -> None:
         cluster.wait_until(lambda: cached_share() > 0.9, "the blocks to be known to the router")
         # Least loaded alone would alternate: only a router that knows goes back every time.
         assert min(cached_share() for _ in range(4)) > 0.9
+
+
+WRONG = [
+    (b"{", 400, "invalid_json"),
+    (b'{"model": "nobody", "prompt": "x"}', 404, "model_not_found"),
+    (b'{"model": "sim", "prompt": "x", "max_tokens": -1}', 400, "invalid_value"),
+    (b'{"model": "sim", "prompt": ""}', 400, "empty_prompt"),
+    (b'{"model": "sim", "prompt": "x", "max_tokens": 1000000}', 400, "context_length_exceeded"),
+    (b'{"model": "sim", "prompt": "' + b"x" * (33 << 20) + b'"}', 413, "body_too_large"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "code"), WRONG, ids=[code for _, _, code in WRONG])
+def test_a_wrong_request_is_told_so_as_openai_would(
+    cluster: UpCluster, body: bytes, status: int, code: str
+) -> None:
+    answer = httpx.post(f"{cluster.url}/v1/completions", content=body, timeout=20)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == code
+    assert httpx.get(f"{cluster.url}/v1/nothing").json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_client_that_leaves_frees_the_engine(cluster: UpCluster) -> None:
+    body = {
+        **{"model": cluster.model, "prompt": "Go on.", "stream": True},
+        **{"max_tokens": 30_000, "ignore_eos": True},
+    }
+    endpoint = f"{cluster.url}/v1/completions"
+
+    def running() -> float:
+        return sum(
+            float(line.rpartition(" ")[2])
+            for url in cluster.state["engines"]
+            for line in httpx.get(f"{url}/metrics").text.splitlines()
+            if line.startswith("vllm:num_requests_running{")
+        )
+
+    with httpx.stream("POST", endpoint, json=body, timeout=20) as stream:
+        next(stream.iter_lines())
+        cluster.wait_until(lambda: running() == 1, "the engine to run the request")
+    cluster.wait_until(lambda: running() == 0, "the engine to be free", within_s=5)
 
 
 def test_models_are_listed(cluster: UpCluster) -> None:
