@@ -116,8 +116,11 @@ def test_a_wrong_request_is_told_so_as_openai_would(
 
 def test_a_client_that_leaves_frees_the_engine(cluster: UpCluster) -> None:
     body = {
-        **{"model": cluster.model, "prompt": "Go on.", "stream": True},
-        **{"max_tokens": 30_000, "ignore_eos": True},
+        "model": cluster.model,
+        "prompt": "Go on.",
+        "stream": True,
+        "max_tokens": 30_000,
+        "ignore_eos": True,
     }
     endpoint = f"{cluster.url}/v1/completions"
 
@@ -130,7 +133,8 @@ def test_a_client_that_leaves_frees_the_engine(cluster: UpCluster) -> None:
         )
 
     with httpx.stream("POST", endpoint, json=body, timeout=20) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: dropping it would end the stream
+        next(lines)
         cluster.wait_until(lambda: running() == 1, "the engine to run the request")
     cluster.wait_until(lambda: running() == 0, "the engine to be free", within_s=5)
 
