@@ -25,8 +25,8 @@ class StepSums(msgspec.Struct, frozen=True, array_like=True):
 class LoadReport(msgspec.Struct, frozen=True, array_like=True):
     """One worker at one moment. Counters are gauges unless they say otherwise.
 
-    `kv_sequence`, `live_blocks` and `digest` describe the agent's live set after that KV batch: a
-    reader that has applied exactly `kv_sequence` batches must have the same count and digest.
+    `kv_sequence`, `live_blocks` and `digest` describe the agent's live set of the GPU tier after
+    that KV batch: a reader that has applied exactly `kv_sequence` batches must have the same.
     """
 
     worker: WorkerId
