@@ -83,8 +83,9 @@ class LocalCluster:
             await self.supervisor.stop_together(part.name for part in stage)
 
     def _stages(self) -> list[list[Part]]:
-        chosen = (self.options, self.layout, self.ports)
-        return [plan.servers(*chosen), [*plan.services(*chosen), *plan.engines(*chosen)]]
+        all_of_it = (self.options, self.layout, self.ports)
+        servers = plan.servers(self.layout, self.ports)
+        return [servers, [*plan.services(*all_of_it), *plan.engines(*all_of_it)]]
 
     def _spec(self, part: Part, http: Http) -> ChildSpec:
         return ChildSpec(

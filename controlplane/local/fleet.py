@@ -53,16 +53,8 @@ class FleetActivity:
         self._bus = bus
         self._subjects = subjects
         self._ended_s: deque[float] = deque(maxlen=RATE_SAMPLES_MAX)
-        self._completed = 0
-        self._failed = 0
-
-    @property
-    def completed(self) -> int:
-        return self._completed
-
-    @property
-    def failed(self) -> int:
-        return self._failed
+        self.completed = 0
+        self.failed = 0
 
     def requests_per_s(self, now_s: float) -> float:
         """Requests that ended within the last `RATE_WINDOW_S` seconds, per second."""
@@ -95,5 +87,5 @@ class FleetActivity:
     def _saw_step(self, progress: Progress) -> None:
         if progress.phase is Phase.ENDED:
             self._ended_s.append(anyio.current_time())
-            self._completed += progress.outcome == "completed"
-            self._failed += progress.outcome not in ("completed", "cancelled")
+            self.completed += progress.outcome == "completed"
+            self.failed += progress.outcome not in ("completed", "cancelled")

@@ -102,9 +102,8 @@ def worker_id(index: int) -> WorkerId:
     return WorkerId(f"engine-{index}")
 
 
-def servers(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part]:
+def servers(layout: Layout, ports: Ports) -> list[Part]:
     """NATS and etcd: what everything else needs first."""
-    del options
     return [
         Part(
             "nats",
