@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from urllib.parse import ParseResult
 
+from anyio.lowlevel import checkpoint
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
-from nats.protocol.parser import PERMISSIONS_ERR
 
 FOR_EVER_S = 24 * 3600
+SUBSCRIBING = (b"SUB ", b"UNSUB ")
 UNBOUNDED_BYTES = sys.maxsize
 """nats-py blocks without a deadline at its own bound; `Connection` keeps ours instead."""
 
@@ -28,6 +30,7 @@ class SturdyClient(Client):
 
     def __init__(self) -> None:
         super().__init__()
+        self._ears: dict[int, list[str]] = {}
         self._transport = PromptTransport()  # type: ignore[no-untyped-call]
 
     async def hang_up(self) -> None:
@@ -45,6 +48,7 @@ class SturdyClient(Client):
         nats-py writes its PING ahead of what waits to be sent, so that has to leave first.
         """
         await self._flush_pending(force_flush=True)
+        await checkpoint()  # it swallows cancellations
         try:
             await self.flush(timeout=FOR_EVER_S)
         except errors.Error:
@@ -55,13 +59,39 @@ class SturdyClient(Client):
         """Ask the server to send no more; what it has sent already is still handed over."""
         await self._send_unsubscribe(subscription._id)
 
+    async def _attempt_reconnect(self) -> None:
+        """An answer that nats-py cannot read would end the attempts.
+
+        It subscribes to everything anew by itself. What else waits to be subscribed would be even
+        if it was left meanwhile, and the server would go on routing to nobody.
+        """
+        self._pending = [each for each in self._pending if not each.startswith(SUBSCRIBING)]
+        self._pending_data_size = sum(map(len, self._pending))
+        while not self.is_closed:
+            try:
+                await super()._attempt_reconnect()
+            except Exception as error:  # noqa: BLE001 the top of a task that must not end
+                await self._error_cb(error)
+                await asyncio.sleep(self.options["reconnect_time_wait"])
+            else:
+                return
+
+    @contextmanager
+    def complaints(self) -> Iterator[list[str]]:
+        """What the server complains about meanwhile, in lower case."""
+        heard: list[str] = []
+        self._ears[id(heard)] = heard
+        try:
+            yield heard
+        finally:
+            del self._ears[id(heard)]
+
     async def _process_err(self, err_msg: str) -> None:
-        """Any error but a missing permission would close the client for good: an expired
-        login, a server's limit. Connect anew instead, until we are welcome again."""
-        if PERMISSIONS_ERR in err_msg:
-            await super()._process_err(err_msg)
-        else:
-            await self._process_op_err(errors.Error(f"the server said {err_msg}"))
+        """Most errors would close the client for good: an expired login, a limit of the server.
+        Where one ends a connection the server closes it, and that is a reason to come back."""
+        for heard in self._ears.values():
+            heard.append(err_msg)
+        await self._error_cb(errors.Error(f"the server said {err_msg}"))
 
     async def _process_pong(self) -> None:
         """The answer to a flush that was cancelled meanwhile would end the reading task."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import uniform
 from typing import NamedTuple, NoReturn
@@ -50,6 +50,7 @@ class Connection:
         self.settings = settings
         self.on_return: set[Callable[[], None]] = set()
         self._client: SturdyClient | None = None
+        self._turn_bytes = min(TURN_BYTES, settings.outgoing_bytes)
         self._up = anyio.Event()
         self._closing = False
         self._problems: list[str] = []
@@ -67,7 +68,7 @@ class Connection:
     async def open(self) -> None:
         """Connect for the first time. Raises `BusUnavailable` after `connect_s`."""
         settings = self.settings
-        _check_credentials(settings)
+        settings.check_credentials()
         try:
             with anyio.fail_after(settings.connect_s):
                 while not await self._dial():
@@ -116,8 +117,8 @@ class Connection:
     ) -> None:
         """Send, or buffer up to `outgoing_bytes`, then `BusUnavailable`."""
         client = self.client
-        if client.pending_data_size > TURN_BYTES:
-            await self._make_room(client, len(data))
+        if client.pending_data_size + len(data) > self._turn_bytes:
+            await self._make_room(len(data), self.settings.call_s)
         try:
             await client.publish(subject, data, reply, dict(headers) if headers else None)
         except nats.errors.Error as error:
@@ -128,10 +129,11 @@ class Connection:
     ) -> Message:
         """The first answer, whatever it says. Raises `NoResponder`, `BusTimeout`,
         `BusUnavailable`."""
+        client, until_s = self.client, anyio.current_time() + timeout_s
         left_s = await self.until_up(timeout_s)
-        client = self.client
-        if client.pending_data_size > TURN_BYTES:
-            await self._make_room(client, len(data))
+        if client.pending_data_size + len(data) > self._turn_bytes:
+            await self._make_room(len(data), left_s)
+            left_s = max(0.0, until_s - anyio.current_time())
         try:
             answer = await client.request(
                 subject, data, timeout=left_s, headers=dict(headers) if headers else None
@@ -149,14 +151,18 @@ class Connection:
         self, *listeners: Listener, drain: bool = False
     ) -> AsyncIterator[list[Subscription]]:
         """Subscribe; once entered, the server knows. With `drain` what it has routed to us by
-        the time of leaving is still handed over."""
+        the time of leaving is still handed over. A subscription that it does not grant is
+        `BusUnavailable` too."""
         await self.until_up(self.settings.call_s)
         client = self.client
         subscriptions: list[Subscription] = []
         try:
-            for listener in listeners:
-                subscriptions.append(await _subscribe(client, listener))  # noqa: PERF401 undone below
-            await self._round_trip(client)
+            with client.complaints() as complaints:
+                for listener in listeners:
+                    subscription = await _subscribe(client, listener)
+                    subscriptions.append(subscription)  # one by one: each is undone below
+                await self._round_trip(self.settings.call_s)
+            _check_granted(listeners, complaints)
             yield subscriptions
             if drain and self.connected:
                 await self._drain(client, subscriptions)
@@ -202,32 +208,32 @@ class Connection:
         self._client = client
         return True
 
-    async def _make_room(self, client: SturdyClient, size_bytes: int) -> None:
+    async def _make_room(self, size_bytes: int, wait_s: float) -> None:
         """Let the loop send; wait for the server once the buffer is full."""
-        bound_bytes = self.settings.outgoing_bytes
+        client = self.client
         await checkpoint()
-        if client.pending_data_size + size_bytes <= bound_bytes:
+        waiting_bytes = client.pending_data_size
+        if not waiting_bytes or waiting_bytes + size_bytes <= self.settings.outgoing_bytes:
             return
         if client.is_connected:
-            await self._round_trip(client)
-        elif not client.is_closed:
+            await self._round_trip(wait_s)
+        elif not self._closing:
             raise BusUnavailable(
-                f"not connected to {self.settings.addresses}, and {bound_bytes} bytes wait already"
+                f"not connected to {self.settings.addresses}, and {waiting_bytes} bytes wait"
             )
 
-    async def _round_trip(self, client: SturdyClient) -> None:
+    async def _round_trip(self, wait_s: float) -> None:
         """Once back, the server has read everything that was sent before."""
-        call_s = self.settings.call_s
-        with anyio.move_on_after(call_s):
-            if await client.settle():
+        with anyio.move_on_after(wait_s):
+            if await self.client.settle():
                 return
-        raise BusUnavailable(f"{self.settings.addresses} took nothing for {call_s:g} s")
+        raise BusUnavailable(f"{self.settings.addresses} did not answer within {wait_s:g} s")
 
     async def _drain(self, client: SturdyClient, subscriptions: list[Subscription]) -> None:
         for subscription in subscriptions:
             await client.stop_routing(subscription)
         try:
-            await self._round_trip(client)
+            await self._round_trip(self.settings.call_s)
         except BusUnavailable as error:
             log.warning("leaving without what was still on its way: %s", error)
         while any(subscription.pending_msgs for subscription in subscriptions):
@@ -271,6 +277,13 @@ async def _subscribe(client: SturdyClient, listener: Listener) -> Subscription:
         _raise(error, listener.subject)
 
 
+def _check_granted(listeners: Sequence[Listener], complaints: Sequence[str]) -> None:
+    for complaint in complaints:
+        ours = any(f'"{listener.subject.lower()}"' in complaint for listener in listeners)
+        if "subscription" in complaint and (ours or "maximum" in complaint):
+            raise BusUnavailable(f"the server said {complaint}")
+
+
 async def _unsubscribe(subscription: Subscription) -> None:
     try:
         await subscription.unsubscribe()
@@ -291,12 +304,3 @@ def _raise(error: nats.errors.Error, what: str) -> NoReturn:
             raise RuntimeError("the bus is closed") from error
         case _:
             raise BusUnavailable(f"{what}: {error}") from error
-
-
-def _check_credentials(settings: NatsSettings) -> None:
-    """nats-py would read a file without these lines for ever."""
-    if settings.credentials is None:
-        return
-    text = settings.credentials.read_text()
-    if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
-        raise ValueError(f"{settings.credentials} is no NATS credentials file")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
+
+_HOST = r"([^@/:\[\]\s]+|\[[0-9a-fA-F:.]+\])"
+ADDRESS = re.compile(rf"(nats|tls)://([^@/\s]*@)?{_HOST}(:\d{{1,5}})?/?")
 
 
 class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +49,7 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
         if not self.servers:
             raise ValueError("NATS servers: at least one is needed")
         for server in self.servers:
-            if urlsplit(server).scheme not in ("nats", "tls"):
+            if not ADDRESS.fullmatch(server):
                 raise ValueError(
                     f"NATS servers: {without_secrets(server)} is not nats://host:port"
                     " or tls://host:port"
@@ -64,6 +68,14 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.cert is not None:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+    def check_credentials(self) -> None:
+        """Raise a ValueError if that file is none: nats-py would go on reading it for ever."""
+        if self.credentials is None:
+            return
+        text = self.credentials.read_text()
+        if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
+            raise ValueError(f"{self.credentials} is no NATS credentials file")
 
     def __repr__(self) -> str:
         return f"NatsSettings(servers={self.addresses!r}, name={self.name!r})"

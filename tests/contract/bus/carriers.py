@@ -121,7 +121,8 @@ async def stranger(
 
     async def once(stream: SocketStream) -> None:
         async with stream:
-            await handle(stream)
+            with suppress(anyio.BrokenResourceError):  # the other side has heard enough
+                await handle(stream)
 
     async with (
         await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port) as listener,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -13,6 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from proto.wire.errors import BusUnavailable
 from proto.wire.nats.bus import NatsBus
+from proto.wire.nats.client import PromptTransport
 from proto.wire.nats.settings import NatsSettings
 from tests.contract.bus.carriers import (
     DEADLINE_S,
@@ -27,6 +30,7 @@ from tests.support.nats_server import NatsServer, nats_server
 pytestmark = [pytest.mark.anyio, nats_only]
 
 PASSWORD = "only-for-this-test"
+HTTP, ENDLESS, NO_INFO = b"HTTP/1.1 400 Bad Request\r\n", b"x" * 100_000, b"INFO 5\r\n"
 GREETING = b'INFO {"server_id":"x","version":"2.12.0","headers":true,"max_payload":1048576}\r\n'
 
 
@@ -87,6 +91,35 @@ async def test_a_login_that_is_withdrawn_for_a_while_is_survived(tmp_path: Path)
             assert (await take(messages, 1))[0].data == b"back"
 
 
+async def test_a_subscription_that_is_not_granted_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "server.conf"
+    allowed = 'subscribe: ["s", "_INBOX.>"]'
+    config.write_text(
+        f"authorization {{ users: [{{ user: me, password: {PASSWORD},"
+        f" permissions: {{ {allowed} }} }}] }}"
+    )
+    with nats_server(tmp_path, options=["--config", str(config)]) as server:
+        async with NatsBus(quick_settings(server, user="me", password=PASSWORD)) as bus:
+            with pytest.raises(BusUnavailable, match=r"permissions violation .*forbidden"):
+                async with bus.subscribe("forbidden"):
+                    pass
+            async with bus.subscribe("s") as messages:
+                await bus.publish("s", b"in")
+                assert (await take(messages, 1))[0].data == b"in"
+
+
+async def test_a_limit_of_the_server_is_told_and_survived(tmp_path: Path) -> None:
+    config = tmp_path / "server.conf"
+    config.write_text("max_subscriptions: 3")
+    with nats_server(tmp_path, options=["--config", str(config)]) as server:
+        async with NatsBus(quick_settings(server)) as bus, bus.subscribe("s") as messages:
+            with pytest.raises(BusUnavailable, match="maximum subscriptions"):
+                async with bus.subscribe("t"), bus.subscribe("u"), bus.subscribe("v"):
+                    pass
+            await bus.publish("s", b"in")
+            assert (await take(messages, 1))[0].data == b"in"
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 async def test_tls_with_a_certificate_that_we_are_told_to_trust(tmp_path: Path) -> None:
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
@@ -108,9 +141,10 @@ async def test_tls_with_a_certificate_that_we_are_told_to_trust(tmp_path: Path) 
             await works(quick_settings(server, connect_s=0.3))
 
 
-async def test_somebody_else_at_the_address_is_told() -> None:
+@pytest.mark.parametrize("greeting", [HTTP, ENDLESS], ids=["http", "endless"])
+async def test_somebody_else_at_the_address_is_told(greeting: bytes) -> None:
     async def talk(stream: SocketStream) -> None:
-        await stream.send(b"x" * 100_000)
+        await stream.send(greeting)
         await anyio.sleep_forever()
 
     async with stranger(talk) as port:
@@ -127,25 +161,29 @@ async def test_a_server_that_dies_over_the_greeting_is_tried_again(tmp_path: Pat
         await stream.receive()
         died.set()
 
-    async with anyio.create_task_group() as tasks:
+    async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         async with stranger(die) as port:
             server = NatsServer(tmp_path, port=port)
+            stack.callback(server.close)
             tasks.start_soon(works, quick_settings(server))
             with anyio.fail_after(DEADLINE_S):
                 await died.wait()
         server.start()
-    server.close()
 
 
-async def test_a_stranger_met_on_the_way_back_is_left_each_time(server: NatsServer) -> None:
+@pytest.mark.parametrize("greeting", [ENDLESS, NO_INFO], ids=["endless", "no-info"])
+async def test_a_stranger_met_on_the_way_back_is_left_each_time(
+    server: NatsServer, greeting: bytes
+) -> None:
     left = 0
 
     async def talk(stream: SocketStream) -> None:
         nonlocal left
-        await stream.send(b"HTTP/1.1 400 Bad Request\r\n")
-        with pytest.raises(anyio.EndOfStream):
+        try:
+            await stream.send(greeting)
             await stream.receive()
-        left += 1
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            left += 1
 
     async with NatsBus(quick_settings(server)) as bus:
         server.kill()
@@ -156,23 +194,33 @@ async def test_a_stranger_met_on_the_way_back_is_left_each_time(server: NatsServ
         await until(lambda: bus.connected)
 
 
-async def test_a_subscription_cancelled_at_any_step_keeps_the_connection(
-    server: NatsServer, caplog: pytest.LogCaptureFixture
+async def test_a_subscription_stands_however_much_waits_to_be_sent_before_it(
+    server: NatsServer,
 ) -> None:
-    async with NatsBus(quick_settings(server)) as bus:
+    settings = quick_settings(server, ping_interval_s=60.0, call_s=DEADLINE_S)
+    async with NatsBus(settings) as bus, NatsBus(settings) as other:
+        server.freeze()
+        for _ in range(70):
+            await bus.publish("elsewhere", bytes(100_000))
+        async with anyio.create_task_group() as tasks:
 
-        async def subscribe() -> None:
-            async with bus.subscribe("s"):
-                pass
+            async def subscribe() -> None:
+                async with bus.subscribe("s") as messages:
+                    await other.publish("s", b"heard")
+                    assert (await take(messages, 1))[0].data == b"heard"
 
-        for steps in range(12):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(subscribe)
-                for _ in range(steps):
-                    await checkpoint()
-                tasks.cancel_scope.cancel()
-            await subscribe()
-    assert caplog.records == []
+            tasks.start_soon(subscribe)
+            await checkpoint()
+            server.thaw()
+
+
+async def test_a_connection_that_is_gone_is_an_os_error_on_every_loop(server: NatsServer) -> None:
+    transport = PromptTransport()  # type: ignore[no-untyped-call]
+    await transport.connect(urlsplit(server.url), 32768, 2)  # type: ignore[arg-type]
+    transport.close()
+    await transport.wait_closed()  # type: ignore[no-untyped-call]
+    with suppress(ConnectionResetError):  # asyncio itself says nothing
+        transport.write(b"PING\r\n")
 
 
 async def test_a_bus_that_is_not_open_is_misuse(server: NatsServer) -> None:

@@ -18,6 +18,7 @@ from tests.contract.bus.carriers import (
     ECHO,
     echo,
     nats_only,
+    nobody_serves,
     quick_settings,
     take,
     until,
@@ -118,6 +119,28 @@ async def test_a_server_that_is_frozen_with_all_buffers_full_is_survived_too(
         await until(lambda: not bus.connected)
         server.thaw()
         await until(lambda: bus.connected)
+
+
+async def test_a_subscription_given_up_while_the_server_was_frozen_is_not_made_later(
+    server: NatsServer,
+) -> None:
+    async with NatsBus(quick_settings(server)) as bus, anyio.create_task_group() as tasks:
+
+        async def subscribe() -> None:
+            async with bus.subscribe("s"):
+                pass
+
+        server.freeze()
+        for _ in range(70):
+            await bus.publish("elsewhere", bytes(100_000))
+        tasks.start_soon(subscribe)
+        await until(lambda: not bus.connected)
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            server.thaw()
+            await until(lambda: bus.connected)
+            async with NatsBus(quick_settings(server)) as other:
+                await nobody_serves(other, "s")
 
 
 async def test_leaving_while_the_server_is_frozen_takes_no_longer_than_it_may(

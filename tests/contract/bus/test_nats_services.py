@@ -6,6 +6,7 @@ import json
 from datetime import datetime
 from typing import Any
 
+import anyio
 import nats
 import nats.micro.service
 import pytest
@@ -119,6 +120,25 @@ async def test_every_instance_answers_under_an_id_of_its_own(server: NatsServer)
         await until(lambda: len(heard) == 3)
         await client.close()
     assert len(set(heard)) == 3
+
+
+async def test_a_request_on_its_way_when_the_service_leaves_is_still_answered(
+    server: NatsServer,
+) -> None:
+    answers: list[bytes] = []
+
+    async def request(bus: Bus, data: bytes) -> None:
+        answers.append((await bus.request("echo", data, timeout_s=DEADLINE_S)).data)
+
+    async with (
+        NatsBus(quick_settings(server)) as bus,
+        anyio.create_task_group() as callers,
+        bus.serve(ECHO, [echo()]),  # left before the requests, which are sent first, come back
+    ):
+        for n in range(20):
+            callers.start_soon(request, bus, bytes([n]))
+        await checkpoint()
+    assert sorted(answers) == [bytes([n]) for n in range(20)]
 
 
 async def test_what_is_too_large_to_be_sent_is_refused_and_not_lost(server: NatsServer) -> None:

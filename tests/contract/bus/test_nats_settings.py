@@ -26,11 +26,19 @@ def test_no_secret_shows() -> None:
         assert "one:4222" in shown
 
 
-@pytest.mark.parametrize("server", ["http://one:4222", "one:4222", f"ws://{SECRET}@one"])
+@pytest.mark.parametrize(
+    "server",
+    ["http://one:4222", "one:4222", f"ws://{SECRET}@one", f"nats://{SECRET}@one:port", "nats://"],
+)
 def test_an_address_of_another_kind_is_misuse(server: str) -> None:
     with pytest.raises(ValueError, match="nats://host:port") as refused:
         NatsSettings(servers=(server,))
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("server", ["nats://one", "tls://[::1]:4222", "nats://u:p@10.0.0.1:1"])
+def test_an_address_may_do_without_a_port_or_carry_a_login(server: str) -> None:
+    assert NatsSettings(servers=(server,)).servers == (server,)
 
 
 def test_no_address_is_misuse() -> None:
