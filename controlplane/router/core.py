@@ -3,25 +3,32 @@
 The same object answers real requests, replays traces in virtual time, and runs in the simulated
 world: time and dice come in from outside.
 
-Load is what our ledger says or what the worker last reported, whichever is more, term by term.
-The ledger is ahead of the reports (a burst is booked before any report shows it); the reports
-know of work that came by another way. Adding the two would count most requests twice.
+**Load.** The ledger is the truth about work that routers have given out: it is ahead of every
+report. What reports show beyond it was given to the worker by somebody else, or is longer than
+booked; that excess is added to the ledger, until the reports are too old. A report may be a few
+milliseconds behind the ledger and show work that has just ended, so only what two reports in a row
+show is believed. Nothing is counted twice, and a burst counts at once on top of what others send.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 
+import numpy as np
+
+from controlplane.router.filters import refusal
 from controlplane.router.index import PrefixIndex
-from controlplane.router.ledger import Ledger
+from controlplane.router.ledger import InFlight, Ledger
 from controlplane.router.policy import Candidate, Prompt, State, decode_blocks, pick, policy
 from controlplane.router.settings import RouterSettings
-from proto.hashing import unpack
+from proto.hashing import HASH_BYTES, unpack
 from proto.ids import WorkerId
 from proto.kv import KvBatch, Tier
 from proto.load import LoadReport
-from proto.progress import Booking, Phase, Progress
+from proto.progress import Booking, Progress
 from proto.route import (
     NO_WORKER,
     UNKNOWN_MODEL,
@@ -31,9 +38,23 @@ from proto.route import (
     RouteRequest,
     Term,
 )
-from proto.workers import Role, WorkerRecord, WorkerState
+from proto.workers import WorkerRecord
 
 RETRY_AFTER_S = 1.0
+REFUSALS_TOLD = 8
+
+
+@dataclass
+class _Worker:
+    """What the core knows of one worker beside its blocks and its bookings."""
+
+    record: WorkerRecord
+    report: LoadReport | None = None
+    heard_s: float = 0.0
+    beyond: InFlight = field(default_factory=InFlight)
+    """What the last report shows beyond the ledger."""
+    excess: InFlight = field(default_factory=InFlight)
+    """What the last two reports both show beyond the ledger."""
 
 
 class RouterCore:
@@ -45,55 +66,64 @@ class RouterCore:
         self._settings = settings
         self.name = name
         self._rng = rng
-        self._states: dict[str, State] = {}
-        self._workers: dict[WorkerId, WorkerRecord] = {}
-        self._reports: dict[WorkerId, tuple[float, LoadReport]] = {}
+        self._states: dict[tuple[str, str], State] = {}
+        self._workers: dict[WorkerId, _Worker] = {}
+        self._models: dict[str, dict[WorkerId, _Worker]] = {}
 
     @property
     def workers(self) -> Mapping[WorkerId, WorkerRecord]:
-        return self._workers
+        return {worker: known.record for worker, known in self._workers.items()}
 
     def worker_joined(self, record: WorkerRecord) -> None:
         """A worker is there, or says something else of itself."""
-        self._workers[record.worker] = record
+        known = self._workers.get(record.worker)
+        if known is None:
+            known = self._workers[record.worker] = _Worker(record)
+        elif known.record.model != record.model:
+            self._leave_model(known.record)
+        known.record = record
+        self._models.setdefault(record.model, {})[record.worker] = known
         self.index.join(record.worker)
 
     def worker_left(self, worker: WorkerId) -> None:
         """A worker is gone, with its blocks and its work."""
-        self._workers.pop(worker, None)
-        self._reports.pop(worker, None)
-        self.index.leave(worker)
-        self.ledger.forget(worker)
+        known = self._workers.pop(worker, None)
+        if known is not None:
+            self._leave_model(known.record)
+            self.index.leave(worker)
+            self.ledger.forget(worker)
 
     def apply(self, batch: KvBatch) -> None:
-        """Take in a worker's next KV batch; batches of workers we do not know are ignored."""
+        """Take in a worker's next KV batch; batches of workers we do not know are ignored.
+
+        Raises ValueError, and changes nothing, if the names in it are not whole.
+        """
         if batch.worker not in self.index or batch.tier is not Tier.GPU:
             return
+        removed, stored = unpack(batch.removed), unpack(batch.stored)
         if batch.cleared:
             self.index.clear(batch.worker)
-        if batch.removed:
-            self.index.remove(batch.worker, unpack(batch.removed))
-        if batch.stored:
-            self.index.store(batch.worker, unpack(batch.stored))
+        if removed:
+            self.index.remove(batch.worker, removed)
+        if stored:
+            self.index.store(batch.worker, stored)
 
     def observe_load(self, report: LoadReport, now_s: float) -> None:
         """Take in what a worker says it is busy with."""
-        if report.worker in self._workers:
-            self._reports[report.worker] = (now_s, report)
+        known = self._workers.get(report.worker)
+        if known is None:
+            return
+        beyond = _beyond(report, known.record.block_tokens, self.ledger.of(report.worker))
+        known.excess = beyond if known.report is None else _both(known.beyond, beyond)
+        known.report, known.heard_s, known.beyond = report, now_s, beyond
 
     def booked_elsewhere(self, booking: Booking, now_s: float) -> None:
         """Another router has given a worker a request."""
-        self.ledger.book(booking, now_s)
+        self.ledger.book_elsewhere(booking, now_s)
 
     def progress(self, progress: Progress, now_s: float) -> None:
         """A gateway says how far a request has come."""
-        request, worker = progress.request, progress.worker
-        if progress.phase is Phase.FIRST_TOKEN:
-            self.ledger.first_token(request, worker, now_s)
-        elif progress.phase is Phase.ENDED:
-            self.ledger.end(request, worker)
-        else:
-            self.ledger.alive(request, worker, now_s)
+        self.ledger.hear(progress, now_s)
 
     def expire(self, now_s: float) -> int:
         """Forget bookings that nobody carries any more; returns how many."""
@@ -103,71 +133,96 @@ class RouterCore:
         """Choose a worker and book it, or say why not. ValueError for an unknown policy."""
         name = request.policy or self._settings.policy
         weigh = policy(name)
-        excluded = {w: why for w, why in self._filtered(request) if why}
-        eligible = [
-            r for w, r in self._workers.items() if w not in excluded and r.model == request.model
-        ]
+        fleet = self._models.get(request.model)
+        if not fleet:
+            return Rejected(UNKNOWN_MODEL, f"no worker serves {request.model!r}", RETRY_AFTER_S)
+        eligible, refused = self._sift(request, fleet, now_s)
         if not eligible:
-            return self._nobody(request, excluded)
-        prompt = Prompt(request.prompt_tokens, request.expected_output_tokens)
-        candidates = list(self._candidates(request, eligible, now_s))
-        state = self._states.setdefault(name, State(self._rng, self._settings.prefill_weight))
-        costs = weigh(prompt, candidates, state)
+            return _nobody(refused)
+        candidates = self._candidates(request, eligible, now_s)
+        state = self._state(name, request.model)
+        costs = weigh(_prompt(request), candidates, state)
         chosen = pick(candidates, costs, self._rng, self._settings.temperature)
-        best = candidates[chosen]
-        record = self._workers[best.worker]
         reply = Chosen(
-            worker=best.worker,
-            incarnation=record.incarnation,
-            url=record.url,
+            worker=candidates[chosen].worker,
+            incarnation=eligible[chosen].record.incarnation,
+            url=eligible[chosen].record.url,
             router=self.name,
             policy=name,
-            overlap_blocks=best.overlap_blocks,
-            block_tokens=best.block_tokens,
-            terms=_terms(candidates, costs, excluded) if request.explain else (),
+            overlap_blocks=candidates[chosen].overlap_blocks,
+            block_tokens=candidates[chosen].block_tokens,
+            terms=_terms(candidates, costs, refused) if request.explain else (),
         )
         self.ledger.book(booking_of(request, reply), now_s)
         return reply
 
-    def _filtered(self, request: RouteRequest) -> Iterator[tuple[WorkerId, str]]:
-        """Each worker of the model, and the filter that takes it out, if one does."""
-        for worker, record in self._workers.items():
-            if record.model != request.model:
-                continue
-            if record.state is not WorkerState.READY:
-                yield worker, record.state.value
-            elif record.role is Role.PREFILL:
-                yield worker, "prefill_only"
-            elif worker in request.exclude:
-                yield worker, "just_failed"
+    def _sift(
+        self, request: RouteRequest, fleet: Mapping[WorkerId, _Worker], now_s: float
+    ) -> tuple[list[_Worker], dict[WorkerId, str]]:
+        """Those who can take the request, and why the others cannot."""
+        eligible: list[_Worker] = []
+        refused: dict[WorkerId, str] = {}
+        for worker, known in fleet.items():
+            report = known.report if self._counts(known, now_s) else None
+            if reason := refusal(request, known.record, report):
+                refused[worker] = reason
             else:
-                yield worker, ""
+                eligible.append(known)
+        return eligible, refused
 
     def _candidates(
-        self, request: RouteRequest, eligible: Sequence[WorkerRecord], now_s: float
-    ) -> Iterator[Candidate]:
+        self, request: RouteRequest, eligible: Sequence[_Worker], now_s: float
+    ) -> list[Candidate]:
+        sizes = {known.record.block_tokens for known in eligible} & request.blocks.keys()
         depths = {
-            block_tokens: self.index.match(unpack(names))
-            for block_tokens, names in request.blocks.items()
+            size: self.index.match(np.frombuffer(request.blocks[size], dtype="<u8"))
+            for size in sizes
         }
-        fresh_s = now_s - self._settings.report_stale_s
-        for record in eligible:
-            worker, block_tokens = record.worker, record.block_tokens
-            booked = self.ledger.of(worker)
-            heard_s, report = self._reports.get(worker, (0.0, None))
-            queued, blocks, requests = booked.prefill_tokens, booked.decode_blocks, booked.requests
-            if report is not None and heard_s >= fresh_s:
-                queued = max(queued, report.queued_prefill_tokens)
-                blocks = max(blocks, report.decode_kv_tokens // block_tokens)
-                requests = max(requests, report.running + report.waiting)
-            overlap = depths.get(block_tokens, {}).get(worker, 0)
-            yield Candidate(worker, block_tokens, overlap, queued, blocks, requests)
+        return [self._candidate(known, depths, now_s) for known in eligible]
 
-    def _nobody(self, request: RouteRequest, excluded: Mapping[WorkerId, str]) -> Rejected:
-        if not excluded:
-            return Rejected(UNKNOWN_MODEL, f"no worker serves {request.model!r}", RETRY_AFTER_S)
-        why = ", ".join(f"{worker} is {reason}" for worker, reason in excluded.items())
-        return Rejected(NO_WORKER, f"no worker can take it now: {why}", RETRY_AFTER_S)
+    def _candidate(
+        self, known: _Worker, depths: Mapping[int, Mapping[WorkerId, int]], now_s: float
+    ) -> Candidate:
+        worker, size = known.record.worker, known.record.block_tokens
+        load = self.ledger.of(worker)
+        requests, tokens, blocks = load.requests, load.prefill_tokens, load.decode_blocks
+        if self._counts(known, now_s):
+            requests += known.excess.requests
+            tokens += known.excess.prefill_tokens
+            blocks += known.excess.decode_blocks
+        overlap = depths[size].get(worker, 0) if size in depths else 0
+        return Candidate(worker, size, overlap, tokens, blocks, requests)
+
+    def _counts(self, known: _Worker, now_s: float) -> bool:
+        """Whether the worker's last report is young enough."""
+        return known.heard_s >= now_s - self._settings.report_stale_s
+
+    def _state(self, policy_name: str, model: str) -> State:
+        key = policy_name, model
+        if key not in self._states:
+            self._states[key] = State(self._rng, self._settings.prefill_weight)
+        return self._states[key]
+
+    def _leave_model(self, record: WorkerRecord) -> None:
+        fleet = self._models[record.model]
+        del fleet[record.worker]
+        if not fleet:
+            del self._models[record.model]
+
+
+def check(request: RouteRequest) -> None:
+    """Raises ValueError, saying what is wrong, for a request that no router can answer."""
+    if request.prompt_tokens < 1:
+        raise ValueError("prompt_tokens must be at least 1: an empty prompt has no place to go")
+    if request.expected_output_tokens < 0:
+        raise ValueError("expected_output_tokens must not be negative")
+    for block_tokens, names in request.blocks.items():
+        if block_tokens < 1 or len(names) % HASH_BYTES:
+            raise ValueError(f"blocks[{block_tokens}] is not a whole number of named blocks")
+        if len(names) // HASH_BYTES * block_tokens > request.prompt_tokens:
+            raise ValueError(f"blocks[{block_tokens}] names more tokens than the prompt has")
+    if request.policy:
+        policy(request.policy)
 
 
 def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:
@@ -178,17 +233,43 @@ def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:
         request.request,
         chosen.worker,
         max(1, request.prompt_tokens - cached_tokens),
-        decode_blocks(
-            Prompt(request.prompt_tokens, request.expected_output_tokens), chosen.block_tokens
-        ),
+        decode_blocks(_prompt(request), chosen.block_tokens),
     )
 
 
+def _prompt(request: RouteRequest) -> Prompt:
+    return Prompt(request.prompt_tokens, request.expected_output_tokens)
+
+
+def _beyond(report: LoadReport, block_tokens: int, booked: InFlight) -> InFlight:
+    """What a report shows that is not booked."""
+    return InFlight(
+        max(0, report.running + report.waiting - booked.requests),
+        max(0, report.queued_prefill_tokens - booked.prefill_tokens),
+        max(0, report.decode_kv_tokens // block_tokens - booked.decode_blocks),
+    )
+
+
+def _both(one: InFlight, other: InFlight) -> InFlight:
+    return InFlight(
+        min(one.requests, other.requests),
+        min(one.prefill_tokens, other.prefill_tokens),
+        min(one.decode_blocks, other.decode_blocks),
+    )
+
+
+def _nobody(refused: Mapping[WorkerId, str]) -> Rejected:
+    why = ", ".join(f"{w} is {reason}" for w, reason in islice(refused.items(), REFUSALS_TOLD))
+    if len(refused) > REFUSALS_TOLD:
+        why += f", and {len(refused) - REFUSALS_TOLD} more"
+    return Rejected(NO_WORKER, f"no worker can take it now: {why}", RETRY_AFTER_S)
+
+
 def _terms(
-    candidates: Sequence[Candidate], costs: Sequence[float], excluded: Mapping[WorkerId, str]
+    candidates: Sequence[Candidate], costs: Sequence[float], refused: Mapping[WorkerId, str]
 ) -> tuple[Term, ...]:
     weighed = [
         Term(c.worker, cost, c.overlap_blocks, c.queued_prefill_tokens, c.decode_blocks)
         for c, cost in zip(candidates, costs, strict=True)
     ]
-    return (*weighed, *(Term(w, 0.0, excluded=why) for w, why in excluded.items()))
+    return (*weighed, *(Term(w, 0.0, excluded=why) for w, why in refused.items()))

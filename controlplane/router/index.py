@@ -1,25 +1,38 @@
-"""The prefix index: which workers hold which KV blocks, as one flat dictionary.
+"""The prefix index: which workers hold which KV blocks.
 
 A name (see `proto.hashing`) stands for a block and all before it, so no tree is needed: `name ->
-bitmask of workers`. One index serves every model, adapter, tenant and block size, because all of
-that is inside the name. A block costs one dictionary entry however many workers hold it.
+set of workers`, and a set is a bitmask. One index serves every model, adapter, tenant and block
+size, because all of that is inside the name.
 
-A worker that leaves, or empties its cache, costs O(1): its bit is retired and a sweep takes it out
-of the entries in slices; the bit is given out again only after that.
+A worker that leaves, or empties its cache, costs O(1): its bit is retired and counts no more. A
+sweep takes it out of the sets, and out of the table what nobody holds any longer, in slices; only
+then is the bit given out again.
+
+Memory is 32 to 64 bytes a block (`blocktable`) and about 200 bytes a different set of holders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from controlplane.router.blocktable import LANES, BlockTable
+from controlplane.router.holders import HolderSets
+from proto.hashing import Words
 from proto.ids import WorkerId
+
+MATCH_BLOCKS = 1_024
+"""Blocks looked up at once; a prompt is not read on once nobody holds all of it so far."""
+MEMBERS_KEPT = 4_096
 
 
 class PrefixIndex:
     """Blocks by name. Pure: no clock, no I/O; every answer is exact at the time it is given."""
 
     def __init__(self) -> None:
-        self._holders: dict[int, int] = {}
+        self._table = BlockTable()
+        self._sets = HolderSets()
         self._bits: dict[WorkerId, int] = {}
         self._owners: dict[int, WorkerId] = {}
         self._counts: dict[WorkerId, int] = {}
@@ -29,11 +42,12 @@ class PrefixIndex:
         self._free: list[int] = []
         self._next_bit = 1
         self._retired = 0
-        self._sweeping: tuple[int, Iterator[list[int]]] | None = None
+        self._sweeping: Iterator[None] | None = None
+        self._members: dict[int, Sequence[WorkerId]] = {}
 
     def __len__(self) -> int:
         """How many different blocks are held by anybody (or wait to be swept)."""
-        return len(self._holders)
+        return len(self._table)
 
     def __contains__(self, worker: WorkerId) -> bool:
         return worker in self._bits
@@ -41,6 +55,11 @@ class PrefixIndex:
     @property
     def workers(self) -> Sequence[WorkerId]:
         return tuple(self._bits)
+
+    @property
+    def holder_sets(self) -> int:
+        """How many different sets of workers hold blocks."""
+        return len(self._sets)
 
     def count(self, worker: WorkerId) -> int:
         """How many blocks the worker holds."""
@@ -66,6 +85,7 @@ class PrefixIndex:
             del self._owners[bit], self._counts[worker], self._digests[worker]
             self._live &= ~bit
             self._retired |= bit
+            self._members.clear()
 
     def clear(self, worker: WorkerId) -> None:
         """The worker holds nothing any more."""
@@ -74,85 +94,92 @@ class PrefixIndex:
             self.join(worker)
 
     def store(self, worker: WorkerId, names: Sequence[int]) -> None:
-        """The worker holds these, too."""
-        bit, holders = self._bits[worker], self._holders
-        count = digest = 0
-        for name in names:
-            held_by = holders.get(name, 0)
-            if not held_by & bit:
-                holders[name] = held_by | bit
-                count += 1
-                digest ^= name
-        self._counts[worker] += count
-        self._digests[worker] ^= digest
+        """The worker holds these, too. The name 0 is ignored: it has one chance in 2**64."""
+        if 0 in names:
+            names = [name for name in names if name]
+        self._table.reserve(len(names))
+        moved = self._table.rewrite(names, self._sets.adding(self._bits[worker], self._live))
+        self._sets.move(moved)
+        for move in moved:
+            self._counts[worker] += move.names
+            self._digests[worker] ^= move.digest
 
     def remove(self, worker: WorkerId, names: Sequence[int]) -> None:
         """The worker no longer holds these; what it did not hold is ignored."""
-        bit, holders = self._bits[worker], self._holders
-        count = digest = 0
-        for name in names:
-            held_by = holders.get(name, 0)
-            if held_by & bit:
-                count += 1
-                digest ^= name
-                if held_by == bit:
-                    del holders[name]
-                else:
-                    holders[name] = held_by ^ bit
-        self._counts[worker] -= count
-        self._digests[worker] ^= digest
+        if 0 in names:
+            names = [name for name in names if name]
+        moved = self._table.rewrite(names, self._sets.removing(self._bits[worker], self._live))
+        self._sets.move(moved)
+        for move in moved:
+            self._counts[worker] -= move.names
+            self._digests[worker] ^= move.digest
 
-    def match(self, names: Sequence[int]) -> dict[WorkerId, int]:
+    def match(self, names: Words) -> dict[WorkerId, int]:
         """How many leading blocks of a prompt each worker holds; workers with none are absent.
 
-        Walks the prompt once and stops where nobody goes on; a worker that evicted a block in the
-        middle counts up to the hole.
+        Looks at every block until nobody goes on, so that a worker which has evicted a block in
+        the middle counts up to the hole and no further.
         """
-        get, holding, depth = self._holders.get, self._live, 0
         depths: dict[WorkerId, int] = {}
-        for name in names:
-            still = get(name, 0) & holding
-            if still != holding:
-                if depth:
-                    self._note(depths, holding & ~still, depth)
-                if not still:
-                    return depths
-                holding = still
-            depth += 1
-        if depth:
-            self._note(depths, holding, depth)
+        masks, holding = self._sets.masks, self._live
+        if not len(names) or not masks[self._table.mark(int(names[0]))] & holding:
+            return depths
+        for start in range(0, len(names), MATCH_BLOCKS):
+            for depth, mark in self._runs(names[start : start + MATCH_BLOCKS]):
+                still = masks[mark] & holding
+                if still != holding:
+                    self._note(depths, holding & ~still, start + depth)
+                    if not still:
+                        return depths
+                    holding = still
+        self._note(depths, holding, len(names))
         return depths
 
     def sweep(self, entries_max: int) -> bool:
-        """Take retired bits out of at most `entries_max` entries; True if more is to be done."""
+        """Go on with taking out what is retired, in a slice of about `entries_max` entries; True
+        if more is to be done."""
         if self._sweeping is None:
             if not self._retired:
                 return False
-            self._sweeping = self._retired, _slices(list(self._holders), entries_max)
-        retired, slices = self._sweeping
-        part = next(slices, None)
-        if part is None:
+            self._sweeping = self._sweep(self._retired, entries_max)
+        try:
+            next(self._sweeping)
+        except StopIteration:
             self._sweeping = None
-            self._retired &= ~retired
-            self._free += _bits_of(retired)
-            return bool(self._retired)
-        self._clean(part, ~retired)
-        return True
+        return self._sweeping is not None or bool(self._retired)
 
-    def _clean(self, names: list[int], keep: int) -> None:
-        holders = self._holders
-        for name in names:
-            held_by = holders.get(name)
-            if held_by is None:
-                continue
-            if kept := held_by & keep:
-                holders[name] = kept
-            else:
-                del holders[name]
+    def _sweep(self, retired: int, entries_max: int) -> Iterator[None]:
+        yield from self._sets.strip(retired, entries_max)
+        self._retired &= ~retired
+        self._free += _bits_of(retired)
+        dead = np.array(self._sets.dead(), dtype=np.uint64)
+        if not len(dead):
+            return
+        buckets = max(1, entries_max // LANES)
+        first = 0
+        # While this goes on the table may double: bucket b is split into b and b + buckets, both
+        # of them still to come or, if b has been swept, free of what is dead.
+        while first < self._table.buckets:
+            names = self._table.marked(dead, first, buckets)
+            self._sets.move(self._table.rewrite(names, self._sets.burying))
+            first += buckets
+            yield
+
+    def _runs(self, names: Words) -> Iterator[tuple[int, int]]:
+        """Where each run of blocks with equal marks begins, and the mark."""
+        marks = self._table.marks(names)
+        starts = [0, *(np.flatnonzero(marks[1:] != marks[:-1]) + 1).tolist()]
+        return zip(starts, marks[starts].tolist(), strict=True)
 
     def _note(self, depths: dict[WorkerId, int], bits: int, depth: int) -> None:
-        for bit in _bits_of(bits):
-            depths[self._owners[bit]] = depth
+        if not depth:
+            return
+        members = self._members.get(bits)
+        if members is None:
+            if len(self._members) >= MEMBERS_KEPT:
+                self._members.clear()
+            members = self._members[bits] = tuple(self._owners[bit] for bit in _bits_of(bits))
+        depths.update(dict.fromkeys(members, depth))
 
     def _new_bit(self) -> int:
         bit = self._next_bit
@@ -165,8 +192,3 @@ def _bits_of(mask: int) -> Iterator[int]:
         lowest = mask & -mask
         yield lowest
         mask ^= lowest
-
-
-def _slices(names: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(names), size):
-        yield names[start : start + size]

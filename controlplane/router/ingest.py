@@ -1,95 +1,244 @@
-"""One lane a worker: KV batches in order, holes noticed, snapshots fitted in.
+"""One lane a worker: KV batches in order, holes noticed, snapshots fitted in. Pure.
 
-A lane says when it needs a snapshot and why; fetching one is the service's business. While it
-waits, later batches are kept, up to a bound; the snapshot makes the earlier ones unnecessary.
+A lane is *exact* when what it has let through is the worker's set as of `sequence`. When it is not,
+or when it knows of batches that it has not got, it says in `needs` why a snapshot is wanted;
+fetching one is the service's business. From then on it keeps every batch, applied or not, so that
+a snapshot, which shows the set as of some sequence number, can be brought up to date.
+
+What a lane gives back is to be applied at once and in that order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from proto.kv import KvBatch
+from proto.hashing import HASH_BYTES
+from proto.ids import WorkerId
+from proto.kv import KvBatch, KvSnapshotChunk, KvSnapshotRequest, Tier
 from proto.load import LoadReport
 
-HELD_BATCHES_MAX = 4_096
+HELD_BYTES_MAX = 4 << 20
+"""Kept by a lane that waits for its snapshot: half a million blocks of news."""
+BATCH_BYTES = 256
+"""What a batch weighs beside its names."""
+CHUNKS_MAX = 4_096
+"""256 Mi blocks; an agent that says it has more is not believed."""
+PIECE_BYTES = 4_096 * HASH_BYTES
+"""A snapshot is applied in pieces of this size: about two milliseconds of work."""
+
+
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 5.0
+
+
+def retry_pause_s(failures: int) -> float:
+    """How long to leave an agent alone that has failed to give a snapshot so many times."""
+    return min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(failures - 1, 10))
+
+
+class BadSnapshot(ValueError):
+    """These chunks do not make a snapshot that can be used; says why."""
+
+
+class Snapshot:
+    """A worker's whole set, put together from the chunks that an agent sends."""
+
+    def __init__(self, worker: WorkerId) -> None:
+        self.worker = worker
+        self._chunks: list[KvSnapshotChunk] = []
+
+    @property
+    def next_request(self) -> KvSnapshotRequest:
+        """What to ask the agent for next."""
+        snapshot = self._chunks[0].snapshot if self._chunks else 0
+        return KvSnapshotRequest(snapshot, len(self._chunks))
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._chunks) and self._chunks[-1].last
+
+    @property
+    def incarnation(self) -> int:
+        return self._chunks[0].incarnation
+
+    @property
+    def sequence(self) -> int:
+        return self._chunks[0].sequence
+
+    def add(self, chunk: KvSnapshotChunk) -> None:
+        """Take the answer to `next_request`. Raises `BadSnapshot`."""
+        if chunk.worker != self.worker or chunk.chunk != len(self._chunks):
+            raise BadSnapshot(
+                f"asked {self.worker} for chunk {len(self._chunks)} and got chunk {chunk.chunk}"
+                f" of {chunk.worker}"
+            )
+        if len(chunk.names) % HASH_BYTES:
+            raise BadSnapshot(f"{len(chunk.names)} bytes are not a whole number of names")
+        if self._chunks and _identity(chunk) != _identity(self._chunks[0]):
+            raise BadSnapshot("the chunks are of different snapshots")
+        if len(self._chunks) == CHUNKS_MAX:
+            raise BadSnapshot(f"more than {CHUNKS_MAX} chunks")
+        self._chunks.append(chunk)
+
+    def pieces(self) -> Iterator[KvBatch]:
+        """The whole set as batches: the first empties the worker, the others store."""
+        yield KvBatch(self.worker, cleared=True)
+        for chunk in self._chunks:
+            for start in range(0, len(chunk.names), PIECE_BYTES):
+                names = chunk.names[start : start + PIECE_BYTES]
+                yield KvBatch(self.worker, stored=names, tier=Tier(chunk.tier))
 
 
 class Lane:
-    """The numbered stream of one worker, as far as it has been applied. Pure."""
+    """The numbered stream of one worker, as far as it has been applied."""
 
-    def __init__(self, held_max: int = HELD_BATCHES_MAX) -> None:
+    def __init__(self, worker: WorkerId, held_bytes_max: int = HELD_BYTES_MAX) -> None:
         self.incarnation = 0
         self.sequence = 0
-        """Of the last batch applied; 0 with incarnation 0 means nothing is known yet."""
+        """Of the last batch applied."""
         self.needs: str | None = None
         """Why a snapshot is needed: a short word for the metric; None when the lane is true."""
-        self.paused = False
-        """A snapshot is being installed, in pieces: hold what comes meanwhile."""
+        self._worker = worker
+        self._exact = True
+        self._known = 0
+        """The greatest sequence number known to have been sent."""
         self._held: dict[int, KvBatch] = {}
-        self._held_max = held_max
+        self._held_bytes = 0
+        self._held_bytes_max = held_bytes_max
+        self._installing: Snapshot | None = None
 
-    def offer(self, incarnation: int, sequence: int, batch: KvBatch) -> Iterator[KvBatch]:
-        """Take a batch as it arrives; yields what is to be applied now, in order.
+    def registered(self, incarnation: int) -> Sequence[KvBatch]:
+        """The registry shows the worker under this incarnation."""
+        if incarnation <= self.incarnation:
+            return ()
+        self._begin(incarnation, "joined")
+        return (KvBatch(self._worker, cleared=True),)
 
-        The first batch of a new life is preceded by one that clears the worker.
-        """
-        if incarnation < self.incarnation or (
-            incarnation == self.incarnation and sequence <= self.sequence
-        ):
-            return  # an earlier life, or a duplicate
-        if incarnation > self.incarnation:
-            yield from self._begin(incarnation, batch)
-        if sequence == self.sequence + 1 and not self.paused:
-            self.sequence = sequence
-            yield batch
-            yield from self._take_held()
-            return
+    def offer(self, incarnation: int, sequence: int, batch: KvBatch) -> Sequence[KvBatch]:
+        """Take a batch as it arrives, be it late, early, a second time or of an earlier life.
+        Raises ValueError if its names are not whole; that one then counts as lost."""
+        if len(batch.stored) % HASH_BYTES or len(batch.removed) % HASH_BYTES:
+            raise ValueError("a batch with a piece of a name")
+        voided = self.registered(incarnation)
+        if incarnation < self.incarnation or sequence <= self.sequence or sequence in self._held:
+            return voided
+        self._known = max(self._known, sequence)
         self._hold(sequence, batch)
+        if self._installing is not None:
+            return voided
+        if sequence > self.sequence + 1:
+            self.needs = self.needs or "gap"
+            return voided
+        return (*voided, *self._advance())
 
-    def check(self, report: LoadReport, incarnation: int, count: int, digest: int) -> bool:
-        """Hold our copy (`count` blocks, `digest`) against the agent's word; True if it agrees."""
-        if incarnation < self.incarnation:
-            return True  # about an earlier life
-        if incarnation > self.incarnation or report.kv_sequence > self.sequence:
+    def check(
+        self, report: LoadReport, incarnation: int, count: int, digest: int
+    ) -> Sequence[KvBatch]:
+        """Hold our copy (`count` blocks, `digest`) against the agent's word. Equal numbers at an
+        equal sequence prove the copy right, whatever was wrong before."""
+        voided = self.registered(incarnation)
+        if voided:
+            count = digest = 0
+        if incarnation < self.incarnation or self._installing is not None:
+            return voided
+        self._known = max(self._known, report.kv_sequence)
+        if report.kv_sequence > self.sequence:
             self.needs = self.needs or "behind"
-            return False
-        if report.kv_sequence < self.sequence:
-            return True  # our copy is newer than the report
-        if (report.live_blocks, report.digest) == (count, digest):
-            return True
-        self.needs = self.needs or "digest"
-        return False
+        elif report.kv_sequence == self.sequence:
+            self._exact = (report.live_blocks, report.digest) == (count, digest)
+            if not self._exact:
+                self.needs = self.needs or "digest"
+            else:
+                self._settle()
+        return voided
 
-    def install(self, incarnation: int, sequence: int) -> Iterator[KvBatch]:
-        """A snapshot as of `sequence` has replaced the worker's blocks; yields what was held and
-        comes after it. A snapshot older than the lane is refused with ValueError."""
-        if (incarnation, sequence) < (self.incarnation, self.sequence):
-            raise ValueError("the snapshot is older than what has been applied")
-        if incarnation > self.incarnation:
-            self._held.clear()
-        self.incarnation, self.sequence = incarnation, sequence
-        self.needs, self.paused = None, False
-        for old in [s for s in self._held if s <= sequence]:
-            del self._held[old]
-        yield from self._take_held()
-        if self._held:
+    def install(self, snapshot: Snapshot) -> Iterator[KvBatch]:
+        """Replace what the worker is believed to hold; yields all that is to be applied.
+
+        Others may run between two pieces. A worker that begins a new life meanwhile ends the
+        installation. Raises `BadSnapshot`, before anything is yielded, for one that is older than
+        what has been applied and not kept.
+        """
+        if snapshot.incarnation < self.incarnation:
+            raise BadSnapshot("the snapshot is of an earlier life")
+        if snapshot.incarnation > self.incarnation:
+            self._begin(snapshot.incarnation, "joined")
+        applied_since = range(self.sequence, snapshot.sequence, -1)
+        if any(sequence not in self._held for sequence in applied_since):
+            raise BadSnapshot("the snapshot is older than what has been applied")
+        self._installing, self._exact = snapshot, False
+        try:
+            for batch in self._pieces(snapshot):
+                yield batch
+                if self._installing is not snapshot:
+                    return
+            self._exact = True
+        finally:
+            if self._installing is snapshot:
+                self._installing = None
+        self._settle()
+        if self.needs:
             self.needs = "gap"
 
-    def _begin(self, incarnation: int, batch: KvBatch) -> Iterator[KvBatch]:
-        self._held.clear()
-        self.incarnation, self.sequence = incarnation, 0
-        self.needs, self.paused = None, False
-        yield KvBatch(batch.worker, cleared=True)
-
-    def _hold(self, sequence: int, batch: KvBatch) -> None:
-        self.needs = self.needs or ("gap" if self.sequence else "joined")
-        if len(self._held) >= self._held_max:
-            del self._held[min(self._held)]  # a snapshot will cover the oldest
-        self._held[sequence] = batch
-
-    def _take_held(self) -> Iterator[KvBatch]:
-        while (batch := self._held.pop(self.sequence + 1, None)) is not None:
+    def _pieces(self, snapshot: Snapshot) -> Iterator[KvBatch]:
+        """The snapshot, and then what is held and goes on from it, also what comes meanwhile."""
+        yield from snapshot.pieces()
+        self.sequence = snapshot.sequence
+        self._known = max(self._known, snapshot.sequence)
+        while (batch := self._held.get(self.sequence + 1)) is not None:
             self.sequence += 1
             yield batch
-        if not self._held and self.needs == "gap":
-            self.needs = None  # it was only out of order
+
+    def make_do(self) -> Sequence[KvBatch]:
+        """There is no snapshot for now: what is held is to be applied across its holes, as news
+        beats none. The lane goes on needing a snapshot."""
+        if self._installing is not None:
+            return ()
+        ready = [self._held[s] for s in sorted(self._held) if s > self.sequence]
+        if ready:
+            self._exact = False
+            self.sequence = max(self._held)
+        return ready
+
+    def _begin(self, incarnation: int, why: str) -> None:
+        """A new life voids the past. Nothing is held at its beginning, so a lane that hears it
+        from batch 1 on is exact."""
+        self.incarnation, self.sequence, self._known = incarnation, 0, 0
+        self.needs, self._exact, self._installing = why, True, None
+        self._forget_until(max(self._held, default=0))
+
+    def _advance(self) -> list[KvBatch]:
+        """Go on as far as there is no hole."""
+        ready = []
+        while (batch := self._held.get(self.sequence + 1)) is not None:
+            self.sequence += 1
+            ready.append(batch)
+        self._settle()
+        return ready
+
+    def _settle(self) -> None:
+        """Need nothing and hold nothing once all that is known to have been said is applied."""
+        if self._exact and self.sequence >= self._known:
+            self.needs = None
+            self._forget_until(self.sequence)
+
+    def _hold(self, sequence: int, batch: KvBatch) -> None:
+        self._held[sequence] = batch
+        self._held_bytes += _weight(batch)
+        while self._held_bytes > self._held_bytes_max and len(self._held) > 1:
+            self._drop(next(iter(self._held)))  # a snapshot will cover the oldest
+
+    def _forget_until(self, sequence: int) -> None:
+        for old in [held for held in self._held if held <= sequence]:
+            self._drop(old)
+
+    def _drop(self, sequence: int) -> None:
+        self._held_bytes -= _weight(self._held.pop(sequence))
+
+
+def _identity(chunk: KvSnapshotChunk) -> tuple[int, int, int]:
+    return chunk.snapshot, chunk.incarnation, chunk.sequence
+
+
+def _weight(batch: KvBatch) -> int:
+    return BATCH_BYTES + len(batch.stored) + len(batch.removed)

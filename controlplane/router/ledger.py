@@ -3,19 +3,23 @@
 Load reports come several times a second; a burst of requests is decided in a millisecond. The
 ledger closes that gap. A booking's prefill is done at its first token, all of it at its end. One
 that makes no progress for `silence_s` is dropped: by silence, never by age, as long answers live
-long. Messages may come twice, late or in the wrong order.
+long.
+
+Words may come twice, late or in the wrong order, from gateways and from other routers: a booking
+that comes after its first token counts no prefill, one that comes after its end counts nothing,
+and words about an earlier attempt of a request do not touch a later one on the same worker.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from proto.ids import RequestId, WorkerId
-from proto.progress import Booking
+from proto.progress import Booking, Phase, Progress
 
-ENDED_KEPT = 10_000
-"""Ended bookings remembered, so that a late word about one does not bring it back."""
+ENDED_KEPT_S = 5.0
+"""How long the end of an attempt is remembered, so that a late word does not bring it back."""
 
 Key = tuple[RequestId, WorkerId]
 
@@ -29,11 +33,24 @@ class InFlight:
     decode_blocks: int = 0
 
 
+class _Stage(Enum):
+    PREFILL = auto()
+    DECODE = auto()
+    ENDED = auto()
+
+
 @dataclass
 class _Entry:
-    prefill_tokens: int
-    decode_blocks: int
+    """An attempt that has been booked or heard of. What it adds to the sums is in the last
+    three fields."""
+
+    attempt: int
+    """The least attempt that words about this entry bear; 0: whichever comes first."""
     heard_s: float
+    stage: _Stage = _Stage.PREFILL
+    booked: bool = False
+    prefill_tokens: int = 0
+    decode_blocks: int = 0
 
 
 NOTHING = InFlight()
@@ -46,66 +63,87 @@ class Ledger:
         self._silence_s = silence_s
         self._entries: dict[Key, _Entry] = {}
         self._sums: dict[WorkerId, InFlight] = {}
-        self._ended: OrderedDict[Key, None] = OrderedDict()
+        self._bookings = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """How many bookings have not ended."""
+        return self._bookings
 
     def of(self, worker: WorkerId) -> InFlight:
         """What the worker owes; not to be changed by the caller."""
         return self._sums.get(worker, NOTHING)
 
     def book(self, booking: Booking, now_s: float) -> None:
-        """A worker was given a request, by us or by another router."""
+        """We have given a worker a request: a new attempt, whatever was said of earlier ones."""
         key = (booking.request, booking.worker)
-        if key in self._ended or key in self._entries:
+        before = self._entries.pop(key, None)
+        attempt = 0
+        if before is not None:
+            self._release(key, before)
+            attempt = before.attempt + 1
+        entry = self._entries[key] = _Entry(attempt, now_s)
+        self._count(booking, entry)
+
+    def book_elsewhere(self, booking: Booking, now_s: float) -> None:
+        """Another router has given a worker a request, which may have come far already."""
+        key = (booking.request, booking.worker)
+        entry = self._entries.setdefault(key, _Entry(0, now_s))
+        if not entry.booked and entry.stage is not _Stage.ENDED:
+            self._count(booking, entry)
+
+    def hear(self, progress: Progress, now_s: float) -> None:
+        """A gateway says how far an attempt has come."""
+        key = (progress.request, progress.worker)
+        entry = self._entries.setdefault(key, _Entry(0, now_s))
+        if progress.attempt < entry.attempt:
             return
-        self._entries[key] = _Entry(booking.new_prefill_tokens, booking.decode_blocks, now_s)
-        sums = self._sums.setdefault(booking.worker, InFlight())
-        sums.requests += 1
-        sums.prefill_tokens += booking.new_prefill_tokens
-        sums.decode_blocks += booking.decode_blocks
-
-    def first_token(self, request: RequestId, worker: WorkerId, now_s: float) -> None:
-        """Prefill is done; decode goes on."""
-        entry = self._entries.get((request, worker))
-        if entry is not None:
-            self._sums[worker].prefill_tokens -= entry.prefill_tokens
-            entry.prefill_tokens = 0
-            entry.heard_s = now_s
-
-    def alive(self, request: RequestId, worker: WorkerId, now_s: float) -> None:
-        """Somebody still carries it."""
-        entry = self._entries.get((request, worker))
-        if entry is not None:
-            entry.heard_s = now_s
-
-    def end(self, request: RequestId, worker: WorkerId) -> None:
-        """The worker owes nothing more for it."""
-        key = (request, worker)
-        self._ended[key] = None
-        if len(self._ended) > ENDED_KEPT:
-            self._ended.popitem(last=False)
-        self._drop(key)
+        if progress.attempt > entry.attempt and entry.stage is _Stage.ENDED:
+            entry = self._entries[key] = _Entry(progress.attempt, now_s)
+        entry.attempt, entry.heard_s = progress.attempt, now_s
+        if progress.phase is Phase.ENDED:
+            self._release(key, entry)
+            entry.stage = _Stage.ENDED
+        elif progress.phase is not Phase.DISPATCHED and entry.stage is _Stage.PREFILL:
+            self._free_prefill(key, entry)
+            entry.stage = _Stage.DECODE
 
     def forget(self, worker: WorkerId) -> None:
         """The worker is gone, and what it owed with it."""
         for key in [key for key in self._entries if key[1] == worker]:
-            self._drop(key)
+            self._release(key, self._entries.pop(key))
         self._sums.pop(worker, None)
 
     def expire(self, now_s: float) -> int:
-        """Drop what has been silent for too long; returns how many."""
-        limit_s = now_s - self._silence_s
-        silent = [key for key, entry in self._entries.items() if entry.heard_s < limit_s]
-        for key in silent:
-            self._drop(key)
-        return len(silent)
+        """Drop what has been silent for too long; returns how many bookings that were."""
+        before = self._bookings
+        for key, entry in list(self._entries.items()):
+            kept_s = ENDED_KEPT_S if entry.stage is _Stage.ENDED else self._silence_s
+            if entry.heard_s < now_s - kept_s:
+                self._release(key, self._entries.pop(key))
+        return before - self._bookings
 
-    def _drop(self, key: Key) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
+    def _count(self, booking: Booking, entry: _Entry) -> None:
+        entry.booked = True
+        if entry.stage is _Stage.PREFILL:
+            entry.prefill_tokens = booking.new_prefill_tokens
+        entry.decode_blocks = booking.decode_blocks
+        sums = self._sums.setdefault(booking.worker, InFlight())
+        sums.requests += 1
+        sums.prefill_tokens += entry.prefill_tokens
+        sums.decode_blocks += entry.decode_blocks
+        self._bookings += 1
+
+    def _free_prefill(self, key: Key, entry: _Entry) -> None:
+        if entry.booked:
+            self._sums[key[1]].prefill_tokens -= entry.prefill_tokens
+            entry.prefill_tokens = 0
+
+    def _release(self, key: Key, entry: _Entry) -> None:
+        """Take what the entry adds out of the sums; an entry adds something once."""
+        if entry.booked:
+            self._free_prefill(key, entry)
             sums = self._sums[key[1]]
             sums.requests -= 1
-            sums.prefill_tokens -= entry.prefill_tokens
             sums.decode_blocks -= entry.decode_blocks
+            entry.booked = False
+            self._bookings -= 1

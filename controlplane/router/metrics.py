@@ -55,6 +55,17 @@ class RouterMetrics:
             "Snapshots that could not be fetched, and are tried again",
             registry=registry,
         )
+        self.untrue = Gauge(
+            "tokenplane_router_untrue_workers",
+            "Workers whose blocks are not known for sure; a snapshot is on its way",
+            registry=registry,
+        )
+        self.dropped = Gauge(
+            "tokenplane_router_dropped_messages",
+            "Messages lost since the start because they came faster than they were read",
+            ["kind"],
+            registry=registry,
+        )
         self.expired = Counter(
             "tokenplane_router_expired_bookings",
             "Bookings dropped because nobody spoke of them any more",

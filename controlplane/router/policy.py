@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from proto.ids import WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One worker that could take the prompt, as the router sees it at this moment."""
 
     worker: WorkerId
@@ -31,8 +31,7 @@ class Candidate:
     """In flight, queued ones included."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What is to be placed."""
 
     tokens: int
@@ -56,12 +55,12 @@ def kv(prompt: Prompt, candidates: Sequence[Candidate], state: State) -> list[fl
     """Blocks still to prefill, ours and those queued before us, plus blocks being decoded.
 
     `prefill_weight * (queued + uncached prompt) + decode`, the form that Dynamo's router
-    documents. Requirements KR3, KR17.
+    documents; 0 looks at decode alone. Requirements KR3, KR17. Workers may have blocks of different
+    sizes, so all are counted in blocks of the smallest.
     """
+    unit_tokens = min(c.block_tokens for c in candidates)
     return [
-        state.prefill_weight * prefill_blocks(prompt, c)
-        + c.decode_blocks
-        + decode_blocks(prompt, c.block_tokens)
+        (state.prefill_weight * prefill_tokens(prompt, c) + decode_tokens(prompt, c)) / unit_tokens
         for c in candidates
     ]
 
@@ -78,7 +77,7 @@ def round_robin(prompt: Prompt, candidates: Sequence[Candidate], state: State) -
     after = [c.worker for c in candidates if state.last_turn and c.worker > state.last_turn]
     turn = min(after) if after else min(c.worker for c in candidates)
     state.last_turn = turn
-    return [0.0 if c.worker == turn else 1.0 for c in candidates]
+    return [0.0 if c.worker == turn else math.inf for c in candidates]
 
 
 def random_choice(prompt: Prompt, candidates: Sequence[Candidate], state: State) -> list[float]:
@@ -113,10 +112,16 @@ def policy(name: str) -> Policy:
         ) from None
 
 
-def prefill_blocks(prompt: Prompt, candidate: Candidate) -> float:
-    """Blocks the worker computes until our first token: what is queued, and our uncached part."""
+def prefill_tokens(prompt: Prompt, candidate: Candidate) -> int:
+    """Tokens the worker computes until our first one: what is queued, and our uncached part."""
     uncached = prompt.tokens - candidate.overlap_blocks * candidate.block_tokens
-    return (candidate.queued_prefill_tokens + max(0, uncached)) / candidate.block_tokens
+    return candidate.queued_prefill_tokens + max(0, uncached)
+
+
+def decode_tokens(prompt: Prompt, candidate: Candidate) -> int:
+    """Tokens of whole blocks that the worker's sequences hold once it has ours, too."""
+    blocks = candidate.decode_blocks + decode_blocks(prompt, candidate.block_tokens)
+    return blocks * candidate.block_tokens
 
 
 def decode_blocks(prompt: Prompt, block_tokens: int) -> int:

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import anyio
-import anyio.lowlevel
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from controlplane.router.core import RouterCore
-from controlplane.router.ingest import Lane
+from controlplane.router.ingest import BadSnapshot, Lane, Snapshot, retry_pause_s
 from controlplane.router.metrics import RouterMetrics
 from controlplane.router.settings import RouterSettings
 from proto.codec import Producer, Reader, Unreadable
 from proto.ids import WorkerId
-from proto.kv import KvBatch, KvSnapshotChunk, KvSnapshotRequest, Tier
+from proto.kv import KvBatch, KvSnapshotChunk
 from proto.subjects import Subjects
 from proto.wire.errors import BusError
 from proto.wire.ports import Bus
 
 log = logging.getLogger(__name__)
-
-RETRY_FIRST_S = 0.2
-RETRY_MAX_S = 5.0
-CHUNKS_MAX = 4_096
-"""256 Mi blocks; an agent that says it has more is not believed."""
 
 
 class Repair:
@@ -53,15 +48,22 @@ class Repair:
         self._tried: set[WorkerId] = set()
         self._changed = anyio.Event()
 
-    def want(self, worker: WorkerId, tasks: TaskGroup) -> None:
-        """See to it that the worker's lane becomes true; at once if nobody does already."""
-        if worker not in self._healing:
+    def apply(self, batches: Iterable[KvBatch]) -> None:
+        """What a lane lets through."""
+        for batch in batches:
+            self._core.apply(batch)
+
+    def heal(self, worker: WorkerId, tasks: TaskGroup) -> None:
+        """If the worker's lane needs a snapshot, see to it that it gets one."""
+        lane = self.lanes.get(worker)
+        if lane is not None and lane.needs and worker not in self._healing:
             self._healing.add(worker)
             tasks.start_soon(self._heal, worker)
 
     def forget(self, worker: WorkerId) -> None:
         """The worker has left."""
         self.lanes.pop(worker, None)
+        self._tried.discard(worker)
         self._tell()
 
     async def all_tried(self) -> None:
@@ -70,11 +72,11 @@ class Repair:
             await self._changed.wait()
 
     def untrue(self) -> Mapping[WorkerId, str]:
-        """Lanes that still need a snapshot, and why."""
+        """Lanes that need a snapshot, and why."""
         return {w: lane.needs for w, lane in self.lanes.items() if lane.needs}
 
     async def _heal(self, worker: WorkerId) -> None:
-        pause_s = RETRY_FIRST_S
+        failures = 0
         try:
             await anyio.sleep(self._settings.snapshot_grace_s)
             while (lane := self.lanes.get(worker)) is not None and lane.needs:
@@ -84,49 +86,38 @@ class Repair:
                         await self._replace(worker, lane)
                     self._metrics.repairs.labels(reason).inc()
                     log.info("the index of %s was repaired (%s)", worker, reason)
-                except (BusError, Unreadable, ValueError) as error:
+                except (BusError, Unreadable, BadSnapshot) as error:
                     self._metrics.failed_repairs.inc()
                     log.warning("no snapshot of %s (%s): %s", worker, reason, error)
-                    lane.paused = False
-                    self._tried.add(worker)
-                    self._tell()
-                    await anyio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, RETRY_MAX_S)
+                    self.apply(lane.make_do())
+                self._tried.add(worker)
+                self._tell()
+                if lane.needs:
+                    failures += 1
+                    await anyio.sleep(retry_pause_s(failures))
         finally:
             self._healing.discard(worker)
-            self._tried.add(worker)
             self._tell()
 
     async def _replace(self, worker: WorkerId, lane: Lane) -> None:
-        """Raises `BusError`, `Unreadable`, ValueError; then the lane still needs a snapshot."""
-        chunks = await self._fetch(worker)
-        if self.lanes.get(worker) is not lane:
-            return
-        last = chunks[-1]
-        lane.paused = True
-        self._core.apply(KvBatch(worker, cleared=True))
-        for chunk in chunks:
-            self._core.apply(KvBatch(worker, chunk.names, tier=Tier(chunk.tier)))
-            await anyio.lowlevel.checkpoint()
-        for batch in lane.install(last.incarnation, last.sequence):
+        """Raises `BusError`, `Unreadable`, `BadSnapshot`; then the lane still needs a snapshot."""
+        snapshot = await self._fetch(worker)
+        for batch in lane.install(snapshot):
+            if self.lanes.get(worker) is not lane:
+                return  # it left meanwhile; who has its name now is another
             self._core.apply(batch)
+            await checkpoint()
 
-    async def _fetch(self, worker: WorkerId) -> list[KvSnapshotChunk]:
-        chunks: list[KvSnapshotChunk] = []
-        while len(chunks) < CHUNKS_MAX:
-            snapshot = chunks[0].snapshot if chunks else 0
+    async def _fetch(self, worker: WorkerId) -> Snapshot:
+        snapshot = Snapshot(worker)
+        while not snapshot.complete:
             reply = await self._bus.request(
                 self._subjects.snapshot(worker),
-                self._producer.seal(KvSnapshotRequest(snapshot, len(chunks))),
+                self._producer.seal(snapshot.next_request),
                 timeout_s=self._settings.snapshot_timeout_s,
             )
-            chunk = self._reader.open(reply.data).body
-            if (chunk.worker, chunk.chunk) != (worker, len(chunks)):
-                raise ValueError(f"asked for chunk {len(chunks)} and got {chunk.chunk}")
-            chunks.append(chunk)
-            if chunk.last:
-                return chunks
-        raise ValueError(f"more than {CHUNKS_MAX} chunks")
+            snapshot.add(self._reader.open(reply.data).body)
+        return snapshot
 
     def _tell(self) -> None:
         self._changed.set()

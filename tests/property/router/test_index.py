@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -14,7 +15,9 @@ from proto.ids import WorkerId
 
 WORKERS = [WorkerId(f"w{i}") for i in range(5)]
 workers = st.sampled_from(WORKERS)
-chains = st.lists(st.integers(1, 30), max_size=12)
+crowded = st.integers(1, 12).map(lambda i: i << 12)
+"""Names that all fall into one bucket of the index's table."""
+chains = st.lists(st.one_of(st.integers(1, 30), crowded), max_size=12)
 
 
 class IndexMachine(RuleBasedStateMachine):
@@ -41,6 +44,11 @@ class IndexMachine(RuleBasedStateMachine):
             self.index.store(worker, names)
             self.naive[worker].update(names)
 
+    @rule(worker=workers, first=st.integers(31, 60))
+    def store_much(self, worker: WorkerId, first: int) -> None:
+        """Enough for the table to grow."""
+        self.store(worker, range(first, first + 1_500))
+
     @rule(worker=workers, names=chains)
     def remove(self, worker: WorkerId, names: Sequence[int]) -> None:
         if worker in self.naive:
@@ -53,7 +61,7 @@ class IndexMachine(RuleBasedStateMachine):
         if worker in self.naive:
             self.naive[worker].clear()
 
-    @rule(entries=st.integers(1, 10))
+    @rule(entries=st.integers(1, 300))
     def sweep(self, entries: int) -> None:
         self.index.sweep(entries)
 
@@ -64,7 +72,7 @@ class IndexMachine(RuleBasedStateMachine):
             depth = next((i for i, name in enumerate(names) if name not in held), len(names))
             if depth:
                 wanted[worker] = depth
-        assert self.index.match(names) == wanted
+        assert self.index.match(np.array(names, dtype=np.uint64)) == wanted
 
     @invariant()
     def counts_and_digests_agree(self) -> None:
@@ -74,7 +82,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Swept to the end, nothing is left of what nobody holds."""
-        while self.index.sweep(7):
+        while self.index.sweep(500):
             pass
         assert len(self.index) == len(set().union(*self.naive.values()))
 

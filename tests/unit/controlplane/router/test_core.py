@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
+import msgspec
 import pytest
 
-from controlplane.router.core import RouterCore
+from controlplane.router.core import RouterCore, booking_of, check
 from controlplane.router.settings import RouterSettings
 from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
@@ -45,9 +47,14 @@ def names_of(tokens: list[int], scope: Scope | None = None) -> bytes:
     return pack(BlockHasher(b"k", scope or Scope("m"), BLOCK).names(tokens))
 
 
-def ask(core: RouterCore, request: str = "1", **other: object) -> RouteReply:
-    fields = {"model": "m", "prompt_tokens": len(PROMPT), "blocks": {BLOCK: names_of(PROMPT)}}
-    return core.decide(RouteRequest(RequestId(request), **{**fields, **other}), 0.0)  # type: ignore[arg-type]
+def question(request: str = "1", **other: object) -> RouteRequest:
+    return msgspec.structs.replace(
+        RouteRequest(RequestId(request), "m", len(PROMPT), {BLOCK: names_of(PROMPT)}), **other
+    )
+
+
+def ask(core: RouterCore, request: str = "1", now_s: float = 0.0, **other: object) -> RouteReply:
+    return core.decide(question(request, **other), now_s)
 
 
 def chosen(reply: RouteReply) -> Chosen:
@@ -85,19 +92,57 @@ def test_booked_work_goes_when_the_request_ends() -> None:
     assert core.ledger.of(WorkerId("a")).requests == 0
 
 
+def report(name: str = "a", **other: object) -> LoadReport:
+    return msgspec.structs.replace(LoadReport(WorkerId(name), 0, 0, 0, 0, 0, 0, 0, 0, 0), **other)
+
+
+def load_of(core: RouterCore, now_s: float = 0.0) -> float:
+    """What the next request would find: requests in flight on the one worker there is."""
+    reply = chosen(ask(core, "probe", now_s, policy="least_loaded", explain=True))
+    core.progress(Progress(RequestId("probe"), reply.worker, 99, Phase.ENDED), now_s)
+    return reply.terms[0].cost
+
+
 def test_reported_load_and_booked_load_are_not_added() -> None:
-    core = router("a", policy="least_loaded")
+    core = router("a")
     for i in range(3):
         ask(core, str(i))
-    core.observe_load(LoadReport(WorkerId("a"), 2, 1, 0, 0, 0, 0, 0, 0, 0), 0.0)
-    reply = chosen(ask(core, "x", explain=True))
-    assert reply.terms[0].cost == 3
+    for _ in range(2):
+        core.observe_load(report(running=2, waiting=1), 0.0)
+        assert load_of(core) == 3
 
 
-def test_load_that_came_by_another_way_counts() -> None:
-    core = router("a", "b", policy="least_loaded")
-    core.observe_load(LoadReport(WorkerId("a"), 9, 0, 0, 0, 0, 0, 0, 0, 0), 0.0)
-    assert chosen(ask(core)).worker == "b"
+def test_load_that_came_by_another_way_counts_on_top_of_what_we_book() -> None:
+    core = router("a")
+    core.observe_load(report(running=9), 0.0)
+    assert load_of(core) == 9
+    ask(core, "1")
+    ask(core, "2")
+    assert load_of(core) == 11
+    core.observe_load(report(running=11), 0.1)
+    assert load_of(core) == 11
+
+
+def test_work_that_ended_while_its_report_was_on_the_way_does_not_count_again() -> None:
+    core = router("a")
+    core.observe_load(report(), 0.0)
+    ask(core, "1")
+    core.progress(Progress(RequestId("1"), WorkerId("a"), 1, Phase.ENDED), 1.0)
+    core.observe_load(report(running=1), 1.0)
+    assert load_of(core, 1.0) == 0
+
+
+def test_a_report_that_is_too_old_no_longer_counts() -> None:
+    core = router("a")
+    core.observe_load(report(running=9), 0.0)
+    assert load_of(core, 4.9) == 9
+    assert load_of(core, 5.1) == 0
+
+
+def test_reports_of_workers_we_do_not_know_are_ignored() -> None:
+    core = router("a")
+    core.observe_load(report("stranger", running=9), 0.0)
+    assert load_of(core) == 0
 
 
 @pytest.mark.parametrize(
@@ -117,6 +162,55 @@ def test_kr15_who_cannot_serve_is_filtered_and_the_filter_named(
     reply = chosen(ask(core, explain=True))
     assert reply.worker == "good"
     assert [(t.worker, t.excluded) for t in reply.terms if t.excluded] == [("bad", why)]
+
+
+@pytest.mark.parametrize(
+    ("other", "why"), [({"draining": True}, "draining"), ({"healthy": False}, "unhealthy")]
+)
+def test_an_agents_word_on_its_engine_counts_before_the_registrys(
+    other: dict[str, object], why: str
+) -> None:
+    core = router("good", "bad")
+    core.observe_load(report("bad", **other), 0.0)
+    reply = chosen(ask(core, explain=True))
+    assert [(t.worker, t.excluded) for t in reply.terms if t.excluded] == [("bad", why)]
+    assert len(chosen(ask(core, "2", 100.0, explain=True)).terms) == 2  # the word has grown old
+
+
+def test_a_worker_whose_block_size_was_not_named_is_passed_over() -> None:
+    core = router("a")
+    core.worker_joined(record("b", block_tokens=64))
+    reply = chosen(ask(core, explain=True))
+    assert [(t.worker, t.excluded) for t in reply.terms if t.excluded] == [("b", "block_size")]
+    anywhere = chosen(ask(core, "2", blocks={}, explain=True))
+    assert not [term for term in anywhere.terms if term.excluded]
+
+
+def test_workers_of_several_block_sizes_are_compared_by_tokens() -> None:
+    """Equal work, counted in blocks of 16 on one worker and of 64 on the other."""
+    core = router("small")
+    core.worker_joined(record("large", block_tokens=64))
+    blocks = {BLOCK: names_of(PROMPT), 64: b""}
+    reply = chosen(ask(core, blocks=blocks, explain=True))
+    small, large = reply.terms
+    assert small.cost == pytest.approx(large.cost, rel=0.05)
+
+
+def test_each_model_has_its_own_turns() -> None:
+    core = router("a", "b", policy="round_robin")
+    core.worker_joined(record("x", model="other"))
+    workers = []
+    for i in range(4):
+        workers.append(chosen(ask(core, f"m{i}")).worker)
+        ask(core, f"o{i}", model="other")
+    assert workers == ["a", "b", "a", "b"]
+
+
+def test_a_worker_that_changes_its_model_serves_the_new_one_only() -> None:
+    core = router("a", "b")
+    core.worker_joined(record("b", model="other"))
+    assert Counter(chosen(ask(core, str(i))).worker for i in range(6)) == {"a": 6}
+    assert chosen(ask(core, "x", model="other")).worker == "b"
 
 
 def test_a_worker_that_has_just_failed_is_not_tried_again() -> None:
@@ -143,6 +237,55 @@ def test_a_worker_that_leaves_is_forgotten_with_its_blocks() -> None:
     core.apply(KvBatch(WorkerId("a"), names_of(PROMPT)))
     core.worker_joined(record("a"))
     assert chosen(ask(core, exclude=(WorkerId("b"),))).overlap_blocks == 0
+
+
+def test_a_long_list_of_refusals_is_cut_short() -> None:
+    core = router(*(f"w{i}" for i in range(100)))
+    nobody = ask(core, exclude=tuple(core.workers))
+    assert isinstance(nobody, Rejected)
+    assert len(nobody.detail) < 500
+    assert "and 92 more" in nobody.detail
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ({"prompt_tokens": 0, "blocks": {}}, "empty prompt"),
+        ({"expected_output_tokens": -1}, "negative"),
+        ({"blocks": {BLOCK: b"1234567"}}, "whole number"),
+        ({"blocks": {0: b""}}, "whole number"),
+        ({"blocks": {BLOCK: names_of([*PROMPT, *PROMPT])}}, "more tokens"),
+        ({"policy": "magic"}, "no policy"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_told_why(
+    other: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        check(question("1", **other))
+
+
+def test_a_request_that_makes_sense_passes() -> None:
+    check(question())
+    check(question(blocks={}))
+    check(question(prompt_tokens=1, blocks={BLOCK: b""}, policy="random"))
+
+
+def test_what_is_booked_is_what_is_not_cached_and_at_least_one_token() -> None:
+    core = router("a")
+    core.apply(KvBatch(WorkerId("a"), names_of(PROMPT)))
+    request = question(prompt_tokens=330)
+    assert booking_of(request, chosen(core.decide(request, 0.0))).new_prefill_tokens == 10
+    whole = question("2")
+    assert booking_of(whole, chosen(core.decide(whole, 0.0))).new_prefill_tokens == 1
+
+
+def test_a_batch_with_broken_names_changes_nothing() -> None:
+    core = router("a")
+    core.apply(KvBatch(WorkerId("a"), names_of(PROMPT)))
+    with pytest.raises(ValueError, match="whole number"):
+        core.apply(KvBatch(WorkerId("a"), b"12345", cleared=True))
+    assert core.index.count(WorkerId("a")) == 20
 
 
 def test_a_request_may_choose_its_policy_and_a_wrong_one_is_refused() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from controlplane.router.ledger import Ledger
+from itertools import permutations
+
+import pytest
+
+from controlplane.router.ledger import ENDED_KEPT_S, Ledger
 from proto.ids import RequestId, WorkerId
-from proto.progress import Booking
+from proto.progress import Booking, Phase, Progress
 
 A, B = WorkerId("a"), WorkerId("b")
 
@@ -13,66 +17,128 @@ def booking(request: str, worker: WorkerId = A, prefill: int = 100, decode: int 
     return Booking(RequestId(request), worker, prefill, decode)
 
 
+def said(phase: Phase, request: str = "1", worker: WorkerId = A, attempt: int = 1) -> Progress:
+    return Progress(RequestId(request), worker, attempt, phase)
+
+
 def sums(ledger: Ledger, worker: WorkerId = A) -> tuple[int, int, int]:
     owed = ledger.of(worker)
     return owed.requests, owed.prefill_tokens, owed.decode_blocks
 
 
-def test_prefill_ends_at_the_first_token_and_the_rest_at_the_end() -> None:
-    ledger = Ledger(silence_s=60)
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger(silence_s=60)
+
+
+def test_prefill_ends_at_the_first_token_and_the_rest_at_the_end(ledger: Ledger) -> None:
     ledger.book(booking("1"), 0.0)
     ledger.book(booking("2"), 0.0)
     assert sums(ledger) == (2, 200, 20)
-    ledger.first_token(RequestId("1"), A, 1.0)
-    ledger.first_token(RequestId("1"), A, 1.0)
+    ledger.hear(said(Phase.DISPATCHED), 0.5)
+    assert sums(ledger) == (2, 200, 20)
+    ledger.hear(said(Phase.FIRST_TOKEN), 1.0)
     assert sums(ledger) == (2, 100, 20)
-    ledger.end(RequestId("1"), A)
-    ledger.end(RequestId("1"), A)
+    ledger.hear(said(Phase.ENDED), 2.0)
     assert sums(ledger) == (1, 100, 10)
-    ledger.end(RequestId("2"), A)
+    ledger.hear(said(Phase.ENDED, "2"), 2.0)
     assert sums(ledger) == (0, 0, 0)
-
-
-def test_a_booking_told_twice_counts_once() -> None:
-    ledger = Ledger(silence_s=60)
-    ledger.book(booking("1"), 0.0)
-    ledger.book(booking("1"), 0.0)
-    assert sums(ledger) == (1, 100, 10)
-
-
-def test_a_booking_that_comes_after_its_end_stays_ended() -> None:
-    ledger = Ledger(silence_s=60)
-    ledger.end(RequestId("1"), A)
-    ledger.book(booking("1"), 0.0)
-    assert sums(ledger) == (0, 0, 0)
-
-
-def test_a_retry_is_another_workers_work() -> None:
-    ledger = Ledger(silence_s=60)
-    ledger.book(booking("1", A), 0.0)
-    ledger.book(booking("1", B), 0.0)
-    ledger.end(RequestId("1"), A)
-    assert sums(ledger, A) == (0, 0, 0)
-    assert sums(ledger, B) == (1, 100, 10)
-
-
-def test_silence_ends_a_booking_and_age_does_not() -> None:
-    ledger = Ledger(silence_s=60)
-    ledger.book(booking("silent"), 0.0)
-    ledger.book(booking("long"), 0.0)
-    for now_s in range(0, 600, 50):
-        ledger.alive(RequestId("long"), A, float(now_s))
-        ledger.expire(float(now_s))
-    assert sums(ledger) == (1, 100, 10)
-    assert ledger.expire(700.0) == 1
     assert len(ledger) == 0
 
 
-def test_a_worker_that_leaves_takes_its_work_along() -> None:
-    ledger = Ledger(silence_s=60)
+def test_words_that_come_twice_count_once(ledger: Ledger) -> None:
+    ledger.book_elsewhere(booking("1"), 0.0)
+    ledger.book_elsewhere(booking("1"), 0.0)
+    assert sums(ledger) == (1, 100, 10)
+    for phase in (Phase.FIRST_TOKEN, Phase.FIRST_TOKEN, Phase.ENDED, Phase.ENDED):
+        ledger.hear(said(phase), 1.0)
+    assert sums(ledger) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("order", list(permutations(["booked", "first_token", "ended"])))
+def test_a_booking_from_elsewhere_ends_in_whatever_order_its_words_come(
+    ledger: Ledger, order: tuple[str, ...]
+) -> None:
+    for word in order:
+        if word == "booked":
+            ledger.book_elsewhere(booking("1"), 0.0)
+        else:
+            ledger.hear(said(Phase(word)), 0.0)
+    assert sums(ledger) == (0, 0, 0)
+    assert len(ledger) == 0
+
+
+def test_a_booking_that_comes_after_its_first_token_counts_no_prefill(ledger: Ledger) -> None:
+    ledger.hear(said(Phase.FIRST_TOKEN), 0.0)
+    ledger.book_elsewhere(booking("1"), 0.1)
+    assert sums(ledger) == (1, 0, 10)
+
+
+def test_a_sign_of_life_stands_for_a_first_token_that_was_lost(ledger: Ledger) -> None:
+    ledger.book(booking("1"), 0.0)
+    ledger.hear(said(Phase.ALIVE), 5.0)
+    assert sums(ledger) == (1, 0, 10)
+
+
+def test_a_retry_elsewhere_is_another_workers_work(ledger: Ledger) -> None:
+    ledger.book(booking("1", A), 0.0)
+    ledger.book(booking("1", B), 0.0)
+    ledger.hear(said(Phase.ENDED), 0.0)
+    assert (sums(ledger, A), sums(ledger, B)) == ((0, 0, 0), (1, 100, 10))
+
+
+def test_a_retry_on_the_same_worker_counts_although_the_first_attempt_ended(
+    ledger: Ledger,
+) -> None:
+    ledger.book(booking("1"), 0.0)
+    ledger.hear(said(Phase.ENDED, attempt=1), 0.0)
+    ledger.book(booking("1"), 0.1)
+    assert sums(ledger) == (1, 100, 10)
+
+
+def test_late_words_about_an_attempt_do_not_end_the_next_one(ledger: Ledger) -> None:
+    ledger.book(booking("1"), 0.0)
+    ledger.hear(said(Phase.DISPATCHED, attempt=1), 0.0)
+    ledger.book(booking("1", prefill=70), 0.1)
+    ledger.hear(said(Phase.ENDED, attempt=1), 0.2)
+    assert sums(ledger) == (1, 70, 10)
+    ledger.hear(said(Phase.ENDED, attempt=2), 0.3)
+    assert sums(ledger) == (0, 0, 0)
+
+
+def test_a_retry_that_another_router_booked_counts_from_its_first_word(ledger: Ledger) -> None:
+    ledger.book_elsewhere(booking("1"), 0.0)
+    ledger.hear(said(Phase.ENDED, attempt=1), 0.1)
+    ledger.hear(said(Phase.DISPATCHED, attempt=2), 0.2)
+    ledger.book_elsewhere(booking("1", prefill=70), 0.3)
+    assert sums(ledger) == (1, 70, 10)
+
+
+def test_silence_ends_a_booking_and_age_does_not(ledger: Ledger) -> None:
+    ledger.book(booking("silent"), 0.0)
+    ledger.book(booking("long"), 0.0)
+    for now_s in range(0, 600, 50):
+        ledger.hear(said(Phase.ALIVE, "long"), float(now_s))
+        ledger.expire(float(now_s))
+    assert sums(ledger) == (1, 0, 10)
+    assert ledger.expire(700.0) == 1
+    assert (sums(ledger), len(ledger)) == ((0, 0, 0), 0)
+
+
+def test_an_end_is_remembered_for_a_while_and_then_forgotten(ledger: Ledger) -> None:
+    ledger.hear(said(Phase.ENDED), 0.0)
+    ledger.expire(ENDED_KEPT_S / 2)
+    ledger.book_elsewhere(booking("1"), ENDED_KEPT_S / 2)
+    assert sums(ledger) == (0, 0, 0)
+    ledger.expire(ENDED_KEPT_S * 2)
+    ledger.book_elsewhere(booking("1"), ENDED_KEPT_S * 2)
+    assert sums(ledger) == (1, 100, 10)
+
+
+def test_a_worker_that_leaves_takes_its_work_along(ledger: Ledger) -> None:
     ledger.book(booking("1", A), 0.0)
     ledger.book(booking("2", B), 0.0)
     ledger.forget(A)
     assert (sums(ledger, A), sums(ledger, B)) == ((0, 0, 0), (1, 100, 10))
-    ledger.end(RequestId("1"), A)  # a late word about it changes nothing
-    assert sums(ledger, A) == (0, 0, 0)
+    ledger.hear(said(Phase.ENDED), 0.0)  # a late word about it changes nothing
+    assert (sums(ledger, A), len(ledger)) == ((0, 0, 0), 1)

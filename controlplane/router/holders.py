@@ -1,0 +1,98 @@
+"""Sets of workers as bitmasks, each different one kept once and known by a small number.
+
+Blocks of one chain mostly have the same holders, so a fleet has far fewer different sets than
+blocks: a block costs a number, however many workers hold it, and a worker is taken out of all its
+blocks by rewriting sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from controlplane.router.blocktable import Moved
+
+
+class HolderSets:
+    """Sets by number. The number 0 is the empty set; others are given back when unused."""
+
+    def __init__(self) -> None:
+        self.masks = [0]
+        """By number. Read only; not more than one sweep behind on workers that have left."""
+        self._numbers = {0: 0}
+        self._uses = [0]
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        """How many different sets are in use, the empty one not counted."""
+        return len(self.masks) - 1 - len(self._free)
+
+    def adding(self, bit: int, live: int) -> Callable[[int], int]:
+        """A function from a set's number to that of the same set with `bit`, of live bits only."""
+
+        def successor(number: int) -> int:
+            mask = self.masks[number]
+            return number if mask & bit else self._number((mask & live) | bit)
+
+        return successor
+
+    def removing(self, bit: int, live: int) -> Callable[[int], int]:
+        """A function from a set's number to that of the same set without `bit`."""
+
+        def successor(number: int) -> int:
+            mask = self.masks[number]
+            return self._number(mask & live & ~bit) if mask & bit else number
+
+        return successor
+
+    def burying(self, number: int) -> int:
+        """The successor of a set whose last member has left is the empty set."""
+        return number if self.masks[number] else 0
+
+    def move(self, moves: Iterable[Moved]) -> None:
+        """Count blocks that have gone from one set to another; what is unused is given back."""
+        moves = tuple(moves)
+        uses = self._uses
+        for move in moves:
+            uses[move.new] += move.names
+        for move in moves:
+            uses[move.old] -= move.names
+            if not uses[move.old] and move.old:
+                self._give_back(move.old)
+
+    def strip(self, bits: int, slice_sets: int) -> Iterator[None]:
+        """Take `bits` out of every set, `slice_sets` at a time. Sets made meanwhile must not have
+        them; two sets may come to be equal, which only costs a number."""
+        for start in range(0, len(self.masks), slice_sets):
+            for number in range(start, min(start + slice_sets, len(self.masks))):
+                if self.masks[number] & bits:
+                    self._rename(number, self.masks[number] & ~bits)
+            yield
+
+    def dead(self) -> list[int]:
+        """Numbers of sets that are empty and yet in use."""
+        return [n for n, mask in enumerate(self.masks) if not mask and self._uses[n] > 0 and n]
+
+    def _number(self, mask: int) -> int:
+        number = self._numbers.get(mask)
+        if number is None:
+            if self._free:
+                number = self._free.pop()
+                self.masks[number] = mask
+            else:
+                number = len(self.masks)
+                self.masks.append(mask)
+                self._uses.append(0)
+            self._numbers[mask] = number
+        return number
+
+    def _rename(self, number: int, mask: int) -> None:
+        if self._numbers.get(self.masks[number]) == number:
+            del self._numbers[self.masks[number]]
+        self.masks[number] = mask
+        self._numbers.setdefault(mask, number)
+
+    def _give_back(self, number: int) -> None:
+        if self._numbers.get(self.masks[number]) == number:
+            del self._numbers[self.masks[number]]
+        self.masks[number] = 0
+        self._free.append(number)
