@@ -37,7 +37,7 @@ from controlplane.replay.report import (
 )
 from controlplane.replay.simulate import Scenario
 from controlplane.replay.trace import Trace, TraceUnreadable, load_trace
-from controlplane.router.policy import policy as policy_of
+from controlplane.router.policies.catalog import policy as policy_of
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 from proto.hashing import BlockHasher, Scope, Words
 from proto.wire.http import AiohttpClient

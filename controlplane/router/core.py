@@ -2,27 +2,30 @@
 
 The same object answers real requests, replays traces in virtual time, and runs in the simulated
 world: time and dice come in from outside.
-
-**Load.** The ledger is the truth about work that routers have given out: it is ahead of every
-report. What reports show beyond it was given to the worker by somebody else, or is longer than
-booked; that excess is added to the ledger, until the reports are too old. A report may be a few
-milliseconds behind the ledger and show work that has just ended, so only what two reports in a row
-show is believed. Nothing is counted twice, and a burst counts at once on top of what others send.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from itertools import islice
 
 import numpy as np
 
-from controlplane.router.filters import refusal
+from controlplane.router.filters import demands
+from controlplane.router.fleet import Fleet
 from controlplane.router.index import PrefixIndex
-from controlplane.router.ledger import InFlight, Ledger
-from controlplane.router.policy import Candidate, Prompt, State, decode_blocks, pick, policy
+from controlplane.router.ledger import Ledger
+from controlplane.router.policies.base import (
+    Candidates,
+    Floats,
+    Ints,
+    Prompt,
+    State,
+    decode_blocks,
+    pick,
+)
+from controlplane.router.policies.catalog import policy
 from controlplane.router.settings import RouterSettings
 from proto.hashing import HASH_BYTES, unpack
 from proto.ids import WorkerId
@@ -44,19 +47,6 @@ RETRY_AFTER_S = 1.0
 REFUSALS_TOLD = 8
 
 
-@dataclass
-class _Worker:
-    """What the core knows of one worker beside its blocks and its bookings."""
-
-    record: WorkerRecord
-    report: LoadReport | None = None
-    heard_s: float = 0.0
-    beyond: InFlight = field(default_factory=InFlight)
-    """What the last report shows beyond the ledger."""
-    excess: InFlight = field(default_factory=InFlight)
-    """What the last two reports both show beyond the ledger."""
-
-
 class RouterCore:
     """Workers, their blocks, their work, and the policy that weighs them."""
 
@@ -64,32 +54,37 @@ class RouterCore:
         self.index = PrefixIndex()
         self.ledger = Ledger(settings.booking_silence_s)
         self._settings = settings
+        self._knobs = settings.knobs
         self.name = name
         self._rng = rng
         self._states: dict[tuple[str, str], State] = {}
-        self._workers: dict[WorkerId, _Worker] = {}
-        self._models: dict[str, dict[WorkerId, _Worker]] = {}
+        self._fleets: dict[str, Fleet] = {}
+        self._models: dict[WorkerId, str] = {}
 
     @property
     def workers(self) -> Mapping[WorkerId, WorkerRecord]:
-        return {worker: known.record for worker, known in self._workers.items()}
+        return {
+            worker: fleet.record(row)
+            for fleet in self._fleets.values()
+            for row, worker in enumerate(fleet.workers)
+        }
 
     def worker_joined(self, record: WorkerRecord) -> None:
         """A worker is there, or says something else of itself."""
-        known = self._workers.get(record.worker)
-        if known is None:
-            known = self._workers[record.worker] = _Worker(record)
-        elif known.record.model != record.model:
-            self._leave_model(known.record)
-        known.record = record
-        self._models.setdefault(record.model, {})[record.worker] = known
+        if self._models.get(record.worker, record.model) != record.model:
+            self._leave_fleet(record.worker)
+        self._models[record.worker] = record.model
+        fleet = self._fleets.get(record.model)
+        if fleet is None:
+            fleet = Fleet(self.ledger, self._settings.report_stale_s)
+            self._fleets[record.model] = fleet
+        fleet.put(record)
         self.index.join(record.worker)
 
     def worker_left(self, worker: WorkerId) -> None:
         """A worker is gone, with its blocks and its work."""
-        known = self._workers.pop(worker, None)
-        if known is not None:
-            self._leave_model(known.record)
+        if worker in self._models:
+            self._leave_fleet(worker)
             self.index.leave(worker)
             self.ledger.forget(worker)
 
@@ -110,12 +105,10 @@ class RouterCore:
 
     def observe_load(self, report: LoadReport, now_s: float) -> None:
         """Take in what a worker says it is busy with."""
-        known = self._workers.get(report.worker)
-        if known is None:
-            return
-        beyond = _beyond(report, known.record.block_tokens, self.ledger.of(report.worker))
-        known.excess = beyond if known.report is None else _both(known.beyond, beyond)
-        known.report, known.heard_s, known.beyond = report, now_s, beyond
+        model = self._models.get(report.worker)
+        if model is not None:
+            self._catch_up()
+            self._fleets[model].observe(report, now_s)
 
     def booked_elsewhere(self, booking: Booking, now_s: float) -> None:
         """Another router has given a worker a request."""
@@ -133,81 +126,64 @@ class RouterCore:
         """Choose a worker and book it, or say why not. ValueError for an unknown policy."""
         name = request.policy or self._settings.policy
         weigh = policy(name)
-        fleet = self._models.get(request.model)
-        if not fleet:
+        fleet = self._fleets.get(request.model)
+        if fleet is None:
             return Rejected(UNKNOWN_MODEL, f"no worker serves {request.model!r}", RETRY_AFTER_S)
-        eligible, refused = self._sift(request, fleet, now_s)
-        if not eligible:
-            return _nobody(refused)
-        candidates = self._candidates(request, eligible, now_s)
-        state = self._state(name, request.model)
-        costs = weigh(_prompt(request), candidates, state)
+        self._catch_up()
+        fleet.age(now_s)
+        made = demands(request, fleet.block_sizes)
+        rows = fleet.sift(request, made)
+        if not len(rows):
+            return _nobody(fleet.refusals(request, made))
+        candidates = fleet.candidates(rows, self._cached_tokens(request, fleet))
+        costs = weigh(_prompt(request), candidates, self._state(name, request.model))
         chosen = pick(candidates, costs, self._rng, self._settings.temperature)
+        record = fleet.record(int(rows[chosen]))
+        block_tokens = record.block_tokens
+        refused = fleet.refusals(request, made) if request.explain else {}
         reply = Chosen(
-            worker=candidates[chosen].worker,
-            incarnation=eligible[chosen].record.incarnation,
-            url=eligible[chosen].record.url,
+            worker=record.worker,
+            incarnation=record.incarnation,
+            url=record.url,
             router=self.name,
             policy=name,
-            overlap_blocks=candidates[chosen].overlap_blocks,
-            block_tokens=candidates[chosen].block_tokens,
+            overlap_blocks=int(candidates.cached_tokens[chosen]) // block_tokens,
+            block_tokens=block_tokens,
             terms=_terms(candidates, costs, refused) if request.explain else (),
         )
         self.ledger.book(booking_of(request, reply), now_s)
         return reply
 
-    def _sift(
-        self, request: RouteRequest, fleet: Mapping[WorkerId, _Worker], now_s: float
-    ) -> tuple[list[_Worker], dict[WorkerId, str]]:
-        """Those who can take the request, and why the others cannot."""
-        eligible: list[_Worker] = []
-        refused: dict[WorkerId, str] = {}
-        for worker, known in fleet.items():
-            report = known.report if self._counts(known, now_s) else None
-            if reason := refusal(request, known.record, report):
-                refused[worker] = reason
-            else:
-                eligible.append(known)
-        return eligible, refused
+    def _cached_tokens(self, request: RouteRequest, fleet: Fleet) -> Ints:
+        """Leading tokens of the prompt that each worker of the fleet holds, by row."""
+        cached: Ints = np.zeros(len(fleet), dtype=np.int64)
+        for size in request.blocks.keys() & set(fleet.block_sizes):
+            names = np.frombuffer(request.blocks[size], dtype="<u8")
+            for worker, depth in self.index.match(names).items():
+                row = fleet.row(worker)
+                if row is not None and fleet.record(row).block_tokens == size:
+                    cached[row] = depth * size
+        return cached
 
-    def _candidates(
-        self, request: RouteRequest, eligible: Sequence[_Worker], now_s: float
-    ) -> list[Candidate]:
-        sizes = {known.record.block_tokens for known in eligible} & request.blocks.keys()
-        depths = {
-            size: self.index.match(np.frombuffer(request.blocks[size], dtype="<u8"))
-            for size in sizes
-        }
-        return [self._candidate(known, depths, now_s) for known in eligible]
-
-    def _candidate(
-        self, known: _Worker, depths: Mapping[int, Mapping[WorkerId, int]], now_s: float
-    ) -> Candidate:
-        worker, size = known.record.worker, known.record.block_tokens
-        load = self.ledger.of(worker)
-        requests, tokens, blocks = load.requests, load.prefill_tokens, load.decode_blocks
-        if self._counts(known, now_s):
-            requests += known.excess.requests
-            tokens += known.excess.prefill_tokens
-            blocks += known.excess.decode_blocks
-        overlap = depths[size].get(worker, 0) if size in depths else 0
-        return Candidate(worker, size, overlap, tokens, blocks, requests)
-
-    def _counts(self, known: _Worker, now_s: float) -> bool:
-        """Whether the worker's last report is young enough."""
-        return known.heard_s >= now_s - self._settings.report_stale_s
+    def _catch_up(self) -> None:
+        """Bring the rows of those workers up to date whose bookings have changed."""
+        for worker in self.ledger.take_changed():
+            model = self._models.get(worker)
+            if model is not None:
+                self._fleets[model].weigh(worker)
 
     def _state(self, policy_name: str, model: str) -> State:
         key = policy_name, model
         if key not in self._states:
-            self._states[key] = State(self._rng, self._settings.prefill_weight)
+            self._states[key] = State(self._rng, self._knobs)
         return self._states[key]
 
-    def _leave_model(self, record: WorkerRecord) -> None:
-        fleet = self._models[record.model]
-        del fleet[record.worker]
-        if not fleet:
-            del self._models[record.model]
+    def _leave_fleet(self, worker: WorkerId) -> None:
+        model = self._models.pop(worker)
+        fleet = self._fleets[model]
+        fleet.remove(worker)
+        if not len(fleet):
+            del self._fleets[model]
 
 
 def check(request: RouteRequest) -> None:
@@ -241,23 +217,6 @@ def _prompt(request: RouteRequest) -> Prompt:
     return Prompt(request.prompt_tokens, request.expected_output_tokens)
 
 
-def _beyond(report: LoadReport, block_tokens: int, booked: InFlight) -> InFlight:
-    """What a report shows that is not booked."""
-    return InFlight(
-        max(0, report.running + report.waiting - booked.requests),
-        max(0, report.queued_prefill_tokens - booked.prefill_tokens),
-        max(0, report.decode_kv_tokens // block_tokens - booked.decode_blocks),
-    )
-
-
-def _both(one: InFlight, other: InFlight) -> InFlight:
-    return InFlight(
-        min(one.requests, other.requests),
-        min(one.prefill_tokens, other.prefill_tokens),
-        min(one.decode_blocks, other.decode_blocks),
-    )
-
-
 def _nobody(refused: Mapping[WorkerId, str]) -> Rejected:
     why = ", ".join(f"{w} is {reason}" for w, reason in islice(refused.items(), REFUSALS_TOLD))
     if len(refused) > REFUSALS_TOLD:
@@ -266,10 +225,13 @@ def _nobody(refused: Mapping[WorkerId, str]) -> Rejected:
 
 
 def _terms(
-    candidates: Sequence[Candidate], costs: Sequence[float], refused: Mapping[WorkerId, str]
+    candidates: Candidates, costs: Floats, refused: Mapping[WorkerId, str]
 ) -> tuple[Term, ...]:
-    weighed = [
-        Term(c.worker, cost, c.overlap_blocks, c.queued_prefill_tokens, c.decode_blocks)
-        for c, cost in zip(candidates, costs, strict=True)
-    ]
+    columns = (
+        costs.tolist(),
+        (candidates.cached_tokens // candidates.block_tokens).tolist(),
+        candidates.queued_prefill_tokens.tolist(),
+        (candidates.decode_tokens // candidates.block_tokens).tolist(),
+    )
+    weighed = [Term(*row) for row in zip(candidates.workers, *columns, strict=True)]
     return (*weighed, *(Term(w, 0.0, excluded=why) for w, why in refused.items()))

@@ -1,57 +1,82 @@
-"""Filters: who cannot take a request at all. The first that says so gives the reason."""
+"""Filters: who cannot take a request at all. The first that says so gives the reason.
+
+There are two kinds. A worker's *standing* is the same for every request: it is asked for once,
+when the worker's record or report changes. A request's *demand* is asked for at its decision, and
+only if the request makes that demand at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from proto.load import LoadReport
 from proto.route import RouteRequest
 from proto.workers import Role, WorkerRecord, WorkerState
 
-Filter = Callable[[RouteRequest, WorkerRecord, LoadReport | None], str]
-"""Why a worker of the right model cannot take the request, "" if it can. The load report is the
-worker's last one, None if there is none that still counts."""
+Standing = Callable[[WorkerRecord, LoadReport | None], str]
+"""Why a worker can take no request, "" if it can. The load report is the worker's last one, None
+if there is none that still counts."""
 
 
-def state(request: RouteRequest, record: WorkerRecord, report: LoadReport | None) -> str:
+class Demand(NamedTuple):
+    """Something that a request may ask of its worker."""
+
+    made: Callable[[RouteRequest, Collection[int]], bool]
+    """Whether the request asks for it, given the block sizes of the workers there are."""
+    refuses: Callable[[RouteRequest, WorkerRecord], str]
+    """Why the worker cannot take this request, "" if it can."""
+
+
+def state(record: WorkerRecord, report: LoadReport | None) -> str:
     """The registry's word: only ready workers are chosen."""
-    del request, report
+    del report
     return "" if record.state is WorkerState.READY else record.state.value
 
 
-def health(request: RouteRequest, record: WorkerRecord, report: LoadReport | None) -> str:
+def health(record: WorkerRecord, report: LoadReport | None) -> str:
     """The agent's word, which comes sooner than the registry's."""
-    del request, record
+    del record
     if report is None or (report.healthy and not report.draining):
         return ""
     return WorkerState.DRAINING.value if report.healthy else WorkerState.UNHEALTHY.value
 
 
-def role(request: RouteRequest, record: WorkerRecord, report: LoadReport | None) -> str:
+def role(record: WorkerRecord, report: LoadReport | None) -> str:
     """A worker that only prefills gives no answers."""
-    del request, report
+    del report
     return "prefill_only" if record.role is Role.PREFILL else ""
 
 
-def failed(request: RouteRequest, record: WorkerRecord, report: LoadReport | None) -> str:
+def just_failed(request: RouteRequest, record: WorkerRecord) -> str:
     """The caller has just failed on it."""
-    del report
     return "just_failed" if record.worker in request.exclude else ""
 
 
-def block_size(request: RouteRequest, record: WorkerRecord, report: LoadReport | None) -> str:
+def block_size(request: RouteRequest, record: WorkerRecord) -> str:
     """The prompt was named for other block sizes than this worker's: what it holds of it cannot
     be known. A prompt without any names may go anywhere."""
-    del report
-    return "block_size" if request.blocks and record.block_tokens not in request.blocks else ""
+    return "" if record.block_tokens in request.blocks else "block_size"
 
 
-FILTERS: tuple[Filter, ...] = (state, health, role, failed, block_size)
+STANDINGS: tuple[Standing, ...] = (state, health, role)
+DEMANDS: tuple[Demand, ...] = (
+    Demand(lambda request, _: bool(request.exclude), just_failed),
+    Demand(
+        lambda request, sizes: bool(request.blocks) and not request.blocks.keys() >= set(sizes),
+        block_size,
+    ),
+)
 
 
-def refusal(request: RouteRequest, record: WorkerRecord, report: LoadReport | None) -> str:
-    """The first filter's reason against the worker, "" if all let it through."""
-    for each in FILTERS:
-        if reason := each(request, record, report):
+def standing(record: WorkerRecord, report: LoadReport | None) -> str:
+    """The first standing reason against the worker, "" if there is none."""
+    for each in STANDINGS:
+        if reason := each(record, report):
             return reason
     return ""
+
+
+def demands(request: RouteRequest, block_sizes: Collection[int]) -> Sequence[Demand]:
+    """The demands that this request makes of workers with these block sizes."""
+    return [demand for demand in DEMANDS if demand.made(request, block_sizes)]

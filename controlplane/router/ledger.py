@@ -12,6 +12,7 @@ and words about an earlier attempt of a request do not touch a later one on the 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -64,6 +65,7 @@ class Ledger:
         self._entries: dict[Key, _Entry] = {}
         self._sums: dict[WorkerId, InFlight] = {}
         self._bookings = 0
+        self._changed: set[WorkerId] = set()
 
     def __len__(self) -> int:
         """How many bookings have not ended."""
@@ -72,6 +74,11 @@ class Ledger:
     def of(self, worker: WorkerId) -> InFlight:
         """What the worker owes; not to be changed by the caller."""
         return self._sums.get(worker, NOTHING)
+
+    def take_changed(self) -> Collection[WorkerId]:
+        """Workers whose sums may have changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def book(self, booking: Booking, now_s: float) -> None:
         """We have given a worker a request: a new attempt, whatever was said of earlier ones."""
@@ -112,6 +119,7 @@ class Ledger:
         for key in [key for key in self._entries if key[1] == worker]:
             self._release(key, self._entries.pop(key))
         self._sums.pop(worker, None)
+        self._changed.add(worker)
 
     def expire(self, now_s: float) -> int:
         """Drop what has been silent for too long; returns how many bookings that were."""
@@ -132,11 +140,13 @@ class Ledger:
         sums.prefill_tokens += entry.prefill_tokens
         sums.decode_blocks += entry.decode_blocks
         self._bookings += 1
+        self._changed.add(booking.worker)
 
     def _free_prefill(self, key: Key, entry: _Entry) -> None:
         if entry.booked:
             self._sums[key[1]].prefill_tokens -= entry.prefill_tokens
             entry.prefill_tokens = 0
+            self._changed.add(key[1])
 
     def _release(self, key: Key, entry: _Entry) -> None:
         """Take what the entry adds out of the sums; an entry adds something once."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from controlplane.router.policy import policy
+from controlplane.router.policies.base import Knobs
+from controlplane.router.policies.catalog import policy
 from controlplane.runtime.settings import Group
 
 
@@ -42,6 +43,11 @@ class RouterSettings(Group):
         description="snapshots fetched at the same time; more is a quicker start and a"
         " larger burst",
     )
+
+    @property
+    def knobs(self) -> Knobs:
+        """What policies may look at."""
+        return Knobs(prefill_weight=self.prefill_weight)
 
     @field_validator("policy")
     @classmethod

@@ -4,60 +4,49 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
-from controlplane.router.policy import (
-    POLICIES,
-    Candidate,
-    Prompt,
-    State,
-    kv,
-    pick,
-    policy,
-    round_robin,
-)
-from proto.ids import WorkerId
-
-BLOCK = 16
-
-
-def candidate(
-    name: str, *, overlap: int = 0, queued: int = 0, decode: int = 0, requests: int = 0
-) -> Candidate:
-    """Blocks everywhere, to be read off."""
-    return Candidate(WorkerId(name), BLOCK, overlap, queued * BLOCK, decode, requests)
+from controlplane.router.policies.base import Candidates, Floats, Knobs, Prompt, State, pick
+from controlplane.router.policies.blind import round_robin
+from controlplane.router.policies.catalog import POLICIES, policy
+from controlplane.router.policies.kv import kv
+from tests.unit.controlplane.router.policies.tables import Row, row, table
 
 
 def state(weight: float = 1.0, seed: int = 0) -> State:
-    return State(random.Random(seed), weight)
+    return State(random.Random(seed), Knobs(prefill_weight=weight))
 
 
-def winner(name: str, prompt: Prompt, candidates: Sequence[Candidate], weight: float = 1.0) -> str:
+def costs(*values: float) -> Floats:
+    return np.array(values)
+
+
+def winner(name: str, prompt: Prompt, candidates: Candidates, weight: float = 1.0) -> str:
     where = state(weight)
-    costs = policy(name)(prompt, candidates, where)
-    return candidates[pick(candidates, costs, where.rng, 0.0)].worker
+    weighed = policy(name)(prompt, candidates, where)
+    return candidates.workers[pick(candidates, weighed, where.rng, 0.0)]
 
 
 def test_kr3_the_documented_example() -> None:
     """Prefill 8, 5, 2 blocks and decode 10, 5, 9 cost 18, 10 and 11: the second wins."""
     prompt = Prompt(tokens=0, expected_output_tokens=0)
-    candidates = [
-        candidate("1", queued=8, decode=10),
-        candidate("2", queued=5, decode=5),
-        candidate("3", queued=2, decode=9),
-    ]
-    assert kv(prompt, candidates, state()) == [18, 10, 11]
+    candidates = table(
+        row("1", queued=8, decode=10),
+        row("2", queued=5, decode=5),
+        row("3", queued=2, decode=9),
+    )
+    assert kv(prompt, candidates, state()).tolist() == [18, 10, 11]
     assert winner("kv", prompt, candidates) == "2"
 
 
 def test_kr1_requests_are_priced_by_what_they_cost() -> None:
     """A short prompt, a long one, and the next turn of a long one are three different things."""
-    cold, warm = candidate("cold"), candidate("warm", overlap=2_400)
+    cold, warm = row("cold"), row("warm", overlap=2_400)
 
-    def price(tokens: int, output: int, worker: Candidate) -> float:
-        return kv(Prompt(tokens, output), [worker], state(8.0))[0]
+    def price(tokens: int, output: int, worker: Row) -> float:
+        return float(kv(Prompt(tokens, output), table(worker), state(8.0))[0])
 
     short, long, turn = price(100, 10, cold), price(40_000, 500, cold), price(40_000, 500, warm)
     assert short < turn < long / 3
@@ -65,27 +54,23 @@ def test_kr1_requests_are_priced_by_what_they_cost() -> None:
 
 def test_kr4_affinity_is_a_hint_that_overload_overrides() -> None:
     prompt = Prompt(1_600, 100)
-    crowded = candidate("home", overlap=90, queued=400, decode=900, requests=30)
-    assert winner("kv", prompt, [crowded, candidate("away")], 8.0) == "away"
+    crowded = row("home", overlap=90, queued=400, decode=900, requests=30)
+    assert winner("kv", prompt, table(crowded, row("away")), 8.0) == "away"
 
 
 def test_kr7_a_perfect_hit_with_a_terrible_queue_may_lose() -> None:
     prompt = Prompt(160, 10)
-    assert winner("kv", prompt, [candidate("hit", overlap=10, queued=50), candidate("cold")]) == (
-        "cold"
-    )
+    assert winner("kv", prompt, table(row("hit", overlap=10, queued=50), row("cold"))) == ("cold")
 
 
 def test_kr7_a_hit_with_a_short_queue_wins() -> None:
     prompt = Prompt(1_600, 10)
-    assert winner("kv", prompt, [candidate("hit", overlap=100, queued=5), candidate("cold")]) == (
-        "hit"
-    )
+    assert winner("kv", prompt, table(row("hit", overlap=100, queued=5), row("cold"))) == ("hit")
 
 
 def test_kr17_more_weight_favours_the_cache() -> None:
     prompt = Prompt(320, 16)
-    candidates = [candidate("cached", overlap=20, decode=60), candidate("idle")]
+    candidates = table(row("cached", overlap=20, decode=60), row("idle"))
     assert winner("kv", prompt, candidates, 1.0) == "idle"
     assert winner("kv", prompt, candidates, 8.0) == "cached"
     assert winner("kv", prompt, candidates, 0.0) == "idle"
@@ -96,9 +81,8 @@ def test_round_robin_takes_turns_whoever_comes_and_goes() -> None:
     names = ["a", "b", "c"]
 
     def turn(*present: str) -> str:
-        candidates = [candidate(name) for name in present]
-        costs = round_robin(prompt, candidates, where)
-        return candidates[costs.index(0.0)].worker
+        candidates = table(*map(row, present))
+        return candidates.workers[int(round_robin(prompt, candidates, where).argmin())]
 
     assert [turn(*names) for _ in range(4)] == ["a", "b", "c", "a"]
     assert turn("a", "c") == "c"
@@ -106,11 +90,11 @@ def test_round_robin_takes_turns_whoever_comes_and_goes() -> None:
 
 
 def test_least_loaded_counts_requests() -> None:
-    candidates = [
-        candidate("a", requests=3),
-        candidate("b", requests=1),
-        candidate("c", requests=2),
-    ]
+    candidates = table(
+        row("a", requests=3),
+        row("b", requests=1),
+        row("c", requests=2),
+    )
     assert winner("least_loaded", Prompt(10, 10), candidates) == "b"
 
 
@@ -118,7 +102,7 @@ def test_least_loaded_counts_requests() -> None:
 def test_an_idle_fleet_is_used_whole(name: str) -> None:
     """Ties are not settled by name: the first worker would get everything."""
     where, prompt = state(), Prompt(100, 10)
-    candidates = [candidate(str(i)) for i in range(4)]
+    candidates = table(*(row(str(i)) for i in range(4)))
     chosen = Counter(
         pick(candidates, policy(name)(prompt, candidates, where), where.rng, 0.0)
         for _ in range(400)
@@ -127,15 +111,15 @@ def test_an_idle_fleet_is_used_whole(name: str) -> None:
 
 
 def test_ties_go_to_who_has_fewest_requests() -> None:
-    candidates = [candidate("a", requests=2), candidate("b", requests=1)]
-    assert pick(candidates, [1.0, 1.0], random.Random(0), 0.0) == 1
+    candidates = table(row("a", requests=2), row("b", requests=1))
+    assert pick(candidates, costs(1.0, 1.0), random.Random(0), 0.0) == 1
 
 
 def test_temperature_spreads_and_zero_does_not() -> None:
-    candidates = [candidate("a"), candidate("b"), candidate("c")]
+    candidates = table(row("a"), row("b"), row("c"))
     rng = random.Random(0)
-    assert {pick(candidates, [1.0, 2.0, 9.0], rng, 0.0) for _ in range(50)} == {0}
-    spread = Counter(pick(candidates, [1.0, 2.0, 9.0], rng, 1.0) for _ in range(600))
+    assert {pick(candidates, costs(1.0, 2.0, 9.0), rng, 0.0) for _ in range(50)} == {0}
+    spread = Counter(pick(candidates, costs(1.0, 2.0, 9.0), rng, 1.0) for _ in range(600))
     assert spread[0] > spread[1] > spread[2] > 0
 
 

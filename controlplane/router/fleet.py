@@ -1,0 +1,221 @@
+"""The workers of one model, as columns of numbers: what a decision looks at, kept up to date.
+
+**Load.** The ledger is the truth about work that routers have given out: it is ahead of every
+report. What reports show beyond it was given to the worker by somebody else, or is longer than
+booked; that excess is added to the ledger, until the reports are too old. A report may be a few
+milliseconds behind the ledger and show work that has just ended, so only what two reports in a row
+show is believed. Nothing is counted twice, and a burst counts at once on top of what others send.
+
+A row is computed when something about its worker changes, not when a decision is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlplane.router.filters import Demand, standing
+from controlplane.router.ledger import InFlight, Ledger
+from controlplane.router.policies.base import Candidates, Ints
+from proto.ids import WorkerId
+from proto.load import LoadReport
+from proto.route import RouteRequest
+from proto.workers import WorkerRecord
+
+Rows = NDArray[np.intp]
+
+FIRST_ROWS = 16
+_BLOCK_TOKENS, _QUEUED, _DECODE, _REQUESTS, _CAPACITY = range(5)
+
+
+@dataclass
+class Known:
+    """What is known of one worker beside its blocks and its bookings."""
+
+    record: WorkerRecord
+    report: LoadReport | None = None
+    """The last one, None once it is too old."""
+    heard_s: float = 0.0
+    beyond: InFlight = field(default_factory=InFlight)
+    """What the last report shows beyond the ledger."""
+    excess: InFlight = field(default_factory=InFlight)
+    """What the last two reports both show beyond the ledger."""
+    refused: str = ""
+    """Why it can take no request at all."""
+
+
+class Fleet:
+    """One row a worker, without holes: the last row moves to where one leaves. Pure."""
+
+    def __init__(self, ledger: Ledger, report_stale_s: float) -> None:
+        self._ledger = ledger
+        self._report_stale_s = report_stale_s
+        self._oldest_s = math.inf
+        """No report that counts was heard before this."""
+        self._known: list[Known] = []
+        self._workers: list[WorkerId] = []
+        self._rows: dict[WorkerId, int] = {}
+        self._sizes: Counter[int] = Counter()
+        self._columns: NDArray[np.int64] = np.zeros((5, FIRST_ROWS), dtype=np.int64)
+        self._eligible = np.zeros(FIRST_ROWS, dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    @property
+    def workers(self) -> Sequence[WorkerId]:
+        """By row."""
+        return self._workers
+
+    @property
+    def block_sizes(self) -> Collection[int]:
+        """Every block size that a worker has, in tokens."""
+        return self._sizes.keys()
+
+    def record(self, row: int) -> WorkerRecord:
+        return self._known[row].record
+
+    def row(self, worker: WorkerId) -> int | None:
+        return self._rows.get(worker)
+
+    def put(self, record: WorkerRecord) -> None:
+        """A worker is there, or says something else of itself."""
+        row = self._rows.get(record.worker)
+        if row is None:
+            row = self._rows[record.worker] = len(self._workers)
+            self._grow(row + 1)
+            self._workers.append(record.worker)
+            self._known.append(Known(record))
+        else:
+            self._drop_size(self._known[row].record.block_tokens)
+            self._known[row].record = record
+        self._sizes[record.block_tokens] += 1
+        self._columns[_BLOCK_TOKENS, row] = record.block_tokens
+        self._columns[_CAPACITY, row] = record.total_blocks * record.block_tokens
+        self._judge(row)
+        self._weigh(row)
+
+    def remove(self, worker: WorkerId) -> None:
+        """A worker is gone."""
+        row, last = self._rows.pop(worker), len(self._workers) - 1
+        self._drop_size(self._known[row].record.block_tokens)
+        if row != last:
+            self._workers[row], self._known[row] = self._workers[last], self._known[last]
+            self._rows[self._workers[row]] = row
+            self._columns[:, row] = self._columns[:, last]
+            self._eligible[row] = self._eligible[last]
+        del self._workers[last], self._known[last]
+
+    def observe(self, report: LoadReport, now_s: float) -> None:
+        """Take in what a worker says it is busy with."""
+        row = self._rows[report.worker]
+        known = self._known[row]
+        beyond = _beyond(report, known.record.block_tokens, self._ledger.of(report.worker))
+        known.excess = beyond if known.report is None else _both(known.beyond, beyond)
+        known.report, known.heard_s, known.beyond = report, now_s, beyond
+        self._oldest_s = min(self._oldest_s, now_s)
+        self._judge(row)
+        self._weigh(row)
+
+    def weigh(self, worker: WorkerId) -> None:
+        """The ledger has changed for the worker."""
+        self._weigh(self._rows[worker])
+
+    def age(self, now_s: float) -> None:
+        """Reports that have become too old no longer count."""
+        limit_s = now_s - self._report_stale_s
+        if self._oldest_s >= limit_s:
+            return
+        self._oldest_s = math.inf
+        for row, known in enumerate(self._known):
+            if known.report is None:
+                continue
+            if known.heard_s < limit_s:
+                known.report = None
+                self._judge(row)
+                self._weigh(row)
+            else:
+                self._oldest_s = min(self._oldest_s, known.heard_s)
+
+    def sift(self, request: RouteRequest, demands: Sequence[Demand]) -> Rows:
+        """Rows of the workers that can take the request."""
+        rows = np.flatnonzero(self._eligible[: len(self._workers)])
+        for demand in demands:
+            met = [not demand.refuses(request, self._known[row].record) for row in rows.tolist()]
+            rows = rows[met]
+        return rows
+
+    def refusals(self, request: RouteRequest, demands: Sequence[Demand]) -> Mapping[WorkerId, str]:
+        """Why each worker that cannot take the request cannot."""
+        refused = {}
+        for worker, known in zip(self._workers, self._known, strict=True):
+            said = (demand.refuses(request, known.record) for demand in demands)
+            if reason := known.refused or next(filter(None, said), ""):
+                refused[worker] = reason
+        return refused
+
+    def candidates(self, rows: Rows, cached_tokens: Ints) -> Candidates:
+        """What a policy sees of these rows; `cached_tokens` is by row of the whole fleet."""
+        every = len(rows) == len(self._workers)
+        workers = self._workers if every else [self._workers[row] for row in rows.tolist()]
+        columns = self._columns[:, : len(rows)] if every else self._columns[:, rows]
+        return Candidates(
+            workers=workers,
+            block_tokens=columns[_BLOCK_TOKENS],
+            cached_tokens=cached_tokens if every else cached_tokens[rows],
+            queued_prefill_tokens=columns[_QUEUED],
+            decode_tokens=columns[_DECODE],
+            requests=columns[_REQUESTS],
+            capacity_tokens=columns[_CAPACITY],
+        )
+
+    def _judge(self, row: int) -> None:
+        known = self._known[row]
+        known.refused = standing(known.record, known.report)
+        self._eligible[row] = not known.refused
+
+    def _weigh(self, row: int) -> None:
+        known = self._known[row]
+        booked = self._ledger.of(known.record.worker)
+        more = known.excess if known.report is not None else _NOTHING
+        self._columns[_QUEUED, row] = booked.prefill_tokens + more.prefill_tokens
+        self._columns[_DECODE, row] = (
+            booked.decode_blocks + more.decode_blocks
+        ) * known.record.block_tokens
+        self._columns[_REQUESTS, row] = booked.requests + more.requests
+
+    def _grow(self, rows: int) -> None:
+        room = len(self._eligible)
+        if rows > room:
+            self._columns = np.pad(self._columns, ((0, 0), (0, room)))
+            self._eligible = np.pad(self._eligible, (0, room))
+
+    def _drop_size(self, block_tokens: int) -> None:
+        self._sizes[block_tokens] -= 1
+        if not self._sizes[block_tokens]:
+            del self._sizes[block_tokens]
+
+
+_NOTHING = InFlight()
+
+
+def _beyond(report: LoadReport, block_tokens: int, booked: InFlight) -> InFlight:
+    """What a report shows that is not booked."""
+    return InFlight(
+        max(0, report.running + report.waiting - booked.requests),
+        max(0, report.queued_prefill_tokens - booked.prefill_tokens),
+        max(0, report.decode_kv_tokens // block_tokens - booked.decode_blocks),
+    )
+
+
+def _both(one: InFlight, other: InFlight) -> InFlight:
+    return InFlight(
+        min(one.requests, other.requests),
+        min(one.prefill_tokens, other.prefill_tokens),
+        min(one.decode_blocks, other.decode_blocks),
+    )
