@@ -1,4 +1,8 @@
-"""The live set: canonical names of what an engine caches, and its net changes since last told."""
+"""The live set: canonical names of what an engine caches, and its net changes since last told.
+
+Changes keep the order in which they became true: in which parents enter first and leave last. So
+a reader that has taken in a part of them only holds whole prefixes, too.
+"""
 
 from __future__ import annotations
 
@@ -80,8 +84,8 @@ class _Tier:
     def __init__(self) -> None:
         self.holders: dict[int, int] = {}
         self.digest = 0
-        self._stored: set[int] = set()
-        self._removed: set[int] = set()
+        self._stored: dict[int, None] = {}
+        self._removed: dict[int, None] = {}
         self._cleared = False
 
     def add(self, name: int) -> None:
@@ -90,9 +94,9 @@ class _Tier:
             return
         self.digest ^= name
         if name in self._removed:
-            self._removed.remove(name)
+            del self._removed[name]
         else:
-            self._stored.add(name)
+            self._stored[name] = None
 
     def discard(self, name: int) -> None:
         self.holders[name] -= 1
@@ -101,9 +105,9 @@ class _Tier:
         del self.holders[name]
         self.digest ^= name
         if name in self._stored:
-            self._stored.remove(name)
+            del self._stored[name]
         else:
-            self._removed.add(name)
+            self._removed[name] = None
 
     def clear(self) -> None:
         self._cleared = self._cleared or bool(self.holders or self._removed)
@@ -124,5 +128,5 @@ class _Tier:
         return change
 
 
-def _words(names: set[int] | dict[int, int]) -> Words:
+def _words(names: dict[int, int] | dict[int, None]) -> Words:
     return np.fromiter(names, dtype=np.uint64, count=len(names))

@@ -6,7 +6,8 @@ for a while even after it has gone: an engine may bring it back from a slower ti
 live by storing something behind it. A run behind a block that was never heard of (the agent came
 late, or events were lost) is an orphan until that block is announced.
 
-What is live is counted in `references`; here it gets its name; both halves meet in `LiveSet`.
+What is live is counted in `references`; `rooted` leaves out what lies behind a hole; the rest gets
+its name here and enters the `LiveSet`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from agents.adapters.protocol import (
 from agents.live import LiveSet
 from agents.orphans import Orphans
 from agents.references import References
+from agents.rooted import Rooted
 from proto.hashing import CHAIN_START, BlockHasher, ChainPoint, Scope
 from proto.kv import Tier
 
@@ -79,6 +81,7 @@ class Translator:
         self._references = {
             tier: References(total_blocks if tier is Tier.GPU else None) for tier in Tier
         }
+        self._rooted = Rooted()
         self._hasher = lru_cache(SCOPES_MAX)(lambda scope: BlockHasher(secret, scope, block_tokens))
         self._known: dict[EngineHash, _Known] = {}
         self._ghosts: dict[EngineHash, None] = {}  # known but not live, in the order they went
@@ -125,11 +128,14 @@ class Translator:
     def _enter(self, block: EngineHash, tier: Tier, *, copy: bool) -> None:
         """The block is live; `copy` if there is one more of it."""
         references = self._references[tier]
-        was_live = block in references
+        was_here = block in references
         displaced = references.add(block) if copy else references.confirm(block)
-        if not was_live and (known := self._known.get(block)):
+        if not was_here and (known := self._known.get(block)):
             self._ghosts.pop(block, None)
-            self._live.add(known.name, tier)
+            if block in self._rooted:
+                self._live.add(known.name, tier)
+            else:
+                self._root(block, known)
         if displaced is not None:
             self._gone(displaced, tier)
 
@@ -145,17 +151,32 @@ class Translator:
 
     def _gone(self, block: EngineHash, tier: Tier) -> None:
         """The block has no reference left in this tier."""
-        if known := self._known.get(block):
+        known = self._known.get(block)
+        if known is None:
+            return
+        was_rooted = block in self._rooted
+        if not self._tiers_of(block):
+            self._ghosts[block] = None
+            for each in self._rooted.discard(block, known.parent):
+                for where in self._tiers_of(each):
+                    self._live.discard(self._known[each].name, where)
+        if was_rooted:
             self._live.discard(known.name, tier)
-            if not self._is_live(block):
-                self._ghosts[block] = None
 
-    def _is_live(self, block: EngineHash) -> bool:
-        return any(block in references for references in self._references.values())
+    def _root(self, block: EngineHash, known: _Known) -> None:
+        """The block is live and was not rooted: it may be now, with what follows it."""
+        for each in self._rooted.add(block, known.parent):
+            for where in self._tiers_of(each):
+                self._live.add(self._known[each].name, where)
+
+    def _tiers_of(self, block: EngineHash) -> list[Tier]:
+        """Where the block is live."""
+        return [tier for tier, references in self._references.items() if block in references]
 
     def _forget_live(self) -> None:
         for references in self._references.values():
             references.clear()
+        self._rooted.clear()
         self._live.clear()
 
     # --- what is known
@@ -190,10 +211,9 @@ class Translator:
         if block in self._known:
             return
         self._known[block] = known
-        live_in = [tier for tier, references in self._references.items() if block in references]
-        for tier in live_in:
-            self._live.add(known.name, tier)
-        if not live_in:
+        if self._tiers_of(block):
+            self._root(block, known)
+        else:
             self._ghosts[block] = None
 
     def _forget_old_ghosts(self) -> None:

@@ -4,6 +4,10 @@ An agent numbers its batches (incarnation, sequence) from 1 without holes. A rea
 hole, or a block count or digest in a load report that disagrees with its own, asks that agent for
 a snapshot and applies what came after it. The agent has already counted references, so to a
 reader a worker's cache is a plain set of names and every batch is idempotent.
+
+The set is prefix-closed: an agent names a block only while all blocks before it in its chain are
+live too, each in some tier of that worker, because an engine stops a look-up at the first block
+that is missing. What a hole cuts off is removed with it, and stored again when the hole is filled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One worker in virtual time: a simulated engine, and what its agent would tell of it.
 
-The trace's canonical names serve as the engine's own block hashes, so nothing need be translated.
+The trace's canonical names serve as the engine's own block hashes, so nothing need be translated;
+the simulated cache never evicts a block before those that follow it, so all that it holds is told.
 Answers hold blocks while they are written and leave none behind: nobody asks for their tokens.
 """
 

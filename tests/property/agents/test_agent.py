@@ -1,7 +1,7 @@
 """A whole agent under random schedules of faults, in virtual time.
 
 Whatever happened to the engine, to its event stream, to the bus, the store and the agent itself:
-once it is quiet, a reader holds exactly what the engine caches.
+once it is quiet, a reader holds exactly what a look-up in the engine's cache can find.
 """
 
 from __future__ import annotations

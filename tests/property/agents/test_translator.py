@@ -2,13 +2,16 @@
 
 The engine's prompts are paths in a small tree, so that they share prefixes and meet again. It
 copies blocks (as vLLM does when two requests compute the same at once), evicts any of them, resets,
-and may announce hits again. What the agent must hold is read off the engine's physical blocks.
+and may announce hits again. What the agent must hold is read off the engine's physical blocks: each
+that is cached with all before it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import product
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -37,6 +40,19 @@ def name_of(path: Path) -> int:
 
 def hash_of(path: Path) -> bytes:
     return bytes(path)
+
+
+PREFIXES = {
+    name_of(path): {name_of(path[: k + 1]) for k in range(depth)}
+    for depth in range(1, DEPTH_MAX + 1)
+    for path in product((0, 1), repeat=depth)
+}
+"""By name: the names of the block and of all before it."""
+
+
+def closed(paths: Collection[Path]) -> set[Path]:
+    """Those that come with their whole prefix."""
+    return {path for path in paths if all(path[: k + 1] in paths for k in range(len(path)))}
 
 
 def run_of(path: Path, first: int, end: int) -> Stored:
@@ -119,13 +135,18 @@ class Faithful(RuleBasedStateMachine):
 
     @rule()
     def publish(self) -> None:
-        """A reader that applies every change holds the same set."""
+        """A reader that applies every change holds the same set, and whole prefixes on the way."""
         for change in self.live.take():
+            removed, stored = change.removed.tolist(), change.stored.tolist()
+            assert not set(removed) & set(stored)
             if change.cleared:
                 self.reader.clear()
-            self.reader -= set(change.removed.tolist())
-            self.reader |= set(change.stored.tolist())
-            assert not set(change.removed.tolist()) & set(change.stored.tolist())
+            for name in removed:
+                self.reader.remove(name)
+                assert all(PREFIXES[held] <= self.reader for held in self.reader)
+            for name in stored:
+                self.reader.add(name)
+                assert PREFIXES[name] <= self.reader
         assert self.reader == self.held
 
     @property
@@ -134,7 +155,7 @@ class Faithful(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        assert self.held == {name_of(path) for path in self.engine.live}
+        assert self.held == {name_of(path) for path in closed(self.engine.live)}
 
     @invariant()
     def counts(self) -> None:
@@ -197,12 +218,9 @@ class Lossy(Faithful):
     @invariant()
     def agrees(self) -> None:
         held, heard = self.held, +self.heard
-        assert held <= {name_of(path) for path in self.engine.live}
-        certain = {path for path in heard if path not in self.doubted and self.chain_known(path)}
+        assert held <= {name_of(path) for path in closed(self.engine.live)}
+        certain = closed((self.known & heard.keys()) - self.doubted)
         assert held >= {name_of(path) for path in certain}
-
-    def chain_known(self, path: Path) -> bool:
-        return all(path[: k + 1] in self.known for k in range(len(path)))
 
 
 class Chatty(Faithful):
@@ -239,8 +257,8 @@ class Chatty(Faithful):
     def agrees(self) -> None:
         assert self.live.blocks <= TOTAL_BLOCKS
         if not self.forced:
-            assert self.held == {name_of(path) for path in set(+self.announced)}
-            assert self.held >= {name_of(path) for path in self.engine.live}
+            assert self.held == {name_of(path) for path in closed(+self.announced)}
+            assert self.held >= {name_of(path) for path in closed(self.engine.live)}
 
 
 _schedules = settings(max_examples=120, stateful_step_count=40, deadline=None)

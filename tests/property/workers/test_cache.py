@@ -153,8 +153,10 @@ class CacheMachine(RuleBasedStateMachine):
                     assert self.announced.isdisjoint(names)
                     self.announced.update(names)
                 case Removed(names):
-                    assert self.announced.issuperset(names)
-                    self.announced.difference_update(names)
+                    for name in names:
+                        self.announced.remove(name)
+                        followers = {3 * name, 3 * name + 1}
+                        assert self.announced.isdisjoint(followers), "a hole in a prefix"
                     self.removed += names
                 case Cleared():
                     self.announced.clear()

@@ -117,9 +117,13 @@ class MemoryEngine:
             yield
 
     def names(self, secret: bytes) -> set[int]:
-        """Canonical names of all that it caches."""
+        """Canonical names of what a look-up can find: blocks that it caches with all before."""
         hasher = BlockHasher(secret, Scope(MODEL), self.block_tokens)
-        return {int(hasher.names(path)[-1]) for path in self._blocks.values()}
+        return {int(hasher.names(path)[-1]) for path in self._blocks.values() if self._finds(path)}
+
+    def _finds(self, path: Sequence[int]) -> bool:
+        ends = range(self.block_tokens, len(path) + 1, self.block_tokens)
+        return all(_hash(path[:end]) in self._blocks for end in ends)
 
     # --- what an agent sees
 

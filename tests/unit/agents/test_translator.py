@@ -115,6 +115,20 @@ def test_an_orphan_that_was_removed_meanwhile_is_not_live(agent: Agent) -> None:
     assert agent.holds() == sorted(names(PROMPT)[:2])
 
 
+def test_what_lies_behind_a_hole_is_not_told_until_the_hole_is_filled(agent: Agent) -> None:
+    agent.hear(run(0, 6), Removed((2,)))
+    assert agent.holds() == sorted(names(PROMPT)[:2])
+    agent.hear(Removed((4,)), run(2, 3))
+    assert agent.holds() == sorted(names(PROMPT)[:4])
+
+
+def test_a_block_in_another_tier_is_no_hole(agent: Agent) -> None:
+    agent.hear(run(0, 4), run(1, 2, tokens=(), tier=Tier.HOST), Removed((1,)))
+    assert agent.holds() == sorted([names(PROMPT)[0], *names(PROMPT)[2:4]])
+    agent.hear(Removed((1,), Tier.HOST))
+    assert (agent.holds(), agent.holds(Tier.HOST)) == (names(PROMPT)[:1], [])
+
+
 def test_a_cleared_cache_is_empty_and_its_chains_are_forgotten(agent: Agent) -> None:
     orphan = run(1, 2, hashes=(51,), parent=50)
     agent.hear(run(0, 4), run(0, 2, tier=Tier.HOST), orphan, Cleared())
@@ -138,8 +152,8 @@ def test_after_a_loss_only_what_is_certain_is_live(agent: Agent, reason: LossRea
 def test_after_a_loss_a_new_block_proves_all_before_it_live(agent: Agent) -> None:
     agent.hear(run(0, 4), Lost(LossReason.GAP), run(4, 5))
     assert agent.holds() == sorted(names(PROMPT)[:5])
-    agent.hear(Removed((3,)))
-    assert agent.holds() == sorted(names(PROMPT)[:3] + names(PROMPT)[4:5])
+    agent.hear(Removed((4,)))
+    assert agent.holds() == sorted(names(PROMPT)[:4])
 
 
 def test_an_orphan_outlives_a_loss(agent: Agent) -> None:
@@ -211,5 +225,5 @@ def test_what_is_remembered_of_the_dead_is_bounded(
 ) -> None:
     monkeypatch.setattr(module, "GHOSTS_MAX", 2)
     agent.hear(run(0, 4), *(Removed((block,)) for block in (3, 2, 1, 0)))
-    agent.hear(run(3, 4, tokens=(), tier=Tier.HOST), run(1, 2, tokens=(), tier=Tier.HOST))
-    assert agent.holds(Tier.HOST) == names(PROMPT)[1:2]
+    agent.hear(run(3, 4, tokens=(), tier=Tier.HOST), run(0, 2, tokens=(), tier=Tier.HOST))
+    assert agent.holds(Tier.HOST) == sorted(names(PROMPT)[:2])
