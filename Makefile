@@ -6,7 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format lock clean
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
+BENCHES := hash match apply memory
+
+.PHONY: demo test lint format lock bench clean
 
 demo: $(READY)
 	$(BIN)/tokenplane demo
@@ -24,10 +28,19 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Every figure of docs/performance.md; BENCH_FLAGS=--quick shows that all of it works.
+bench: $(BENCH_READY)
+	set -e; for name in $(BENCHES); do \
+		$(BENCH_VENV)/bin/tokenplane bench $$name --json bench/results/$$name.json $(BENCH_FLAGS); \
+	done
+	$(BENCH_VENV)/bin/tokenplane bench report
+
 # Resolve anew and write what is to be installed everywhere.
 lock: $(READY)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
 		--no-emit-index-url --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
+		--no-emit-index-url pyproject.toml bench/requirements.in -o bench/requirements.txt
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Tokenplane needs Python 3.11 or newer, and {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
@@ -36,5 +49,12 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(READY)
 
+# The peer pins other versions than we do, so it gets an environment of its own, with us in it.
+$(BENCH_READY): pyproject.toml bench/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(BENCH_READY)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info demo-out

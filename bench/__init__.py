@@ -1,0 +1,1 @@
+"""What Tokenplane costs, measured beside a peer. Not installed: it lives in the repository only."""
