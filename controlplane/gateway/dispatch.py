@@ -1,4 +1,4 @@
-"""A request's whole way: tokenise, route, carry, try again where that is safe, and account for it.
+"""A request's whole way: tokenise, admit, route, carry, and try again where that is safe.
 
 Nothing here knows an HTTP server: the answer goes into a `Sink`. A second attempt is made only
 while the client has seen nothing, and under a budget; after that an engine's failure becomes the
@@ -8,15 +8,13 @@ one typed event that ends the stream, and a cut-off stream never carries `[DONE]
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import anyio
-from opentelemetry import trace
-from opentelemetry.trace import Span, format_trace_id
 
+from controlplane.gateway.accounting import Accounting
+from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.flight import CANCELLED, ClientStalled, EngineFailed, Flight, Sink
-from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.openai import Ask, ClientError
 from controlplane.gateway.routing import Hints, Routing
 from controlplane.gateway.settings import GatewaySettings
@@ -24,7 +22,6 @@ from controlplane.gateway.tokenizer import Tokenizers
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import tracer
 from proto.ids import RequestId
-from proto.records import RequestRecord
 from proto.route import Chosen, Rejected
 from proto.wire.errors import RequestRefused
 
@@ -61,17 +58,15 @@ class Dispatcher:
         view: RegistryView,
         routing: Routing,
         attempts: Attempts,
-        metrics: GatewayMetrics,
-        write_record: Callable[[RequestRecord], None],
-        clock: Callable[[], float],
+        admission: Admission,
+        accounting: Accounting,
     ) -> None:
         self._settings = settings
         self._view = view
         self._routing = routing
         self._attempts = attempts
-        self._metrics = metrics
-        self._write_record = write_record
-        self._clock = clock
+        self._admission = admission
+        self._accounting = accounting
         self._tokenizers = Tokenizers()
         self._budget = RetryBudget(settings.retry_share)
 
@@ -80,9 +75,8 @@ class Dispatcher:
 
         Raises `ClientError` while nothing has been sent, and `ClientStalled`.
         """
-        flight = Flight(request, ask, hints, self._clock(), anyio.current_time())
+        flight = self._accounting.opened(request, ask, hints)
         self._budget.earn()
-        self._metrics.in_flight.inc()
         try:
             with anyio.move_on_after(self._settings.total_s) as total:
                 await self._carry(flight, sink)
@@ -103,10 +97,13 @@ class Dispatcher:
             flight.outcome = CANCELLED
             raise
         finally:
-            self._account(flight)
+            if flight.reservation is not None:
+                self._admission.settle(hints.tenant, flight.reservation, flight.used_tokens)
+            self._accounting.ended(flight)
 
     async def _carry(self, flight: Flight, sink: Sink) -> None:
         tokens = await self._tokenise(flight)
+        flight.reservation = self._admission.reserve(flight.hints.tenant, flight.expected_tokens)
         while True:
             chosen = await self._choose(flight, tokens)
             flight.attempts += 1
@@ -134,7 +131,7 @@ class Dispatcher:
         with spans.start_as_current_span("gateway.tokenize") as span:
             tokens = await self._tokenizers.tokens(card, ask)
             if tokens is None:
-                self._metrics.untokenised.labels(ask.model).inc()
+                self._accounting.metrics.untokenised.labels(ask.model).inc()
                 return None
             span.set_attribute("gen_ai.usage.input_tokens", len(tokens))
         flight.prompt_tokens = len(tokens)
@@ -167,44 +164,11 @@ class Dispatcher:
             raise final from failure
         if not self._budget.spend():
             raise final from failure
-        self._metrics.retries.labels(failure.reason).inc()
+        self._accounting.metrics.retries.labels(failure.reason).inc()
         log.warning("request %s: %s; trying another worker", flight.request, failure)
-
-    def _account(self, flight: Flight) -> None:
-        metrics, model = self._metrics, flight.ask.model
-        metrics.in_flight.dec()
-        # A model that nobody serves must not become a label: clients make those names up.
-        label = model if model in self._view.models else "unknown"
-        metrics.requests.labels(label, flight.outcome).inc()
-        metrics.tokens.labels(label, "prompt").inc(flight.prompt_tokens)
-        metrics.tokens.labels(label, "cached").inc(flight.cached_tokens or 0)
-        metrics.tokens.labels(label, "output").inc(flight.output_tokens)
-        if flight.ttft_s is not None:
-            metrics.ttft_s.labels(label).observe(flight.ttft_s)
-        if flight.tpot_s is not None:
-            metrics.tpot_s.labels(label).observe(flight.tpot_s)
-        span = trace.get_current_span()
-        _describe(span, flight)
-        trace_id = span.get_span_context().trace_id
-        self._write_record(
-            flight.record(anyio.current_time(), format_trace_id(trace_id) if trace_id else "")
-        )
 
 
 def _no_worker(rejected: Rejected) -> ClientError:
     return ClientError(
         503, rejected.detail, code=rejected.reason, retry_after_s=rejected.retry_after_s
     )
-
-
-def _describe(span: Span, flight: Flight) -> None:
-    if not span.is_recording():
-        return
-    span.set_attribute("gen_ai.request.model", flight.ask.model)
-    span.set_attribute("gen_ai.usage.input_tokens", flight.prompt_tokens)
-    span.set_attribute("gen_ai.usage.output_tokens", flight.output_tokens)
-    span.set_attribute("tokenplane.request", flight.request)
-    span.set_attribute("tokenplane.outcome", flight.outcome)
-    span.set_attribute("tokenplane.attempts", flight.attempts)
-    if flight.worker is not None:
-        span.set_attribute("tokenplane.worker", flight.worker)

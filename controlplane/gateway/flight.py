@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from controlplane.gateway.allowance import Reservation
 from controlplane.gateway.openai import Ask
 from controlplane.gateway.routing import Hints
 from controlplane.gateway.sse import Usage
@@ -60,6 +61,8 @@ class Flight:
     cached_tokens: int | None = None
     outcome: str = COMPLETED
     failed: list[WorkerId] = field(default_factory=list)
+    reservation: Reservation | None = None
+    """What was set aside for it of its tenant's tokens."""
 
     def saw_tokens(self, events: int, now_s: float) -> None:
         """The stream has brought `events` pieces of the answer so far."""
@@ -76,6 +79,16 @@ class Flight:
             self.cached_tokens = usage.cached_tokens
 
     @property
+    def expected_tokens(self) -> int:
+        """What it may take, prompt and answer."""
+        return self.prompt_tokens + self.ask.expected_output_tokens
+
+    @property
+    def used_tokens(self) -> int:
+        """What it has taken; a prompt that no engine saw costs nothing."""
+        return self.prompt_tokens + self.output_tokens if self.attempts else 0
+
+    @property
     def ttft_s(self) -> float | None:
         return None if self.first_token_s is None else self.first_token_s - self.began_s
 
@@ -90,8 +103,8 @@ class Flight:
         return RequestRecord(
             request=self.request,
             model=self.ask.model,
-            tenant="",
-            slo_class="",
+            tenant=self.hints.tenant.name,
+            slo_class=self.hints.tenant.slo_class,
             arrived_s=self.arrived_s,
             outcome=self.outcome,
             prompt_tokens=self.prompt_tokens,

@@ -14,11 +14,13 @@ import anyio
 from aiohttp import web
 from opentelemetry.trace import SpanKind
 
+from controlplane.gateway.admission import Admission
 from controlplane.gateway.dispatch import Dispatcher
 from controlplane.gateway.flight import ClientStalled
-from controlplane.gateway.openai import Api, ClientError, model_list, read
+from controlplane.gateway.openai import Api, ClientError, model_list, read, salted
 from controlplane.gateway.routing import Hints
 from controlplane.gateway.settings import GatewaySettings
+from controlplane.gateway.tenants import Tenant
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.service import CannotServe
 from controlplane.runtime.tracing import extract, tracer
@@ -42,10 +44,15 @@ class HttpServer:
     """Listens while its context is open; counts what is under way."""
 
     def __init__(
-        self, settings: GatewaySettings, dispatcher: Dispatcher, view: RegistryView
+        self,
+        settings: GatewaySettings,
+        dispatcher: Dispatcher,
+        admission: Admission,
+        view: RegistryView,
     ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
+        self._admission = admission
         self._view = view
         self._rng = random.SystemRandom()
         self._open = 0
@@ -104,11 +111,15 @@ class HttpServer:
             with spans.start_as_current_span(
                 "gateway.request", context=extract(request.headers), kind=SpanKind.SERVER
             ):
+                tenant = self._tenant(request)
                 ask = read(api, await request.read())
+                if salt := self._admission.salt(tenant):
+                    ask = salted(ask, salt)
                 sink = _Sink(request, self._settings.stall_s)
                 hints = Hints(
                     policy=request.headers.get("x-tokenplane-policy", ""),
                     session=request.headers.get("x-tokenplane-session", ""),
+                    tenant=tenant,
                 )
                 await self._dispatcher.serve(self._request_id(request), ask, hints, sink)
                 return await sink.end()
@@ -118,7 +129,7 @@ class HttpServer:
                 self._idle.set()
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
-        del request
+        self._tenant(request)
         served = {record.model for record in self._view.workers.values()}
         models = {n: c.context_tokens for n, c in self._view.models.items() if n in served}
         return web.Response(body=model_list(models, int(time.time())), content_type=JSON)
@@ -130,6 +141,9 @@ class HttpServer:
     async def _live(self, request: web.Request) -> web.StreamResponse:
         del request
         return web.Response()
+
+    def _tenant(self, request: web.Request) -> Tenant:
+        return self._admission.tenant(request.headers.get("authorization", ""))
 
     def _request_id(self, request: web.Request) -> RequestId:
         """The client's own, where it can be a name, else a new one."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+EXPECTED_OUTPUT_TOKENS = 256
+
 
 class Api(StrEnum):
     """The endpoints that a request can come in by; the value is the path."""
@@ -70,6 +72,11 @@ class Ask(msgspec.Struct, frozen=True):
     tools: list[dict[str, Any]] | None = None
     cache_salt: str = ""
 
+    @property
+    def expected_output_tokens(self) -> int:
+        """As much as it asks for; else a guess, which both planning and budgets correct later."""
+        return self.max_tokens or EXPECTED_OUTPUT_TOKENS
+
 
 class _Completion(msgspec.Struct):
     model: str
@@ -108,6 +115,14 @@ def read(api: Api, body: bytes) -> Ask:
         raise ClientError(
             400, f"the body is not valid JSON: {error}", code="invalid_json"
         ) from error
+
+
+def salted(ask: Ask, salt: str) -> Ask:
+    """The same request, whose KV blocks nobody shares who has another salt."""
+    fields = msgspec.json.decode(ask.body, type=dict[str, msgspec.Raw])
+    both = f"{salt}.{ask.cache_salt}" if ask.cache_salt else salt
+    fields["cache_salt"] = msgspec.Raw(msgspec.json.encode(both))
+    return msgspec.structs.replace(ask, body=msgspec.json.encode(fields), cache_salt=both)
 
 
 def _read_completion(body: bytes) -> Ask:

@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.openai import Ask
 from controlplane.gateway.settings import GatewaySettings
+from controlplane.gateway.tenants import ANONYMOUS, Tenant
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import inject, tracer
 from proto.codec import Producer, Reader, Unreadable
@@ -41,10 +42,11 @@ FALLBACK = "fallback"
 
 @dataclass(frozen=True)
 class Hints:
-    """What a client may say about how it wants to be routed."""
+    """Who asks, and what a client may say about how it wants to be routed."""
 
     policy: str = ""
     session: str = ""
+    tenant: Tenant = ANONYMOUS
 
 
 class Routing:
@@ -101,7 +103,10 @@ class Routing:
             model=ask.model,
             prompt_tokens=len(tokens) if tokens is not None else len(ask.body) // 4,
             blocks=self._names(ask, tokens) if tokens is not None else {},
-            expected_output_tokens=ask.max_tokens or 256,
+            expected_output_tokens=ask.expected_output_tokens,
+            tenant=hints.tenant.name,
+            slo_class=hints.tenant.slo_class,
+            priority=hints.tenant.priority,
             session=hints.session,
             policy=hints.policy,
             exclude=tuple(self._avoided() | set(failed)),

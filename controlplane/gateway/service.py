@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskStatus
 
+from controlplane.gateway.accounting import Accounting
+from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.dispatch import Dispatcher
 from controlplane.gateway.http import HttpServer
@@ -48,15 +50,16 @@ class GatewayService:
         routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
         attempts = Attempts(settings, bus, around.http, subjects, routing, producer)
         self.records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
-        self.dispatcher = Dispatcher(
-            settings, view, routing, attempts, metrics, self.records.write, around.clock
-        )
-        self._server = HttpServer(settings, self.dispatcher, view)
+        self._admission = Admission(settings, around.secret, anyio.current_time)
+        accounting = Accounting(metrics, view, self.records.write, around.clock)
+        self.dispatcher = Dispatcher(settings, view, routing, attempts, self._admission, accounting)
+        self._server = HttpServer(settings, self.dispatcher, self._admission, view)
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled. Raises `PortTaken`."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.records.run)
+            tasks.start_soon(self._admission.follow)
             async with self._server:
                 task_status.started()
                 await anyio.sleep_forever()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from controlplane.runtime.settings import Group
@@ -12,6 +14,12 @@ class GatewaySettings(Group):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    tenants: Path | None = Field(
+        None, description="TOML file of tenants and the hashes of their keys; none: whoever asks"
+    )
+    open: bool = Field(
+        False, description="serve without keys on other addresses than loopback, too"
+    )
     body_bytes_max: int = Field(
         32 << 20, ge=1024, description="longest request body; longer ones get a 413"
     )

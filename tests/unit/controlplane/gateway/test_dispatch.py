@@ -127,7 +127,9 @@ class World:
 
 
 @asynccontextmanager
-async def world(*, router: bool = True) -> AsyncIterator[World]:
+async def world(
+    *, router: bool = True, settings: GatewaySettings = SETTINGS, http_server: bool = False
+) -> AsyncIterator[World]:
     store = MemoryEtcd().connect()
     card = ModelCard(name="m", context_tokens=100)
     await store.put(KEYS.model("m"), card.model_dump_json().encode())
@@ -139,9 +141,12 @@ async def world(*, router: bool = True) -> AsyncIterator[World]:
         around = Surroundings(
             ServiceId("gw"), b"k", bus, http, SUBJECTS, view, metrics, lambda: 1_000.0
         )
-        ours = World(GatewayService(SETTINGS, around), http, hub)
+        ours = World(GatewayService(settings, around), http, hub)
         await tasks.start(lambda *, task_status: view.run(task_status=task_status))
-        tasks.start_soon(ours.gateway.records.run)
+        if http_server:
+            await tasks.start(lambda *, task_status: ours.gateway.run(task_status=task_status))
+        else:
+            tasks.start_soon(ours.gateway.records.run)
         tasks.start_soon(_collect, ours)
         endpoint = Endpoint("route", SUBJECTS.route, ours.route)
         if router:

@@ -1,0 +1,36 @@
+"""`tokenplane key TENANT`: make an API key, and the lines that let its owner in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from controlplane.gateway.tenants import key_hash, new_key
+from controlplane.runtime.settings import CommandSettings, SettingsError, load
+from proto.ids import BadName, check_name
+
+PROG = "tokenplane key"
+EXIT_OK, EXIT_BAD_SETTINGS = 0, 2
+
+
+class KeySettings(CommandSettings):
+    """Make an API key; it is shown once, and only its hash is to be kept."""
+
+    tenant: CliPositionalArg[str] = Field(description="whose key it is")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    try:
+        tenant = check_name(load(KeySettings, argv, prog=PROG).tenant, "tenant")
+    except (SettingsError, BadName) as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    key = new_key()
+    print(f"The key, for {tenant}; it is not shown again:\n\n  {key}\n", file=sys.stderr)
+    print("For the gateway's tenants file (--gateway.tenants FILE):\n", file=sys.stderr)
+    print(f'[tenants.{tenant}]\nkeys = ["{key_hash(key)}"]')
+    return EXIT_OK

@@ -1,0 +1,72 @@
+"""What a request leaves behind: metrics, attributes of its span, and one record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import anyio
+from opentelemetry import trace
+from opentelemetry.trace import Span, format_trace_id
+
+from controlplane.gateway.flight import Flight
+from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.openai import Ask
+from controlplane.gateway.routing import Hints
+from controlplane.registry.view import RegistryView
+from proto.ids import RequestId
+from proto.records import RequestRecord
+
+
+class Accounting:
+    """Opens a flight when a request arrives, and writes down what became of it."""
+
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        view: RegistryView,
+        write_record: Callable[[RequestRecord], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.metrics = metrics
+        self._view = view
+        self._write_record = write_record
+        self._clock = clock
+
+    def opened(self, request: RequestId, ask: Ask, hints: Hints) -> Flight:
+        """A request has arrived."""
+        self.metrics.in_flight.inc()
+        return Flight(request, ask, hints, self._clock(), anyio.current_time())
+
+    def ended(self, flight: Flight) -> None:
+        """Once for each request, however it ended."""
+        metrics, model = self.metrics, flight.ask.model
+        metrics.in_flight.dec()
+        # A model that nobody serves must not become a label: clients make those names up.
+        label = model if model in self._view.models else "unknown"
+        metrics.requests.labels(label, flight.outcome).inc()
+        metrics.tokens.labels(label, "prompt").inc(flight.prompt_tokens)
+        metrics.tokens.labels(label, "cached").inc(flight.cached_tokens or 0)
+        metrics.tokens.labels(label, "output").inc(flight.output_tokens)
+        if flight.ttft_s is not None:
+            metrics.ttft_s.labels(label).observe(flight.ttft_s)
+        if flight.tpot_s is not None:
+            metrics.tpot_s.labels(label).observe(flight.tpot_s)
+        span = trace.get_current_span()
+        _describe(span, flight)
+        trace_id = span.get_span_context().trace_id
+        self._write_record(
+            flight.record(anyio.current_time(), format_trace_id(trace_id) if trace_id else "")
+        )
+
+
+def _describe(span: Span, flight: Flight) -> None:
+    if not span.is_recording():
+        return
+    span.set_attribute("gen_ai.request.model", flight.ask.model)
+    span.set_attribute("gen_ai.usage.input_tokens", flight.prompt_tokens)
+    span.set_attribute("gen_ai.usage.output_tokens", flight.output_tokens)
+    span.set_attribute("tokenplane.request", flight.request)
+    span.set_attribute("tokenplane.outcome", flight.outcome)
+    span.set_attribute("tokenplane.attempts", flight.attempts)
+    if flight.worker is not None:
+        span.set_attribute("tokenplane.worker", flight.worker)

@@ -1,0 +1,192 @@
+"""The HTTP border for tenants: keys, limits, settlement, caches apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import anyio
+import anyio.lowlevel
+import pytest
+
+from controlplane.gateway.admission import Admission, OpenToAll
+from controlplane.gateway.settings import GatewaySettings
+from controlplane.gateway.tenants import ANONYMOUS, key_hash
+from controlplane.local.ports import free_ports
+from proto.wire.memory.http import Answer, Request
+from tests.unit.controlplane.gateway.test_dispatch import PIECES, SETTINGS, World, whole, world
+
+pytestmark = pytest.mark.anyio
+
+TENANTS = f"""
+[tenants.acme]
+keys = ["{key_hash("acme-key")}"]
+slo_class = "interactive"
+priority = 3
+tokens_per_minute = 100
+
+[tenants.secret]
+keys = ["{key_hash("secret-key")}"]
+private_cache = true
+concurrent_max = 1
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """aiohttp's server needs asyncio."""
+    return "asyncio"
+
+
+class Client:
+    """One tenant's, over real HTTP."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
+        self._session = session
+        self._url = url
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
+
+    def post(self, **fields: object) -> aiohttp.client._RequestContextManager:
+        body = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 7, "stream": True, **fields}
+        return self._session.post(f"{self._url}/v1/completions", json=body, headers=self.headers)
+
+    async def refused(self, **fields: object) -> tuple[int, str, str | None]:
+        async with self.post(**fields) as response:
+            code = json.loads(await response.read())["error"]["code"]
+            return response.status, code, response.headers.get("retry-after")
+
+    async def served_at_last(self, **fields: object) -> None:
+        """Ask until it is served; the caller sets the deadline."""
+        status = 0
+        while status != 200:  # what is waited for cannot be seen from outside but by asking
+            await anyio.lowlevel.checkpoint()
+            async with self.post(**fields) as response:
+                await response.read()
+                status = response.status
+
+    async def served(self, **fields: object) -> bytes:
+        async with self.post(**fields) as response:
+            assert response.status == 200, await response.read()
+            return await response.read()
+
+
+@asynccontextmanager
+async def served_world(folder: Path) -> AsyncIterator[tuple[World, aiohttp.ClientSession, str]]:
+    path = folder / "tenants.toml"
+    path.write_text(TENANTS)
+    [port] = free_ports(1)
+    settings = SETTINGS.model_copy(update={"port": port, "tenants": path})
+    async with (
+        world(settings=settings, http_server=True) as ours,
+        aiohttp.ClientSession() as session,
+    ):
+        yield ours, session, f"http://127.0.0.1:{port}"
+
+
+async def test_only_those_with_a_key_are_served(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        for key in ("", "wrong"):
+            assert (await Client(session, url, key).refused())[:2] == (401, "invalid_api_key")
+        async with session.get(f"{url}/v1/models") as response:
+            assert response.status == 401
+        async with session.get(f"{url}/live") as response:
+            assert response.status == 200
+        assert not ours.routed
+        await Client(session, url, "acme-key").served()
+        [asked] = ours.routed
+        assert (asked.tenant, asked.slo_class, asked.priority) == ("acme", "interactive", 3)
+
+
+async def test_tokens_are_reserved_and_settled_to_what_was_used(tmp_path: Path) -> None:
+    """3 prompt tokens and 90 asked for fit 100 once; as only 6 were used, they fit again."""
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        acme = Client(session, url, "acme-key")
+        await acme.served(max_tokens=90)
+        await acme.served(max_tokens=90)
+        status, code, retry_after = await acme.refused(max_tokens=95)
+        assert (status, code) == (429, "rate_limit_exceeded")
+        assert retry_after is not None and int(retry_after) >= 1
+
+
+async def test_a_client_that_leaves_gets_its_tokens_back(tmp_path: Path) -> None:
+    began = anyio.Event()
+
+    async def endless() -> AsyncGenerator[bytes]:
+        yield PIECES[0]
+        began.set()
+        await anyio.sleep_forever()
+
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", endless)
+        acme = Client(session, url, "acme-key")
+        async with acme.post(max_tokens=90):
+            await began.wait()
+            assert (await acme.refused(max_tokens=90))[0] == 429
+        ours.engine("a", whole)
+        with anyio.fail_after(5):
+            await acme.served_at_last(max_tokens=90)
+
+
+async def test_requests_at_once_are_bounded_by_tenant(tmp_path: Path) -> None:
+    release = anyio.Event()
+
+    async def held() -> AsyncGenerator[bytes]:
+        yield PIECES[0]
+        await release.wait()
+        yield b"data: [DONE]\n\n"
+
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", held)
+        secret, acme = Client(session, url, "secret-key"), Client(session, url, "acme-key")
+        async with secret.post() as first:
+            assert (await secret.refused())[:2] == (429, "rate_limit_exceeded")
+            async with acme.post() as other:
+                assert other.status == 200
+                release.set()
+                await other.read()
+            await first.read()
+
+
+async def test_a_private_cache_has_a_salt_that_nobody_can_guess(tmp_path: Path) -> None:
+    bodies: list[dict[str, object]] = []
+
+    def engine(request: Request) -> Answer:
+        bodies.append(json.loads(request.body))
+        return Answer(200, whole(), {"content-type": "text/event-stream"})
+
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.http.origins["http://a"] = engine
+        await Client(session, url, "secret-key").served(seed=5, prompt=list(range(20)))
+        await Client(session, url, "acme-key").served(cache_salt="secret", prompt=list(range(20)))
+        private, shared = bodies
+        assert private["seed"] == 5
+        assert private["cache_salt"] not in ("", "secret", shared["cache_salt"])
+        mine, theirs = ours.routed
+        assert mine.blocks != theirs.blocks
+
+
+async def test_a_changed_file_is_taken_over_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        path = tmp_path / "tenants.toml"
+        path.write_text("[tenants.acme\n")
+        newcomer = Client(session, url, "new-key")
+        await Client(session, url, "acme-key").served()
+        path.write_text(TENANTS + f'[tenants.newcomer]\nkeys = ["{key_hash("new-key")}"]\n')
+        with anyio.fail_after(10):
+            await newcomer.served_at_last()
+
+
+def test_without_keys_only_loopback_is_served() -> None:
+    def door(**settings: object) -> Admission:
+        return Admission(GatewaySettings.model_validate(settings), b"k", lambda: 0.0)
+
+    with pytest.raises(OpenToAll, match="tokenplane key"):
+        door(host="0.0.0.0")
+    for fine in (door(host="0.0.0.0", open=True), door(host="::1"), door(host="localhost")):
+        assert fine.tenant("") is ANONYMOUS
