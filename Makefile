@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
-BENCHES := hash match apply memory
+BENCHES := hash match apply memory decision
 
 .PHONY: demo test lint format lock bench clean
 

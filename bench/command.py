@@ -15,11 +15,13 @@ from bench.report import NoPlace, refresh, table, write
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_NAME = 0, 1, 2
 REPORT = "report"
+WIDTH_CHARS = 120
+"""Of a table that goes to a file or a log."""
 
 
 def run(root: Path, name: str, json_out: Path | None, *, quick: bool, seconds: float) -> int:
     """The command; `root` is the checkout. Returns the exit code."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_CHARS)
     if not name:
         for known in NAMES:
             console.print(f"{known:<10}{summary(known)}", highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -13,23 +13,29 @@ A = TypeVar("A")
 OURS, PEER = "ours", "peer"
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median figure of each side over `rounds`, in which the sides take turns.
+def turns(sides: Sequence[str], rounds: int) -> Iterator[tuple[str, bool]]:
+    """Whose turn it is, and whether it counts: each side once a round, `rounds` times.
 
-    Who begins changes with every round; one round more, the first, is not counted. Garbage is
+    Who begins changes with every round; one round more, the first, does not count. Garbage is
     collected before each turn and left alone during it.
     """
-    figures: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds + 1):
-        for side in list(sides)[:: 1 if number % 2 else -1]:
+        for side in sides[:: 1 if number % 2 else -1]:
             gc.collect()
             gc.disable()
             try:
-                figure = sides[side]()
+                yield side, number > 0
             finally:
                 gc.enable()
-            if number:
-                figures[side].append(figure)
+
+
+def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median figure of each side over `rounds`, in which the sides take turns."""
+    figures: dict[str, list[float]] = {side: [] for side in sides}
+    for side, counts in turns(tuple(sides), rounds):
+        figure = sides[side]()
+        if counts:
+            figures[side].append(figure)
     return {side: statistics.median(of_side) for side, of_side in figures.items()}
 
 

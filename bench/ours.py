@@ -28,6 +28,11 @@ def worker_id(number: int) -> WorkerId:
     return WorkerId(f"worker-{number}")
 
 
+def worker_number(worker: WorkerId) -> int:
+    """The other way round."""
+    return int(worker.rpartition("-")[2])
+
+
 def worker_record(number: int) -> WorkerRecord:
     """A ready worker."""
     return WorkerRecord(
@@ -96,4 +101,4 @@ class OurIndex:
     def depths(self, names: Words) -> dict[int, int]:
         """`match`, for comparison: leading blocks held, by the worker's number."""
         depths = self._core.index.match(names)
-        return {int(worker.split("-")[1]): depth for worker, depth in depths.items()}
+        return {worker_number(worker): depth for worker, depth in depths.items()}

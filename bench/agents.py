@@ -1,0 +1,112 @@
+"""Agents of workers that do not exist: registered, with blocks, and heard on the bus.
+
+One process plays all of them on one connection. What they hold is kept as chains, oldest first, so
+that saying it costs the benchmark little.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import numpy as np
+
+from bench.ours import FIRST_LIFE, worker_record
+from proto.codec import Producer, Reader
+from proto.hashing import Words, pack
+from proto.kv import KvBatch, KvSnapshotChunk, KvSnapshotRequest, Tier
+from proto.load import LoadReport
+from proto.subjects import Keys, Subjects
+from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo, Store
+
+LEASE_S = 60
+SERVICE = ServiceInfo("bench-agents", "1.0.0")
+
+
+class Agent:
+    """One worker's agent: what it holds, and how it says so."""
+
+    def __init__(self, number: int, subjects: Subjects, clock: Callable[[], float]) -> None:
+        self.record = worker_record(number)
+        self.kv_subject = subjects.kv(self.record.worker)
+        self.load_subject = subjects.load(self.record.worker)
+        self.snapshots = 0
+        """How many times a router has asked for everything."""
+        self._chains: deque[Words] = deque()
+        self._blocks = 0
+        self._digest = 0
+        self._kv, self._load, self._replies = (
+            Producer(self.record.worker, FIRST_LIFE, clock) for _ in range(3)
+        )
+        self._reader = Reader[KvSnapshotRequest](KvSnapshotRequest)
+        self.endpoint = Endpoint(
+            f"snapshot-{number}", subjects.snapshot(self.record.worker), self._snapshot, group=None
+        )
+
+    def hold(self, names: Words) -> None:
+        """These are in the cache, too; nobody is told."""
+        self._chains.append(names)
+        self._blocks += len(names)
+        self._digest ^= int(np.bitwise_xor.reduce(names))
+
+    def turn_over(self, names: Words) -> bytes:
+        """These come in and the oldest go: the batch that says so."""
+        removed = self._chains.popleft()
+        self._blocks -= len(removed)
+        self._digest ^= int(np.bitwise_xor.reduce(removed))
+        self.hold(names)
+        return self._kv.seal(KvBatch(self.record.worker, pack(names), pack(removed)))
+
+    def report(self) -> bytes:
+        """An idle engine's load; the count and the digest are true."""
+        return self._load.seal(
+            LoadReport(
+                worker=self.record.worker,
+                running=0,
+                waiting=0,
+                queued_prefill_tokens=0,
+                decode_kv_tokens=0,
+                used_blocks=self._blocks,
+                total_blocks=self.record.total_blocks,
+                kv_sequence=self._kv.sequence,
+                live_blocks=self._blocks,
+                digest=self._digest,
+            )
+        )
+
+    async def _snapshot(self, message: Message) -> bytes:
+        self._reader.open(message.data)
+        self.snapshots += 1
+        names = np.concatenate(self._chains) if self._chains else np.empty(0, dtype=np.uint64)
+        return self._replies.seal(
+            KvSnapshotChunk(
+                worker=self.record.worker,
+                incarnation=FIRST_LIFE,
+                sequence=self._kv.sequence,
+                snapshot=1,
+                chunk=0,
+                last=True,
+                tier=Tier.GPU,
+                names=pack(names),
+            )
+        )
+
+
+@asynccontextmanager
+async def serving(
+    agents: Sequence[Agent], bus: Bus, store: Store, keys: Keys
+) -> AsyncIterator[None]:
+    """They are registered and give snapshots while the context is open."""
+    endpoints = [agent.endpoint for agent in agents]
+    async with bus.serve(SERVICE, endpoints), anyio.create_task_group() as tasks:
+        lease = await store.grant(LEASE_S)
+        tasks.start_soon(store.keep_alive, lease)
+        for agent in agents:
+            record = agent.record.model_dump_json().encode()
+            await store.put(keys.worker(agent.record.worker), record, lease=lease)
+        yield
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await store.revoke(lease)

@@ -1,0 +1,165 @@
+"""decision: from token ids at the caller to a worker that is chosen and booked.
+
+Ours: the caller names the blocks, asks a router's process over NATS, and frees the booking with a
+progress message. The peer: its standalone selection service over HTTP, with bodies made beforehand;
+a reservation is freed by a second request. 32 callers share one process, which both sides use in
+turns; prompts have 8,192 tokens, of which one worker holds the first half.
+
+Both sides leave the holder of a prefix on purpose when it has more to do than the prefix saves.
+Whether that pays is seen with 32 bookings kept: how many tokens the chosen worker has to compute
+before the prompt's first one, beside a decider that always stays.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import anyio
+import numpy as np
+
+from bench import agents, peer, peer_service
+from bench.deciders import Decider, OurDecider
+from bench.measure import turns
+from bench.options import Options
+from bench.ours import BLOCK_TOKENS, FIRST_LIFE, MODEL
+from bench.peer_service import PeerDecider
+from bench.prompts import Workload, workload
+from bench.rig import Rig, open_rig
+from bench.rows import Bar, Row, row
+from bench.trials import Pace, Place, Stay, pace, place
+from proto.codec import Producer
+from proto.hashing import BlockHasher, Scope
+from proto.subjects import Keys, Subjects
+
+BARS = (
+    Bar("* workers, tokens | reserve, tokens", "ratio", "at least", 2.5),
+    Bar("* workers, tokens | select, tokens", "ratio", "at least", 2.5),
+    Bar("* workers, tokens | select, hashes", "ratio", "at least", 0.5),
+    Bar("* workers, tokens | * tokens, p99", "ratio", "at most", 0.5),
+)
+WORKERS = (8, 64)
+CALLERS = 32
+KEPT = 32
+PROMPT_TOKENS = 8_192
+CHAINS = 16
+PROMPTS = 1_000
+PASSES = 2
+"""How often a turn asks for every prompt."""
+
+TOKENS, HASHES = "tokens", "hashes"
+RESERVE_TOKENS, RESERVE_HASHES = "reserve, tokens", "reserve, hashes"
+SELECT_TOKENS, SELECT_HASHES = "select, tokens", "select, hashes"
+STAY = "always on the holder"
+
+
+class Figures(NamedTuple):
+    """The medians of all turns, by side."""
+
+    pace: Mapping[str, Pace]
+    place: Mapping[str, Place]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that runs, ready to be asked."""
+
+    work: Workload
+    deciders: Mapping[str, Decider]
+    servers: Mapping[str, tuple[str, ...]]
+    """The processes that answer a side, by name."""
+    rig: Rig
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Rows for each fleet size: pace beside each form of the peer, then where decisions go."""
+    for workers in WORKERS:
+        backend = {"use_uvloop": True}
+        figures = anyio.run(_fleet, workers, options, backend="asyncio", backend_options=backend)
+        yield from _pace_rows(workers, figures.pace)
+        yield from _place_rows(workers, figures.place)
+
+
+async def _fleet(workers: int, options: Options) -> Figures:
+    rng = np.random.default_rng(workers)
+    prompts = PROMPTS // 10 if options.quick else PROMPTS
+    work = workload(workers, prompts, tokens=PROMPT_TOKENS, chains=CHAINS, rng=rng)
+    async with _stage(work) as stage:
+        paces: dict[str, list[Pace]] = {side: [] for side in stage.deciders}
+        for side, counts in turns(tuple(stage.deciders), options.rounds):
+            servers = [stage.rig.process(name) for name in stage.servers[side]]
+            decider = stage.deciders[side]
+            took = await pace(decider, work.prompts, PASSES, CALLERS, servers)
+            if counts:
+                paces[side].append(took)
+        booking = {TOKENS, RESERVE_TOKENS} & stage.deciders.keys()
+        places = {
+            side: await place(stage.deciders[side], work.prompts, workers, KEPT) for side in booking
+        }
+        places[STAY] = await place(Stay(work.prompts), work.prompts, workers, KEPT)
+    return Figures({side: _median(of_side) for side, of_side in paces.items()}, places)
+
+
+@asynccontextmanager
+async def _stage(work: Workload) -> AsyncIterator[Stage]:
+    async with open_rig() as rig:
+        subjects, keys = Subjects(rig.settings.cluster), Keys(rig.settings.cluster)
+        hasher = BlockHasher(rig.settings.secret_bytes, Scope(MODEL), BLOCK_TOKENS)
+        fleet = [agents.Agent(n, subjects, lambda: 0.0) for n in range(len(work.chains))]
+        for agent, chains in zip(fleet, work.chains, strict=True):
+            for tokens in chains:
+                agent.hold(hasher.names(tokens))
+        async with agents.serving(fleet, rig.carriers.bus, rig.carriers.store, keys):
+            await rig.start_router()
+            producer = Producer("bench-caller", FIRST_LIFE, lambda: 0.0)
+            asking = (rig.carriers.bus, subjects, hasher, producer, work.prompts)
+            deciders: dict[str, Decider] = {
+                TOKENS: OurDecider(*asking, form="tokens"),
+                HASHES: OurDecider(*asking, form="hashes"),
+            }
+            servers: dict[str, tuple[str, ...]] = dict.fromkeys(deciders, ("nats", "router"))
+            if not peer.installed():
+                yield Stage(work, deciders, servers, rig)
+                return
+            async with peer_service.serving(rig, work, CALLERS) as connections:
+                theirs = {
+                    RESERVE_TOKENS: PeerDecider(connections, work.prompts, "tokens", reserve=True),
+                    RESERVE_HASHES: PeerDecider(connections, work.prompts, "hashes", reserve=True),
+                    SELECT_TOKENS: PeerDecider(connections, work.prompts, "tokens", reserve=False),
+                    SELECT_HASHES: PeerDecider(connections, work.prompts, "hashes", reserve=False),
+                }
+                servers |= dict.fromkeys(theirs, (peer_service.NAME,))
+                yield Stage(work, deciders | theirs, servers, rig)
+
+
+def _pace_rows(workers: int, paces: Mapping[str, Pace]) -> Iterator[Row]:
+    """Ours in one form beside the peer's in one form: `ours | peer`."""
+    for ours, theirs in (
+        (TOKENS, RESERVE_TOKENS),
+        (TOKENS, SELECT_TOKENS),
+        (TOKENS, SELECT_HASHES),
+        (HASHES, RESERVE_HASHES),
+        (HASHES, SELECT_HASHES),
+    ):
+        case, us, them = f"{workers} workers, {ours} | {theirs}", paces[ours], paces.get(theirs)
+        yield row(case, "1/s", us.per_s, them and them.per_s)
+        yield row(f"{case}, p50", "ms", us.p50_ms, them and them.p50_ms)
+        yield row(f"{case}, p99", "ms", us.p99_ms, them and them.p99_ms)
+        yield row(f"{case}, CPU of the servers", "us", us.cpu_us, them and them.cpu_us)
+
+
+def _place_rows(workers: int, places: Mapping[str, Place]) -> Iterator[Row]:
+    ours, theirs, stay = places[TOKENS], places.get(RESERVE_TOKENS), places[STAY]
+    case = f"{workers} workers, {KEPT} kept"
+    shares = 100 * ours.on_holder, theirs and 100 * theirs.on_holder
+    yield row(f"{case}, on the holder", "%", *shares)
+    what = "tokens before the first"
+    yield row(f"{case}, {what}", "tokens", ours.first_tokens, theirs and theirs.first_tokens)
+    yield row(f"{case}, {what}, {STAY}", "tokens", stay.first_tokens)
+
+
+def _median(paces: list[Pace]) -> Pace:
+    return Pace(*(statistics.median(figures) for figures in zip(*paces, strict=True)))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from bench.deciders import Decision, WrongAnswer
+from bench.prompts import Prompt, workload
+from bench.trials import Stay, pace, place
+
+pytestmark = pytest.mark.anyio
+
+HELD, NEW = Prompt([1, 2, 3, 4], 0, 2), Prompt([5, 6, 7, 8], 1, 2)
+
+
+class Recorder:
+    """Answers by a plan and remembers what it was asked and given back."""
+
+    def __init__(self, plan: list[Decision]) -> None:
+        self.plan = plan
+        self.asked: list[int] = []
+        self.freed: list[str] = []
+
+    async def decide(self, prompt: int, caller: int) -> Decision:
+        self.asked.append(prompt)
+        return self.plan[len(self.asked) - 1]
+
+    async def free(self, decision: Decision, caller: int) -> None:
+        self.freed.append(decision.name)
+
+
+async def test_every_prompt_is_asked_for_and_everything_given_back() -> None:
+    plan = [Decision(number % 2, 2, str(number)) for number in range(4)]
+    decider = Recorder(plan)
+    took = await pace(decider, [HELD, NEW], passes=2, callers=3, servers=[])
+    assert Counter(decider.asked) == {0: 2, 1: 2}
+    assert sorted(decider.freed) == ["0", "1", "2", "3"]
+    assert took.on_holder == 1.0
+    assert 0 < took.p50_ms <= took.p99_ms
+
+
+async def test_one_who_stays_must_know_what_the_holder_has() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        await pace(Recorder([Decision(0, 1, "")]), [HELD], passes=1, callers=1, servers=[])
+    assert caught.group_contains(WrongAnswer, match="1 of 2 tokens")
+
+
+async def test_what_is_kept_is_waited_for() -> None:
+    elsewhere = [Decision(1, 0, "first"), Decision(1, 2, "second"), Decision(0, 2, "third")]
+    decider = Recorder(elsewhere)
+    found = await place(decider, [HELD, NEW, HELD], workers=2, kept=1)
+    # The first is not counted, as nothing was booked. The second waits for the first's four
+    # tokens and its own two, the third for its own two.
+    assert found.first_tokens == ((4 + 2) + 2) / 2
+    assert found.on_holder == 1.0
+    assert decider.freed == ["first", "second", "third"]
+
+
+async def test_who_always_stays_is_always_on_the_holder() -> None:
+    work = workload(4, 50, tokens=64, chains=2, rng=np.random.default_rng(0))
+    assert (await place(Stay(work.prompts), work.prompts, workers=4, kept=8)).on_holder == 1.0
+
+
+def test_a_prompts_first_half_is_a_chain_of_its_holder() -> None:
+    work = workload(3, 20, tokens=64, chains=2, rng=np.random.default_rng(0))
+    assert [len(chains) for chains in work.chains] == [2, 2, 2]
+    assert {prompt.holder for prompt in work.prompts} == {0, 1, 2}
+    for prompt in work.prompts:
+        halves = [chain[:32].tolist() for chain in work.chains[prompt.holder]]
+        assert prompt.tokens[: prompt.cached_tokens] in halves
+        assert len(prompt.tokens) == 64
