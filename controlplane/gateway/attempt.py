@@ -9,6 +9,7 @@ import anyio
 from opentelemetry.trace import SpanKind
 
 from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight, Sink
+from controlplane.gateway.migration import Leg
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
@@ -48,7 +49,7 @@ class Attempts:
         self._routing = routing
         self._producer = producer
 
-    async def make(self, flight: Flight, chosen: Chosen, sink: Sink) -> None:
+    async def make(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         """Returns when the answer is whole. Raises `EngineFailed` when the engine is at fault,
         `ClientError` when the engine finds the request wrong before anything was sent."""
         outcome = CANCELLED
@@ -58,7 +59,7 @@ class Attempts:
             span.set_attribute("tokenplane.attempt", flight.attempts)
             try:
                 await self._tell(flight, chosen, Phase.DISPATCHED)
-                await self._exchange(flight, chosen, sink)
+                await self._exchange(flight, chosen, leg, sink)
                 outcome = COMPLETED
             except (EngineFailed, ClientError) as error:
                 outcome = error.reason if isinstance(error, EngineFailed) else error.code
@@ -68,14 +69,14 @@ class Attempts:
                 with anyio.move_on_after(FAREWELL_S, shield=True):
                     await self._tell(flight, chosen, Phase.ENDED, outcome)
 
-    async def _exchange(self, flight: Flight, chosen: Chosen, sink: Sink) -> None:
+    async def _exchange(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         settings, ask = self._settings, flight.ask
         # An engine that does not stream says nothing at all until it has finished.
         patience_s = settings.first_token_s if ask.stream else settings.total_s
         exchange = self._http.exchange(
             "POST",
-            chosen.url + ask.api.value,
-            body=ask.body,
+            chosen.url + leg.path,
+            body=leg.body,
             headers={"content-type": JSON, "x-request-id": flight.request, **inject()},
             timeouts=HttpTimeouts(settings.connect_s, patience_s, patience_s),
         )
@@ -84,7 +85,7 @@ class Attempts:
                 if response.status != 200:
                     await self._refused(response)
                 elif ask.stream:
-                    await self._stream(flight, chosen, response, sink)
+                    await self._stream(flight, chosen, leg, response, sink)
                 else:
                     await self._whole(flight, chosen, response, sink)
         except HttpUnreachable as error:
@@ -97,10 +98,11 @@ class Attempts:
             raise EngineFailed("engine_malformed", str(error)) from error
 
     async def _stream(
-        self, flight: Flight, chosen: Chosen, response: HttpResponse, sink: Sink
+        self, flight: Flight, chosen: Chosen, leg: Leg, response: HttpResponse, sink: Sink
     ) -> None:
-        scanner = SseScanner()
-        told_s = anyio.current_time()
+        scanner = SseScanner(leg.reshape)
+        told_s, told_first = anyio.current_time(), False
+        said_before = flight.output_tokens
         async for chunk in self._chunks(response):
             events = scanner.feed(chunk)
             if not events:
@@ -109,9 +111,9 @@ class Attempts:
                 flight.started = True
                 await sink.start(200, _headers(flight, chosen, response))
             now_s = anyio.current_time()
-            first = flight.first_token_s is None
-            flight.saw_tokens(scanner.events, now_s)
-            if first and flight.first_token_s is not None:
+            flight.saw(events, said_before + scanner.events, now_s)
+            if not told_first and scanner.events:
+                told_first = True
                 await self._tell(flight, chosen, Phase.FIRST_TOKEN)
             elif now_s - told_s > self._settings.alive_s:
                 told_s = now_s

@@ -1,8 +1,9 @@
 """A request's whole way: tokenise, admit, route, carry, and try again where that is safe.
 
 Nothing here knows an HTTP server: the answer goes into a `Sink`. A second attempt is made only
-while the client has seen nothing, and under a budget; after that an engine's failure becomes the
-one typed event that ends the stream, and a cut-off stream never carries `[DONE]`.
+while the client has seen nothing, and under a budget. After that an answer goes on elsewhere from
+its last token, where that is right (`migration`); else the engine's failure becomes the one typed
+event that ends the stream, and a cut-off stream never carries `[DONE]`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from controlplane.gateway.accounting import Accounting
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.flight import CANCELLED, ClientStalled, EngineFailed, Flight, Sink
+from controlplane.gateway.migration import (
+    CannotContinue,
+    Leg,
+    continuation,
+    first_leg,
+    obstacle,
+    settle,
+)
 from controlplane.gateway.openai import Ask, ClientError
 from controlplane.gateway.routing import Hints, Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tokenizer import Tokenizers
+from controlplane.gateway.transcript import Transcript
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import tracer
 from proto.ids import RequestId
@@ -104,18 +114,56 @@ class Dispatcher:
     async def _carry(self, flight: Flight, sink: Sink) -> None:
         tokens = await self._tokenise(flight)
         flight.reservation = self._admission.reserve(flight.hints.tenant, flight.expected_tokens)
+        leg = self._first_leg(flight, tokens)
+        known = tokens
         while True:
-            chosen = await self._choose(flight, tokens)
+            chosen = await self._choose(flight, known)
             flight.attempts += 1
             flight.worker, flight.policy = chosen.worker, chosen.policy
             flight.predicted_cached_tokens = chosen.overlap_blocks * chosen.block_tokens
             try:
-                await self._attempts.make(flight, chosen, sink)
+                await self._attempts.make(flight, chosen, leg, sink)
                 return
             except EngineFailed as failure:
                 self._routing.inhibit(chosen.worker)
                 flight.failed.append(chosen.worker)
-                self._may_retry(flight, failure)
+                if flight.started and tokens is not None:
+                    leg = await self._rest(flight, tokens, failure)
+                    known = [*tokens, *flight.transcript.tokens] if flight.transcript else tokens
+                else:
+                    self._may_retry(flight, failure)
+
+    def _first_leg(self, flight: Flight, tokens: list[int] | None) -> Leg:
+        """The client's request; one that could go on elsewhere is watched from the start."""
+        ask = flight.ask
+        watched = tokens is not None and self._settings.migrations_max > 0 and not obstacle(ask)
+        if watched:
+            flight.transcript = Transcript(self._settings.migration_tokens_max)
+        return first_leg(ask, traced=watched)
+
+    async def _rest(self, flight: Flight, tokens: list[int], failure: EngineFailed) -> Leg:
+        """What another engine must be asked to finish the answer. Raises the `ClientError` that
+        the failure comes to if it cannot be finished."""
+        final = _failed(failure)
+        said = flight.transcript
+        if said is None or flight.migrations >= self._settings.migrations_max:
+            raise final from failure
+        try:
+            card = self._view.models[flight.ask.model]
+            settle(said, tokens, await self._tokenizers.detokeniser(card))
+            leg = continuation(flight.ask, tokens, said, card.context_tokens)
+        except CannotContinue as reason:
+            log.warning("request %s cannot go on elsewhere: %s", flight.request, reason)
+            raise final from failure
+        if not self._budget.spend():
+            raise final from failure
+        flight.migrations += 1
+        self._accounting.metrics.migrations.labels(failure.reason).inc()
+        log.warning(
+            "request %s goes on elsewhere after %d tokens: %s",
+            flight.request, len(said.tokens), failure,
+        )  # fmt: skip
+        return leg
 
     async def _tokenise(self, flight: Flight) -> list[int] | None:
         """Token ids, or None without a usable tokenizer. Raises `ClientError` (400, 404)."""
@@ -158,14 +206,17 @@ class Dispatcher:
 
     def _may_retry(self, flight: Flight, failure: EngineFailed) -> None:
         """Raises the `ClientError` that the failure comes to if there is no other attempt."""
-        status = 504 if failure.reason == "engine_silent" else 502
-        final = ClientError(status, f"the engine failed: {failure}", code=failure.reason)
         if flight.started or flight.attempts >= self._settings.attempts_max:
-            raise final from failure
+            raise _failed(failure) from failure
         if not self._budget.spend():
-            raise final from failure
+            raise _failed(failure) from failure
         self._accounting.metrics.retries.labels(failure.reason).inc()
         log.warning("request %s: %s; trying another worker", flight.request, failure)
+
+
+def _failed(failure: EngineFailed) -> ClientError:
+    status = 504 if failure.reason == "engine_silent" else 502
+    return ClientError(status, f"the engine failed: {failure}", code=failure.reason)
 
 
 def _no_worker(rejected: Rejected) -> ClientError:

@@ -10,6 +10,7 @@ from controlplane.gateway.allowance import Reservation
 from controlplane.gateway.openai import Ask
 from controlplane.gateway.routing import Hints
 from controlplane.gateway.sse import Usage
+from controlplane.gateway.transcript import Transcript
 from proto.ids import RequestId, WorkerId
 from proto.records import RequestRecord
 
@@ -61,15 +62,20 @@ class Flight:
     cached_tokens: int | None = None
     outcome: str = COMPLETED
     failed: list[WorkerId] = field(default_factory=list)
+    migrations: int = 0
+    transcript: Transcript | None = None
+    """What was said so far, of a request that may go on elsewhere."""
     reservation: Reservation | None = None
     """What was set aside for it of its tenant's tokens."""
 
-    def saw_tokens(self, events: int, now_s: float) -> None:
-        """The stream has brought `events` pieces of the answer so far."""
-        if events > self.output_tokens:
+    def saw(self, events: bytes, pieces: int, now_s: float) -> None:
+        """The stream has brought `events`, which make `pieces` of the answer so far."""
+        if self.transcript is not None:
+            self.transcript.see(events)
+        if pieces > self.output_tokens:
             self.first_token_s = self.first_token_s or now_s
             self.last_token_s = now_s
-            self.output_tokens = events
+            self.output_tokens = pieces
 
     def saw_usage(self, usage: Usage | None) -> None:
         """The engine's own count is better than ours."""

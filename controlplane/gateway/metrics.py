@@ -61,6 +61,12 @@ class GatewayMetrics:
             ["reason"],
             registry=registry,
         )
+        self.migrations = Counter(
+            "tokenplane_gateway_migrations",
+            "Answers that went on with another engine, by why the one before failed",
+            ["reason"],
+            registry=registry,
+        )
         self.untokenised = Counter(
             "tokenplane_gateway_untokenised_requests",
             "Requests routed by load only, because the model has no usable tokenizer",

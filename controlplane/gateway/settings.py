@@ -47,6 +47,12 @@ class GatewaySettings(Group):
         description="retries allowed, as a share of requests: more would double"
         " the load of a fleet that is failing already",
     )
+    migrations_max: int = Field(
+        2, ge=0, description="times a started answer may go on with another engine; 0: never"
+    )
+    migration_tokens_max: int = Field(
+        8192, ge=1, description="longer answers than this are not remembered, and cannot go on"
+    )
     inhibit_s: float = Field(
         5.0, ge=0, description="a worker that failed a request is left alone for so long"
     )

@@ -6,6 +6,8 @@ of events, the first with content, usage, an error, and the final `[DONE]`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 EVENT_BYTES_MAX = 4 << 20
@@ -40,9 +42,13 @@ class MalformedStream(Exception):
 
 
 class SseScanner:
-    """Feed it every chunk, in order, and forward what it returns."""
+    """Feed it every chunk, in order, and forward what it returns.
 
-    def __init__(self) -> None:
+    `reshape` is given whole events and returns those that the client is to have instead.
+    """
+
+    def __init__(self, reshape: Callable[[bytes], bytes] | None = None) -> None:
+        self._reshape = reshape
         self.events = 0
         """Events with content so far; engines send one a token or a few."""
         self.done = False
@@ -67,6 +73,8 @@ class SseScanner:
             return b""
         whole = bytes(tail[:end])
         del tail[:end]
+        if self._reshape is not None:
+            whole = self._reshape(whole)
         for event in whole.split(b"\n\n"):
             self._see(event.strip(b"\r\n"))
         return whole

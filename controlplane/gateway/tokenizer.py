@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ class ModelTokenizer:
             return list(self._tokenizer.encode(ask.text).ids)
         text = self._render(ask)
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, as an engine would send it."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def _render(self, ask: Ask) -> str:
         if self._template is None:
@@ -90,6 +94,11 @@ class Tokenizers:
         return await anyio.to_thread.run_sync(
             tokenizer.encode, ask, limiter=self._threads, abandon_on_cancel=True
         )
+
+    async def detokeniser(self, card: ModelCard) -> Callable[[Sequence[int]], str] | None:
+        """The model's token ids to text, None where the model cannot be tokenised here."""
+        tokenizer = await self._of(card)
+        return None if tokenizer is None else tokenizer.decode
 
     async def _of(self, card: ModelCard) -> ModelTokenizer | None:
         known = self._made.get(card.name)

@@ -125,12 +125,8 @@ def test_a_client_that_leaves_frees_the_engine(cluster: UpCluster) -> None:
     endpoint = f"{cluster.url}/v1/completions"
 
     def running() -> float:
-        return sum(
-            float(line.rpartition(" ")[2])
-            for url in cluster.state["engines"]
-            for line in httpx.get(f"{url}/metrics").text.splitlines()
-            if line.startswith("vllm:num_requests_running{")
-        )
+        urls = cluster.state["engines"]
+        return sum(cluster.gauge(url, "vllm:num_requests_running") for url in urls)
 
     with httpx.stream("POST", endpoint, json=body, timeout=20) as stream:
         lines = stream.iter_lines()  # kept: dropping it would end the stream

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import psutil
 import pytest
 
@@ -43,6 +44,11 @@ class UpCluster:
 
     def pids(self) -> dict[str, int]:
         return {name: child["pid"] for name, child in self.state["children"].items()}
+
+    def gauge(self, engine_url: str, name: str) -> float:
+        """One of an engine's own metrics, summed over its labels."""
+        lines = httpx.get(f"{engine_url}/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
 
     def kill(self, name: str) -> None:
         """`kill -9`, by the process id in the state file."""

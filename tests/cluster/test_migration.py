@@ -1,0 +1,126 @@
+"""An engine is killed in the middle of an answer: the client gets the whole of it all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import openai
+import pytest
+
+from tests.support.up import UpCluster, up
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(180),
+    pytest.mark.xdist_group("migration"),
+]
+
+PROMPT = "Tell the whole story from the beginning. " * 20
+TOKENS = 120
+ENGINES = 4
+"""One dies in each test, and is left alone for a while afterwards."""
+
+Said = tuple[str, str | None, int]
+"""Text, finish reason, completion tokens as counted in the usage."""
+Ask = Callable[[openai.OpenAI, str, Callable[[int], None]], Said]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
+    with up(tmp_path_factory.mktemp("up"), "--engines", str(ENGINES), "--speed", "2") as running:
+        yield running
+
+
+def chat(client: openai.OpenAI, model: str, on_chunk: Callable[[int], None]) -> Said:
+    text, reason, tokens, ids = "", None, 0, set()
+    for nth, chunk in enumerate(
+        client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": PROMPT}],
+            max_tokens=TOKENS,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+    ):
+        ids.add(chunk.id)
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            reason = choice.finish_reason or reason
+        tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+        on_chunk(nth)
+    assert len(ids) == 1
+    return text, reason, tokens
+
+
+def completion(client: openai.OpenAI, model: str, on_chunk: Callable[[int], None]) -> Said:
+    text, reason, tokens, ids = "", None, 0, set()
+    for nth, chunk in enumerate(
+        client.completions.create(
+            model=model,
+            prompt=PROMPT,
+            max_tokens=TOKENS,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+    ):
+        ids.add(chunk.id)
+        for choice in chunk.choices:
+            text += choice.text
+            reason = choice.finish_reason or reason
+        tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+        on_chunk(nth)
+    assert len(ids) == 1
+    return text, reason, tokens
+
+
+def serving(cluster: UpCluster) -> str:
+    """The engine that runs the only request."""
+    running = [
+        f"engine-{i}"
+        for i, url in enumerate(cluster.state["engines"])
+        if cluster.gauge(url, "vllm:num_requests_running") > 0
+    ]
+    assert len(running) == 1
+    return running[0]
+
+
+@pytest.mark.parametrize("ask", [chat, completion])
+def test_gw12_no_token_is_lost_or_doubled(cluster: UpCluster, ask: Ask) -> None:
+    with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="x", max_retries=0) as client:
+        undisturbed = ask(client, cluster.model, lambda nth: None)
+        killed: list[str] = []
+
+        def kill_in_the_middle(nth: int) -> None:
+            if nth == TOKENS // 3:
+                killed.append(serving(cluster))
+                cluster.kill(killed[0])
+
+        moved = ask(client, cluster.model, kill_in_the_middle)
+    assert killed
+    assert moved == undisturbed
+    assert moved[1:] == ("length", TOKENS)
+    cluster.wait_ready()
+
+
+def test_what_cannot_go_on_ends_in_one_typed_error(cluster: UpCluster) -> None:
+    """With penalties the rest would be drawn from another distribution."""
+    with (
+        openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(openai.APIError) as caught,
+    ):
+        for nth, _ in enumerate(
+            client.completions.create(
+                model=cluster.model,
+                prompt=PROMPT,
+                max_tokens=TOKENS,
+                stream=True,
+                presence_penalty=0.5,
+                extra_body={"ignore_eos": True},
+            )
+        ):
+            if nth == TOKENS // 3:
+                cluster.kill(serving(cluster))
+    assert caught.value.code == "engine_lost"
+    cluster.wait_ready()
