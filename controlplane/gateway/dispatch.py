@@ -24,7 +24,7 @@ from controlplane.gateway.migration import (
     obstacle,
     settle,
 )
-from controlplane.gateway.openai import Ask, ClientError
+from controlplane.gateway.openai import Api, Ask, ClientError
 from controlplane.gateway.routing import Hints, Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tokenizer import Tokenizers
@@ -39,6 +39,12 @@ log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
 
 RETRY_BURST = 10.0
+_PROMPT_FIELDS = {
+    Api.COMPLETIONS: "prompt",
+    Api.CHAT: "messages",
+    Api.RESPONSES: "input",
+    Api.EMBEDDINGS: "input",
+}
 
 
 class RetryBudget:
@@ -99,7 +105,7 @@ class Dispatcher:
             if not flight.started:
                 raise
             log.warning("request %s ended after its first byte: %s", request, error)
-            await sink.write(b"data: " + error.body() + b"\n\n")
+            await sink.write(error.event(ask.api))
         except ClientStalled:
             flight.outcome = "client_stalled"
             raise
@@ -179,6 +185,7 @@ class Dispatcher:
         with spans.start_as_current_span("gateway.tokenize") as span:
             tokens = await self._tokenizers.tokens(card, ask)
             if tokens is None:
+                flight.prompt_tokens = ask.guessed_prompt_tokens
                 self._accounting.metrics.untokenised.labels(ask.model).inc()
                 return None
             span.set_attribute("gen_ai.usage.input_tokens", len(tokens))
@@ -189,7 +196,7 @@ class Dispatcher:
                 f"this model's context is {card.context_tokens} tokens; the prompt has "
                 f"{len(tokens)} and asks for {ask.max_tokens or 1} more",
                 code="context_length_exceeded",
-                param="prompt" if ask.messages is None else "messages",
+                param=_PROMPT_FIELDS[ask.api],
             )
         return tokens
 

@@ -80,8 +80,8 @@ class Flight:
     def saw_usage(self, usage: Usage | None) -> None:
         """The engine's own count is better than ours."""
         if usage is not None:
-            self.prompt_tokens = usage.prompt_tokens or self.prompt_tokens
-            self.output_tokens = usage.completion_tokens
+            self.prompt_tokens = usage.prompt or self.prompt_tokens
+            self.output_tokens = usage.completion
             self.cached_tokens = usage.cached_tokens
 
     @property

@@ -9,6 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import anyio
 from aiohttp import web
@@ -64,8 +65,8 @@ class HttpServer:
         application = web.Application(
             client_max_size=self._settings.body_bytes_max, middlewares=[_in_openai_form]
         )
-        application.router.add_post(Api.COMPLETIONS.value, self._completions)
-        application.router.add_post(Api.CHAT.value, self._chat)
+        for api in Api:
+            application.router.add_post(api.value, partial(self._infer, api))
         application.router.add_get("/v1/models", self._models)
         application.router.add_get("/health", self._health)
         application.router.add_get("/live", self._live)
@@ -95,13 +96,7 @@ class HttpServer:
             self._idle = anyio.Event()
             await self._idle.wait()
 
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._infer(request, Api.COMPLETIONS)
-
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._infer(request, Api.CHAT)
-
-    async def _infer(self, request: web.Request, api: Api) -> web.StreamResponse:
+    async def _infer(self, api: Api, request: web.Request) -> web.StreamResponse:
         if self._draining:
             raise ClientError(
                 503, "this gateway is shutting down", code="draining", retry_after_s=1.0

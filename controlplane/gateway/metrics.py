@@ -69,7 +69,7 @@ class GatewayMetrics:
         )
         self.untokenised = Counter(
             "tokenplane_gateway_untokenised_requests",
-            "Requests routed by load only, because the model has no usable tokenizer",
+            "Requests routed by load only, because their prompt could not be tokenised here",
             ["model"],
             registry=registry,
         )

@@ -71,6 +71,8 @@ def obstacle(ask: Ask) -> str:
     """Why the request could not go on elsewhere, "" if it could."""
     if not ask.stream:
         return "nothing is sent before the whole answer is there"
+    if ask.api not in (Api.COMPLETIONS, Api.CHAT):
+        return "its events have a form of their own"
     fields = msgspec.json.decode(ask.body, type=Fields)
     given = {name for name, value in fields.items() if bytes(value) not in (b"null", b"[]")}
     if unsafe := given - SAMPLING - HANDLED:
@@ -79,8 +81,6 @@ def obstacle(ask: Ask) -> str:
         return "it asks for several answers"
     if _is_true(fields.get("return_token_ids")):
         return "it asks for token ids"
-    if ask.text is None and ask.tokens is None and ask.messages is None:
-        return "its prompt is of a kind of its own"
     return ""
 
 

@@ -5,7 +5,7 @@ The client's own bytes go to the engine; what is read here decides only where th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -19,6 +19,8 @@ class Api(StrEnum):
 
     COMPLETIONS = "/v1/completions"
     CHAT = "/v1/chat/completions"
+    RESPONSES = "/v1/responses"
+    EMBEDDINGS = "/v1/embeddings"
 
 
 class ClientError(Exception):
@@ -48,7 +50,7 @@ class ClientError(Exception):
         return "invalid_request_error" if self.status < 500 else "server_error"
 
     def body(self) -> bytes:
-        """The JSON body; also the data of a stream's last event."""
+        """The JSON body."""
         error = {
             "message": str(self),
             "type": self.kind,
@@ -57,9 +59,17 @@ class ClientError(Exception):
         }
         return msgspec.json.encode({"error": error})
 
+    def event(self, api: Api) -> bytes:
+        """The event that ends a stream in place of its proper end."""
+        if api is not Api.RESPONSES:
+            return b"data: " + self.body() + b"\n\n"
+        error = {"type": "error", "message": str(self), "param": self.param, "code": self.code}
+        return b"event: error\ndata: " + msgspec.json.encode(error) + b"\n\n"
+
 
 class Ask(msgspec.Struct, frozen=True):
-    """One request, as far as we read it. Exactly one of `text`, `tokens`, `messages` is set."""
+    """One request, as far as we read it. At most one of `text`, `tokens` and `messages` is set;
+    none where a prompt is of a kind that only the engine can make tokens of."""
 
     api: Api
     body: bytes
@@ -71,6 +81,11 @@ class Ask(msgspec.Struct, frozen=True):
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     cache_salt: str = ""
+
+    @property
+    def guessed_prompt_tokens(self) -> int:
+        """For prompts that cannot be tokenised here: English has some four letters a token."""
+        return max(1, len(self.body) // 4)
 
     @property
     def expected_output_tokens(self) -> int:
@@ -96,8 +111,26 @@ class _Chat(msgspec.Struct):
     cache_salt: str | None = None
 
 
+class _Response(msgspec.Struct):
+    model: str
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    stream: bool | None = None
+    max_output_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    cache_salt: str | None = None
+    previous_response_id: str | None = None
+
+
+class _Embedding(msgspec.Struct):
+    model: str
+    input: str | list[str | int | list[int]]
+
+
 _COMPLETION = msgspec.json.Decoder(_Completion)
 _CHAT = msgspec.json.Decoder(_Chat)
+_RESPONSE = msgspec.json.Decoder(_Response)
+_EMBEDDING = msgspec.json.Decoder(_Embedding)
 _TEXT_OR_TOKENS = msgspec.json.Decoder(str | list[int])
 _BATCH = msgspec.json.Decoder(list[str | list[int]])
 
@@ -105,7 +138,7 @@ _BATCH = msgspec.json.Decoder(list[str | list[int]])
 def read(api: Api, body: bytes) -> Ask:
     """Raises `ClientError` (400) with what is wrong and where."""
     try:
-        return _read_chat(body) if api is Api.CHAT else _read_completion(body)
+        return _READERS[api](body)
     except msgspec.ValidationError as error:
         where = str(error).partition(" - at `$.")[2]
         raise ClientError(
@@ -156,6 +189,55 @@ def _read_chat(body: bytes) -> Ask:
         tools=asked.tools,
         cache_salt=asked.cache_salt or "",
     )
+
+
+def _read_response(body: bytes) -> Ask:
+    asked = _RESPONSE.decode(body)
+    if asked.previous_response_id:
+        raise ClientError(
+            400,
+            "answers are not kept here: send the conversation so far as `input`",
+            code="unsupported_value",
+            param="previous_response_id",
+        )
+    if not asked.input:
+        raise ClientError(400, "input is empty", code="empty_prompt", param="input")
+    return Ask(
+        Api.RESPONSES,
+        body,
+        asked.model,
+        bool(asked.stream),
+        _limit(asked.max_output_tokens, "max_output_tokens"),
+        messages=_conversation(asked),
+        tools=asked.tools,
+        cache_salt=asked.cache_salt or "",
+    )
+
+
+def _conversation(asked: _Response) -> list[dict[str, Any]] | None:
+    """The messages that an engine makes of it, None where items are not plain messages."""
+    items = asked.input
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    if not all("role" in item and item.get("type", "message") == "message" for item in items):
+        return None
+    head = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
+    return [*head, *items]
+
+
+def _read_embedding(body: bytes) -> Ask:
+    asked = _EMBEDDING.decode(body)
+    if not asked.input:
+        raise ClientError(400, "input is empty", code="empty_prompt", param="input")
+    return Ask(Api.EMBEDDINGS, body, asked.model, stream=False, max_tokens=1)
+
+
+_READERS: dict[Api, Callable[[bytes], Ask]] = {
+    Api.COMPLETIONS: _read_completion,
+    Api.CHAT: _read_chat,
+    Api.RESPONSES: _read_response,
+    Api.EMBEDDINGS: _read_embedding,
+}
 
 
 def _prompt(raw: msgspec.Raw) -> str | list[int]:

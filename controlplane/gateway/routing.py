@@ -101,7 +101,7 @@ class Routing:
         route = RouteRequest(
             request=request,
             model=ask.model,
-            prompt_tokens=len(tokens) if tokens is not None else len(ask.body) // 4,
+            prompt_tokens=len(tokens) if tokens is not None else ask.guessed_prompt_tokens,
             blocks=self._names(ask, tokens) if tokens is not None else {},
             expected_output_tokens=ask.expected_output_tokens,
             tenant=hints.tenant.name,

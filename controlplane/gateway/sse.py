@@ -12,6 +12,7 @@ import msgspec
 
 EVENT_BYTES_MAX = 4 << 20
 DONE = b"data: [DONE]"
+RESPONSE_ENDS = frozenset({b"response.completed", b"response.incomplete", b"response.failed"})
 
 
 class _Details(msgspec.Struct):
@@ -19,19 +20,32 @@ class _Details(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """An engine's own count."""
+    """An engine's own count, in the words of completions or of responses."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _Details | None = None
+
+    @property
+    def prompt(self) -> int:
+        return self.prompt_tokens or self.input_tokens
+
+    @property
+    def completion(self) -> int:
+        return self.completion_tokens or self.output_tokens
 
     @property
     def cached_tokens(self) -> int | None:
-        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+        details = self.prompt_tokens_details or self.input_tokens_details
+        return details.cached_tokens if details else None
 
 
 class _HasUsage(msgspec.Struct):
     usage: Usage | None = None
+    response: _HasUsage | None = None
 
 
 _USAGE = msgspec.json.Decoder(_HasUsage)
@@ -80,7 +94,9 @@ class SseScanner:
         return whole
 
     def _see(self, event: bytes) -> None:
-        if event == DONE:
+        if event.startswith(b"event:"):
+            self._see_named(*event.split(b"\n", 1))
+        elif event == DONE:
             self.done = True
         elif event.startswith(b'data: {"error"'):
             self.failed = True
@@ -89,10 +105,22 @@ class SseScanner:
             if b'"usage"' in event and b'"usage":null' not in event.replace(b" ", b""):
                 self.usage = usage_of(event.removeprefix(b"data:")) or self.usage
 
+    def _see_named(self, name: bytes, data: bytes = b"") -> None:
+        """An event of the responses API, which says its kind on a line of its own."""
+        kind = name.removeprefix(b"event:").strip()
+        if kind in RESPONSE_ENDS:
+            self.done = True
+            self.usage = usage_of(data.removeprefix(b"data:")) or self.usage
+        elif kind == b"error":
+            self.failed = True
+        elif kind.endswith(b".delta"):
+            self.events += 1
+
 
 def usage_of(body: bytes) -> Usage | None:
     """The usage in a JSON body, if there is one."""
     try:
-        return _USAGE.decode(body).usage
+        found = _USAGE.decode(body)
+        return found.usage or (found.response.usage if found.response else None)
     except msgspec.DecodeError:
         return None

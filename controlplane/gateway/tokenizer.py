@@ -86,6 +86,8 @@ class Tokenizers:
         """
         if ask.tokens is not None:
             return ask.tokens
+        if ask.text is None and ask.messages is None:
+            return None
         tokenizer = await self._of(card)
         if tokenizer is None:
             return None

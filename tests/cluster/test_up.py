@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import httpx2 as httpx
 import openai
 import pytest
 
+from tests.support.openai_surface import SURFACE, Case
 from tests.support.up import UpCluster, up
 
 pytestmark = [
@@ -135,9 +137,13 @@ def test_a_client_that_leaves_frees_the_engine(cluster: UpCluster) -> None:
     cluster.wait_until(lambda: running() == 0, "the engine to be free", within_s=5)
 
 
-def test_models_are_listed(cluster: UpCluster) -> None:
-    with client_of(cluster) as client:
-        assert cluster.model in [model.id for model in client.models.list()]
+@pytest.mark.parametrize("case", SURFACE, ids=lambda case: case.__name__)
+def test_the_whole_surface_of_the_openai_client(cluster: UpCluster, case: Case) -> None:
+    async def exercise() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{cluster.url}/v1", api_key="unused") as client:
+            await case(client, cluster.model)
+
+    anyio.run(exercise)
 
 
 @pytest.mark.parametrize("victim", ["engine-0", "agent-0", "router", "nats", "etcd", "gateway"])

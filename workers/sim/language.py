@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 ANSWER_TOKENS = 128
 """Mean length of an answer that may end by itself: the chance of an end is the same after every
@@ -24,6 +25,15 @@ class LanguageModel:
         self.end_id = end_id
         self._texts = dict(words)
         self._words = [(id, _bytes([id])) for id in words]
+
+    @property
+    def words(self) -> int:
+        """How many words it knows, each as likely as the others."""
+        return len(self._words)
+
+    def some_texts(self, count: int) -> Sequence[str]:
+        """Texts of its first words."""
+        return list(islice(self._texts.values(), count))
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens that this model said; its end has none."""

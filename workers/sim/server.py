@@ -16,13 +16,15 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from workers.sim import shapes
-from workers.sim.bodies import Ask, Reader
+from workers.sim import responses, shapes
 from workers.sim.driver import Driver, Refused
+from workers.sim.embeddings import embeddings
 from workers.sim.errors import ApiError, bad_request, unavailable
 from workers.sim.generation import Generation
 from workers.sim.language import LanguageModel
+from workers.sim.likelihood import Likelihood
 from workers.sim.metrics import Metrics
+from workers.sim.reader import Ask, Reader
 from workers.sim.scheduler import RequestTooLarge
 from workers.sim.shapes import Style
 from workers.sim.tokens import ChatTokenizer
@@ -30,6 +32,7 @@ from workers.sim.tokens import ChatTokenizer
 BODY_BYTES_MAX = 32 << 20
 
 _JSON = "application/json"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
@@ -86,6 +89,8 @@ class Server:
             [
                 web.post("/v1/completions", self._completions),
                 web.post("/v1/chat/completions", self._chat_completions),
+                web.post("/v1/responses", self._responses),
+                web.post("/v1/embeddings", self._embeddings),
                 web.get("/v1/models", self._models),
                 web.get("/health", self._health),
                 web.route("*", "/ping", self._health),
@@ -104,8 +109,44 @@ class Server:
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, self._reader.chat(await request.read()))
 
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        ask = self._reader.response(await request.read())
+        call = self._call(request, ask, "resp")
+        [generation] = call.generations
+        try:
+            self._submit(generation)
+            if ask.stream:
+                return await self._stream_response(request, call, generation)
+            while not call.finished:
+                await call.wait()
+            return _json(responses.whole(call.style, generation))
+        finally:
+            self._driver.cancel(generation)
+
+    async def _stream_response(
+        self, request: web.Request, call: _Call, generation: Generation
+    ) -> web.StreamResponse:
+        stream = web.StreamResponse(headers={"Content-Type": EVENT_STREAM})
+        await stream.prepare(request)
+        events = responses.ResponseStream(call.style, generation)
+        await stream.write(events.open())
+        try:
+            while not generation.told:
+                await call.wait()
+                if delta := generation.take().text:
+                    await stream.write(events.delta(delta))
+            await stream.write(events.close())
+        except ApiError as error:
+            await stream.write(b"event: error\n" + shapes.event({"type": "error", **error.body()}))
+        await stream.write_eof()
+        return stream
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        prompts, as_base64 = self._reader.embedding(await request.read())
+        return _json(embeddings(self._served.model, prompts, as_base64=as_base64))
+
     async def _answer(self, request: web.Request, ask: Ask) -> web.StreamResponse:
-        call = self._call(request, ask)
+        call = self._call(request, ask, "chatcmpl" if ask.chat else "cmpl")
         try:
             for generation in call.generations:
                 self._submit(generation)
@@ -118,10 +159,9 @@ class Server:
             for generation in call.generations:
                 self._driver.cancel(generation)
 
-    def _call(self, request: web.Request, ask: Ask) -> _Call:
+    def _call(self, request: web.Request, ask: Ask, kind: str) -> _Call:
         # Unique inside whatever a client sends: two calls of one X-Request-Id are two calls.
         unique = uuid.uuid4().hex
-        kind = "chatcmpl" if ask.chat else "cmpl"
         style = Style(
             id=f"{kind}-{request.headers.get('X-Request-Id', unique)}",
             created_s=int(time.time()),
@@ -129,6 +169,7 @@ class Server:
             chat=ask.chat,
             return_token_ids=ask.return_token_ids,
             n=len(ask.samplings),
+            likelihood=None if ask.logprobs is None else Likelihood(self._language, ask.logprobs),
         )
         call = _Call(style)
         for prompt in ask.prompts:
@@ -156,7 +197,7 @@ class Server:
     async def _stream(
         self, request: web.Request, call: _Call, include_usage: bool
     ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM})
         await response.prepare(request)
         opened: set[int] = set()
         try:

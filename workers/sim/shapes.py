@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from workers.sim.generation import Delta, Generation
+from workers.sim.likelihood import Likelihood
 
 DONE = b"data: [DONE]\n\n"
 VERSION = "0.32.0+sim"
@@ -27,6 +28,8 @@ class Style:
     return_token_ids: bool
     n: int
     """Answers to each prompt; choices come prompt by prompt."""
+    likelihood: Likelihood | None = None
+    """Tells the probabilities of tokens, where they are asked for."""
 
 
 def event(body: object) -> bytes:
@@ -78,6 +81,7 @@ def chunk(
     else:
         choice["text"] = delta.text
     choice |= _ending(generation, finished=delta.finished)
+    choice["logprobs"] = _logprobs(style, delta)
     choice["token_ids"] = delta.token_ids if style.return_token_ids else None
     if not style.chat:
         choice["prompt_token_ids"] = _prompt_ids(style, generation) if first else None
@@ -133,6 +137,7 @@ def _whole_choice(style: Style, index: int, generation: Generation) -> dict[str,
     else:
         choice["text"] = delta.text
     choice |= _ending(generation, finished=True)
+    choice["logprobs"] = _logprobs(style, delta)
     choice["token_ids"] = delta.token_ids if style.return_token_ids else None
     if not style.chat:
         choice["prompt_logprobs"] = None
@@ -157,10 +162,17 @@ def _chunk(style: Style, choices: list[dict[str, object]]) -> dict[str, object]:
 def _ending(generation: Generation, *, finished: bool) -> dict[str, object]:
     ending = generation.ending
     return {
-        "logprobs": None,
         "finish_reason": ending.finish_reason if finished else None,
         "stop_reason": ending.stop_reason if finished else None,
     }
+
+
+def _logprobs(style: Style, delta: Delta) -> dict[str, object] | None:
+    if style.likelihood is None:
+        return None
+    if style.chat:
+        return style.likelihood.of_chat(delta.token_ids)
+    return style.likelihood.of_completion(delta.token_ids)
 
 
 def _prompt_ids(style: Style, generation: Generation) -> list[int] | None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from openai import AsyncOpenAI
 
+from tests.support.openai_surface import SURFACE, Case
 from tests.unit.workers.sim_process import Client, SimProcess, ask_and_stall, client, sim
 
 pytestmark = pytest.mark.anyio
@@ -107,6 +108,12 @@ async def test_the_openai_client_understands_it(engine: SimProcess) -> None:
     assert usage.prompt_tokens_details is not None
 
 
+@pytest.mark.parametrize("case", SURFACE, ids=lambda case: case.__name__)
+async def test_it_serves_the_surface_of_the_openai_client(engine: SimProcess, case: Case) -> None:
+    async with AsyncOpenAI(base_url=f"{engine.url}/v1", api_key="none") as openai:
+        await case(openai, "tiny")
+
+
 async def test_an_answer_cut_anywhere_goes_on_as_if_it_had_not_been(engine: SimProcess) -> None:
     async with client(engine) as c:
         asked = {"messages": HELLO, "return_token_ids": True}
@@ -198,7 +205,8 @@ async def test_a_prefix_is_found_again_unless_the_salt_differs(engine: SimProces
         ({"prompt": "x", "n": 0}, 400, "n must be at least 1, got 0."),
         ({"prompt": "x", "n": 1000}, 400, "At most 256 sequences"),
         ({"prompt": "x", "echo": True}, 400, "echo is not supported"),
-        ({"prompt": "x", "logprobs": 3}, 400, "logprobs are not supported"),
+        ({"prompt": "x", "logprobs": 99}, 400, "logprobs must be between 0 and 20, got 99."),
+        ({"prompt": "x", "prompt_logprobs": 1}, 400, "prompt_logprobs are not supported"),
         ({"prompt": "x", "stop": [""]}, 400, "stop cannot contain an empty string."),
         ({"prompt": "x", "temperature": -0.5}, 400, "temperature must be non-negative."),
     ],

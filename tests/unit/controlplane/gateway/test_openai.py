@@ -115,3 +115,58 @@ def test_an_event_without_end_is_not_kept_for_ever() -> None:
 def test_a_body_without_usage_has_none() -> None:
     assert usage_of(b"{}") is None
     assert usage_of(b"not json") is None
+
+
+def test_a_response_is_routed_as_the_chat_that_the_engine_makes_of_it() -> None:
+    asked = {"model": "m", "input": "hi", "instructions": "be brief", "max_output_tokens": 7}
+    ask = read(Api.RESPONSES, json.dumps(asked).encode())
+    assert ask.messages == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hi"},
+    ]
+    assert ask.max_tokens == 7
+
+
+def test_a_response_streams_named_events_and_ends_without_done() -> None:
+    scanner = SseScanner()
+    delta = b'event: response.output_text.delta\ndata: {"delta": "x"}\n\n'
+    usage = b'{"input_tokens": 5, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 4}}'
+    scanner.feed(b'event: response.created\ndata: {"response": {}}\n\n' + delta + delta)
+    assert (scanner.events, scanner.done) == (2, False)
+    scanner.feed(b'event: response.completed\ndata: {"response": {"usage": ' + usage + b"}}\n\n")
+    assert scanner.done and scanner.usage is not None
+    assert (scanner.usage.prompt, scanner.usage.completion) == (5, 2)
+    assert scanner.usage.cached_tokens == 4
+
+
+def test_items_that_are_no_messages_are_left_to_the_engine() -> None:
+    output = {"type": "function_call_output", "call_id": "1", "output": "3"}
+    asked = {"model": "m", "input": [{"role": "user", "content": "hi"}, output]}
+    assert read(Api.RESPONSES, json.dumps(asked).encode()).messages is None
+
+
+@pytest.mark.parametrize("sent", ["one", ["one", "two"], [1, 2], [[1], [2]]])
+def test_embeddings_are_passed_on_whatever_they_embed(sent: object) -> None:
+    ask = read(Api.EMBEDDINGS, json.dumps({"model": "m", "input": sent}).encode())
+    assert (ask.text, ask.tokens, ask.messages, ask.stream) == (None, None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("api", "fields", "param"),
+    [
+        (Api.RESPONSES, {"input": ""}, "input"),
+        (Api.RESPONSES, {"input": "x", "previous_response_id": "r1"}, "previous_response_id"),
+        (Api.EMBEDDINGS, {"input": []}, "input"),
+    ],
+)
+def test_what_these_cannot_be_asked(api: Api, fields: dict[str, object], param: str) -> None:
+    with pytest.raises(ClientError) as refused:
+        read(api, json.dumps({"model": "m", **fields}).encode())
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_a_broken_response_stream_ends_in_the_event_of_its_api() -> None:
+    error = ClientError(502, "gone", code="engine_lost")
+    kind, data = error.event(Api.RESPONSES).removesuffix(b"\n\n").split(b"\ndata: ")
+    assert kind == b"event: error"
+    assert json.loads(data)["code"] == "engine_lost"
