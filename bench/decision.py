@@ -6,8 +6,8 @@ a reservation is freed by a second request. 32 callers share one process, which 
 turns; prompts have 8,192 tokens, of which one worker holds the first half.
 
 Both sides leave the holder of a prefix on purpose when it has more to do than the prefix saves.
-Whether that pays is seen with 32 bookings kept: how many tokens the chosen worker has to compute
-before the prompt's first one, beside a decider that always stays.
+Whether that pays is seen where prompts arrive by chance, and workers prefill one after the other:
+what is computed between a prompt's arrival and its first token, beside a decider that always stays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.measure import turns
 from bench.options import Options
 from bench.ours import BLOCK_TOKENS, FIRST_LIFE, MODEL
 from bench.peer_service import PeerDecider
-from bench.prompts import Workload, workload
+from bench.prompts import Workload, some_hot, workload
 from bench.rig import Rig, open_rig
 from bench.rows import Bar, Row, row
 from bench.trials import Pace, Place, Stay, pace, place
@@ -43,7 +43,10 @@ BARS = (
 )
 WORKERS = (8, 64)
 CALLERS = 32
-KEPT = 32
+EVEN, HOT = "even", "some hot"
+SITUATIONS = ((EVEN, 0.5), (EVEN, 0.8), (HOT, 0.5))
+"""Which prompts arrive, and how busy workers would be if each went to its holder. Where some are
+hot, an eighth of the workers holds three eighths of the prompts."""
 PROMPT_TOKENS = 8_192
 CHAINS = 16
 PROMPTS = 1_000
@@ -60,7 +63,7 @@ class Figures(NamedTuple):
     """The medians of all turns, by side."""
 
     pace: Mapping[str, Pace]
-    place: Mapping[str, Place]
+    place: Mapping[tuple[str, str, float], Place]
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,16 @@ async def _fleet(workers: int, options: Options) -> Figures:
             took = await pace(decider, work.prompts, PASSES, CALLERS, servers)
             if counts:
                 paces[side].append(took)
-        booking = {TOKENS, RESERVE_TOKENS} & stage.deciders.keys()
+        booking = [side for side in (TOKENS, RESERVE_TOKENS) if side in stage.deciders]
+        deciders = {side: stage.deciders[side] for side in booking} | {STAY: Stay(work.prompts)}
+        arrivals = {EVEN: range(prompts), HOT: some_hot(work.prompts, workers, rng)}
         places = {
-            side: await place(stage.deciders[side], work.prompts, workers, KEPT) for side in booking
+            (side, kind, load): await place(
+                decider, work.prompts, arrivals[kind], workers, load, np.random.default_rng(workers)
+            )
+            for side, decider in deciders.items()
+            for kind, load in SITUATIONS
         }
-        places[STAY] = await place(Stay(work.prompts), work.prompts, workers, KEPT)
     return Figures({side: _median(of_side) for side, of_side in paces.items()}, places)
 
 
@@ -151,14 +159,15 @@ def _pace_rows(workers: int, paces: Mapping[str, Pace]) -> Iterator[Row]:
         yield row(f"{case}, CPU of the servers", "us", us.cpu_us, them and them.cpu_us)
 
 
-def _place_rows(workers: int, places: Mapping[str, Place]) -> Iterator[Row]:
-    ours, theirs, stay = places[TOKENS], places.get(RESERVE_TOKENS), places[STAY]
-    case = f"{workers} workers, {KEPT} kept"
-    shares = 100 * ours.on_holder, theirs and 100 * theirs.on_holder
-    yield row(f"{case}, on the holder", "%", *shares)
-    what = "tokens before the first"
-    yield row(f"{case}, {what}", "tokens", ours.first_tokens, theirs and theirs.first_tokens)
-    yield row(f"{case}, {what}, {STAY}", "tokens", stay.first_tokens)
+def _place_rows(workers: int, places: Mapping[tuple[str, str, float], Place]) -> Iterator[Row]:
+    for kind, load in SITUATIONS:
+        ours, stay = places[TOKENS, kind, load], places[STAY, kind, load]
+        theirs = places.get((RESERVE_TOKENS, kind, load))
+        case, what = f"{workers} workers, {kind}, load {load:.0%}", "tokens until the first"
+        shares = 100 * ours.on_holder, theirs and 100 * theirs.on_holder
+        yield row(f"{case}, on the holder", "%", *shares)
+        yield row(f"{case}, {what}", "tokens", ours.first_tokens, theirs and theirs.first_tokens)
+        yield row(f"{case}, {what}, {STAY}", "tokens", stay.first_tokens)
 
 
 def _median(paces: list[Pace]) -> Pace:

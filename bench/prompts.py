@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOCABULARY = 150_000
+HOT_WORKERS, HOT_PROMPTS = 1 / 8, 3 / 8
 
 Tokens = NDArray[np.uint32]
 
@@ -45,6 +46,15 @@ def workload(
         return Prompt(words.tolist(), holder, shared)
 
     return Workload(held, [prompt() for _ in range(prompts)])
+
+
+def some_hot(prompts: Sequence[Prompt], workers: int, rng: np.random.Generator) -> Sequence[int]:
+    """As many numbers of prompts, by chance, so that a `HOT_WORKERS` share of the workers, the
+    first, holds a `HOT_PROMPTS` share of them."""
+    hot = np.array([prompt.holder < workers * HOT_WORKERS for prompt in prompts])
+    weights = np.where(hot, HOT_PROMPTS / hot.sum(), (1 - HOT_PROMPTS) / (~hot).sum())
+    order: list[int] = rng.choice(len(prompts), size=len(prompts), p=weights).tolist()
+    return order
 
 
 def _tokens(count: int, rng: np.random.Generator) -> Tokens:

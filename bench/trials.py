@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import anyio
+import numpy as np
 import psutil
 
 from bench.deciders import Decider, Decision, WrongAnswer
@@ -29,12 +30,11 @@ class Pace(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Of decisions that stay booked until so many others have been made."""
+    """Where prompts went, and how that served them."""
 
     on_holder: float
     first_tokens: float
-    """Mean of what the chosen worker must compute before the prompt's first token: what is booked
-    there, and what it has not cached of the prompt."""
+    """Mean of what a worker computed from a prompt's arrival to its first token, in tokens."""
 
 
 async def pace(
@@ -73,27 +73,38 @@ async def pace(
     )
 
 
-async def place(decider: Decider, prompts: Sequence[Prompt], workers: int, kept: int) -> Place:
-    """One caller that gives back the oldest booking once it has `kept`. Raises `WrongAnswer`."""
-    owed_tokens = [0] * workers
-    booked: deque[tuple[Decision, int]] = deque()
-    waits: list[int] = []
-    holders = 0
-    for number, prompt in enumerate(prompts):
+async def place(
+    decider: Decider,
+    prompts: Sequence[Prompt],
+    order: Sequence[int],
+    workers: int,
+    load: float,
+    rng: np.random.Generator,
+) -> Place:
+    """Prompts, in this order, that arrive by chance at workers that prefill one after the other.
+
+    Time is counted in tokens that a worker computes; `load` is the share of it that the fleet
+    would be busy if every prompt went to its holder. A booking is given back when its prompt's
+    prefill ends. Caches stay as they are. Raises `WrongAnswer`.
+    """
+    free_at, running = [0.0] * workers, list[tuple[float, int, Decision]]()
+    least_tokens = sum(_new_tokens(prompts[number], True) for number in order)
+    gap = least_tokens / len(order) / workers / load
+    now, waited, holders = 0.0, 0.0, 0
+    for arrival, number in enumerate(order):
+        now += rng.exponential(gap)
+        while running and running[0][0] <= now:
+            await decider.free(heapq.heappop(running)[2], 0)
         decision = await decider.decide(number, 0)
-        there = _on_holder(decision, prompt)
-        new_tokens = len(prompt.tokens) - prompt.cached_tokens * there
-        if len(booked) == kept:
-            waits.append(owed_tokens[decision.worker] + new_tokens)
-            holders += there
-            oldest, its_tokens = booked.popleft()
-            owed_tokens[oldest.worker] -= its_tokens
-            await decider.free(oldest, 0)
-        owed_tokens[decision.worker] += new_tokens
-        booked.append((decision, new_tokens))
-    for decision, _ in booked:
+        there = _on_holder(decision, prompts[number])
+        end = max(now, free_at[decision.worker]) + _new_tokens(prompts[number], there)
+        free_at[decision.worker] = end
+        heapq.heappush(running, (end, arrival, decision))
+        waited += end - now
+        holders += there
+    for _, _, decision in running:
         await decider.free(decision, 0)
-    return Place(holders / len(waits), sum(waits) / len(waits))
+    return Place(holders / len(order), waited / len(order))
 
 
 class Stay:
@@ -108,6 +119,10 @@ class Stay:
 
     async def free(self, decision: Decision, caller: int) -> None:
         """Nothing is booked."""
+
+
+def _new_tokens(prompt: Prompt, on_holder: bool) -> int:
+    return len(prompt.tokens) - prompt.cached_tokens * on_holder
 
 
 def _on_holder(decision: Decision, prompt: Prompt) -> bool:

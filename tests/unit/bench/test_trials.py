@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.deciders import Decision, WrongAnswer
-from bench.prompts import Prompt, workload
+from bench.prompts import Prompt, some_hot, workload
 from bench.trials import Stay, pace, place
 
 pytestmark = pytest.mark.anyio
@@ -46,20 +46,31 @@ async def test_one_who_stays_must_know_what_the_holder_has() -> None:
     assert caught.group_contains(WrongAnswer, match="1 of 2 tokens")
 
 
-async def test_what_is_kept_is_waited_for() -> None:
-    elsewhere = [Decision(1, 0, "first"), Decision(1, 2, "second"), Decision(0, 2, "third")]
-    decider = Recorder(elsewhere)
-    found = await place(decider, [HELD, NEW, HELD], workers=2, kept=1)
-    # The first is not counted, as nothing was booked. The second waits for the first's four
-    # tokens and its own two, the third for its own two.
-    assert found.first_tokens == ((4 + 2) + 2) / 2
-    assert found.on_holder == 1.0
-    assert decider.freed == ["first", "second", "third"]
+async def test_a_prompt_waits_for_what_its_worker_has_to_do() -> None:
+    # At such a load all arrive at once: the second waits for the first's two tokens.
+    plan = [Decision(0, 2, "first"), Decision(0, 0, "second"), Decision(1, 0, "third")]
+    decider = Recorder(plan)
+    prompts = [HELD, NEW, HELD]
+    found = await place(decider, prompts, [0, 1, 2], 2, load=1e12, rng=np.random.default_rng(0))
+    assert found.first_tokens == pytest.approx((2 + (2 + 4) + 4) / 3)
+    assert found.on_holder == pytest.approx(1 / 3)
+    assert sorted(decider.freed) == ["first", "second", "third"]
+
+
+async def test_at_a_low_load_nobody_waits_and_bookings_end() -> None:
+    plan = [Decision(0, 2, "first"), Decision(0, 2, "second")]
+    decider = Recorder(plan)
+    found = await place(decider, [HELD], [0, 0], 1, load=1e-12, rng=np.random.default_rng(0))
+    assert found.first_tokens == pytest.approx(2.0)
+    assert decider.freed == ["first", "second"]
 
 
 async def test_who_always_stays_is_always_on_the_holder() -> None:
     work = workload(4, 50, tokens=64, chains=2, rng=np.random.default_rng(0))
-    assert (await place(Stay(work.prompts), work.prompts, workers=4, kept=8)).on_holder == 1.0
+    stay = Stay(work.prompts)
+    found = await place(stay, work.prompts, range(50), 4, load=0.5, rng=np.random.default_rng(0))
+    assert found.on_holder == 1.0
+    assert found.first_tokens >= 32
 
 
 def test_a_prompts_first_half_is_a_chain_of_its_holder() -> None:
@@ -70,3 +81,12 @@ def test_a_prompts_first_half_is_a_chain_of_its_holder() -> None:
         halves = [chain[:32].tolist() for chain in work.chains[prompt.holder]]
         assert prompt.tokens[: prompt.cached_tokens] in halves
         assert len(prompt.tokens) == 64
+
+
+def test_hot_workers_hold_more_than_their_share_of_what_is_asked() -> None:
+    rng = np.random.default_rng(0)
+    prompts = workload(16, 800, tokens=32, chains=1, rng=rng).prompts
+    order = some_hot(prompts, 16, rng)
+    hot = sum(prompts[number].holder < 2 for number in order) / len(order)
+    assert len(order) == 800
+    assert 0.3 < hot < 0.45
