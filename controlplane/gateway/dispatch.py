@@ -86,8 +86,8 @@ class Dispatcher:
         self._tokenizers = Tokenizers()
         self._budget = RetryBudget(settings.retry_share)
 
-    async def serve(self, request: RequestId, ask: Ask, hints: Hints, sink: Sink) -> None:
-        """Returns when the sink has the whole answer, or its one error event.
+    async def serve(self, request: RequestId, ask: Ask, hints: Hints, sink: Sink) -> str:
+        """Returns the outcome when the sink has the whole answer, or its one error event.
 
         Raises `ClientError` while nothing has been sent, and `ClientStalled`.
         """
@@ -116,6 +116,7 @@ class Dispatcher:
             if flight.reservation is not None:
                 self._admission.settle(hints.tenant, flight.reservation, flight.used_tokens)
             self._accounting.ended(flight)
+        return flight.outcome
 
     async def _carry(self, flight: Flight, sink: Sink) -> None:
         tokens = await self._tokenise(flight)

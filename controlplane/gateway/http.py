@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 from aiohttp import web
@@ -18,6 +19,7 @@ from opentelemetry.trace import SpanKind
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.dispatch import Dispatcher
 from controlplane.gateway.flight import ClientStalled
+from controlplane.gateway.idempotency import Answers
 from controlplane.gateway.openai import Api, ClientError, model_list, read, salted
 from controlplane.gateway.routing import Hints
 from controlplane.gateway.settings import GatewaySettings
@@ -41,20 +43,21 @@ class PortTaken(CannotServe):
     """The gateway's port cannot be had."""
 
 
+class Front(NamedTuple):
+    """What stands behind the border."""
+
+    dispatcher: Dispatcher
+    admission: Admission
+    answers: Answers
+    view: RegistryView
+
+
 class HttpServer:
     """Listens while its context is open; counts what is under way."""
 
-    def __init__(
-        self,
-        settings: GatewaySettings,
-        dispatcher: Dispatcher,
-        admission: Admission,
-        view: RegistryView,
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, front: Front) -> None:
         self._settings = settings
-        self._dispatcher = dispatcher
-        self._admission = admission
-        self._view = view
+        self._front = front
         self._rng = random.SystemRandom()
         self._open = 0
         self._idle = anyio.Event()
@@ -108,7 +111,7 @@ class HttpServer:
             ):
                 tenant = self._tenant(request)
                 ask = read(api, await request.read())
-                if salt := self._admission.salt(tenant):
+                if salt := self._front.admission.salt(tenant):
                     ask = salted(ask, salt)
                 sink = _Sink(request, self._settings.stall_s)
                 hints = Hints(
@@ -116,7 +119,11 @@ class HttpServer:
                     session=request.headers.get("x-tokenplane-session", ""),
                     tenant=tenant,
                 )
-                await self._dispatcher.serve(self._request_id(request), ask, hints, sink)
+                run = partial(self._front.dispatcher.serve, self._request_id(request), ask, hints)
+                if key := request.headers.get("idempotency-key"):
+                    await self._front.answers.serve(tenant.name, key, ask.body, run, sink)
+                else:
+                    await run(sink)
                 return await sink.end()
         finally:
             self._open -= 1
@@ -125,8 +132,8 @@ class HttpServer:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         self._tenant(request)
-        served = {record.model for record in self._view.workers.values()}
-        models = {n: c.context_tokens for n, c in self._view.models.items() if n in served}
+        served = {record.model for record in self._front.view.workers.values()}
+        models = {n: c.context_tokens for n, c in self._front.view.models.items() if n in served}
         return web.Response(body=model_list(models, int(time.time())), content_type=JSON)
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
@@ -138,7 +145,7 @@ class HttpServer:
         return web.Response()
 
     def _tenant(self, request: web.Request) -> Tenant:
-        return self._admission.tenant(request.headers.get("authorization", ""))
+        return self._front.admission.tenant(request.headers.get("authorization", ""))
 
     def _request_id(self, request: web.Request) -> RequestId:
         """The client's own, where it can be a name, else a new one."""

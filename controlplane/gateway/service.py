@@ -13,7 +13,8 @@ from controlplane.gateway.accounting import Accounting
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.dispatch import Dispatcher
-from controlplane.gateway.http import HttpServer
+from controlplane.gateway.http import Front, HttpServer
+from controlplane.gateway.idempotency import Answers
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.records import RecordWriter
 from controlplane.gateway.routing import Routing
@@ -53,13 +54,16 @@ class GatewayService:
         self._admission = Admission(settings, around.secret, anyio.current_time)
         accounting = Accounting(metrics, view, self.records.write, around.clock)
         self.dispatcher = Dispatcher(settings, view, routing, attempts, self._admission, accounting)
-        self._server = HttpServer(settings, self.dispatcher, self._admission, view)
+        self._answers = Answers(settings.answers_kept_s, settings.answers_bytes_max)
+        front = Front(self.dispatcher, self._admission, self._answers, view)
+        self._server = HttpServer(settings, front)
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled. Raises `PortTaken`."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.records.run)
             tasks.start_soon(self._admission.follow)
+            tasks.start_soon(self._answers.run)
             async with self._server:
                 task_status.started()
                 await anyio.sleep_forever()

@@ -59,6 +59,12 @@ class GatewaySettings(Group):
     alive_s: float = Field(
         5.0, gt=0, description="how often routers are told that a long answer still runs"
     )
+    answers_kept_s: float = Field(
+        300.0, ge=0, description="how long an answer may be had again by its idempotency key"
+    )
+    answers_bytes_max: int = Field(
+        64 << 20, ge=0, description="memory for such answers; the oldest go first"
+    )
     records_waiting_max: int = Field(
         4096, ge=1, description="request records that may wait to be stored; then they are dropped"
     )

@@ -1,0 +1,157 @@
+"""One request, asked twice with one key, is generated once: the second joins the first (GW7).
+
+The work runs in a task of its own and writes into a record; whoever asked reads from that record at
+his own pace, from the beginning. So a client whose connection broke may ask again and gets the
+same answer, also while it is still being made. When nobody reads any more the work is cancelled,
+as always. Answers that came to a good end are kept for a while; failures are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.abc import TaskGroup
+
+from controlplane.gateway.flight import COMPLETED, Sink
+from controlplane.gateway.openai import ClientError
+
+KEY_CHARS_MAX = 255
+ANSWER_BYTES_MAX = 16 << 20
+
+Run = Callable[[Sink], Awaitable[str]]
+"""Serves the request into a sink and returns its outcome; raises `ClientError`."""
+
+
+class Answers:
+    """Answers by tenant and key, at most `bytes_max` of them, each for `kept_s` after its end."""
+
+    def __init__(self, kept_s: float, bytes_max: int) -> None:
+        self._kept_s = kept_s
+        self._bytes_max = bytes_max
+        self._answers: OrderedDict[tuple[str, str], _Answer] = OrderedDict()
+        self._tasks: TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Work on requests until cancelled; `serve` needs it."""
+        async with anyio.create_task_group() as self._tasks:
+            await anyio.sleep_forever()
+
+    async def serve(self, tenant: str, key: str, body: bytes, run: Run, sink: Sink) -> None:
+        """Give `sink` the answer that `key` stands for. Raises `ClientError`."""
+        if len(key) > KEY_CHARS_MAX:
+            raise ClientError(
+                400,
+                f"the idempotency key is longer than {KEY_CHARS_MAX} characters",
+                code="invalid_value",
+                param="idempotency-key",
+            )
+        self._forget_old(anyio.current_time())
+        fingerprint = hashlib.sha256(body).digest()
+        name = tenant, key
+        answer = self._answers.get(name)
+        if answer is None:
+            assert self._tasks is not None, "not running"
+            answer = self._answers[name] = _Answer(fingerprint)
+            self._tasks.start_soon(self._work, name, answer, run)
+        elif answer.fingerprint != fingerprint:
+            raise ClientError(
+                422,
+                "this idempotency key was used for another request",
+                code="idempotency_key_reused",
+                param="idempotency-key",
+            )
+        try:
+            await answer.read(sink)
+        finally:
+            if not answer.readers and not answer.ended:
+                answer.work.cancel()
+                self._drop(name, answer)
+
+    async def _work(self, name: tuple[str, str], answer: _Answer, run: Run) -> None:
+        good = False
+        with answer.work:
+            try:
+                good = await run(answer) == COMPLETED
+            except ClientError as error:
+                answer.refusal = error
+        answer.end(anyio.current_time())
+        if not good:
+            self._drop(name, answer)
+
+    def _drop(self, name: tuple[str, str], answer: _Answer) -> None:
+        """Its readers go on with it; nobody else may join."""
+        if self._answers.get(name) is answer:
+            del self._answers[name]
+
+    def _forget_old(self, now_s: float) -> None:
+        """Ended answers stay in the order in which they were begun, which is nearly their age."""
+        held = sum(answer.size_bytes for answer in self._answers.values())
+        for name, answer in list(self._answers.items()):
+            too_old = answer.ended and answer.ended_s < now_s - self._kept_s
+            if answer.ended and (too_old or held > self._bytes_max):
+                held -= answer.size_bytes
+                self._drop(name, answer)
+
+
+@dataclass
+class _Answer:
+    """A `Sink` that keeps all it is given, and lets any number of readers follow."""
+
+    fingerprint: bytes
+    work: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    head: tuple[int, Mapping[str, str]] | None = None
+    pieces: list[bytes] = field(default_factory=list)
+    size_bytes: int = 0
+    refusal: ClientError | None = None
+    ended_s: float = 0.0
+    ended: bool = False
+    readers: int = 0
+    _news: anyio.Event = field(default_factory=anyio.Event)
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.head = status, headers
+        self._tell()
+
+    async def write(self, data: bytes) -> None:
+        too_long = self.size_bytes > ANSWER_BYTES_MAX
+        self.size_bytes += len(data)
+        if not too_long and self.size_bytes > ANSWER_BYTES_MAX:
+            # Said once: what follows is the event that tells the client.
+            raise ClientError(
+                507, "the answer is too long to be kept under a key", code="answer_too_long"
+            )
+        self.pieces.append(data)
+        self._tell()
+
+    def end(self, now_s: float) -> None:
+        """Nothing more will come."""
+        self.ended, self.ended_s = True, now_s
+        self._tell()
+
+    async def read(self, sink: Sink) -> None:
+        """Give it all to another sink, as it comes. Raises `ClientError` if that is the answer."""
+        self.readers += 1
+        try:
+            while self.head is None and not self.ended:
+                await self._news.wait()
+            if self.head is not None:
+                await sink.start(*self.head)
+            told = 0
+            while told < len(self.pieces) or not self.ended:
+                if told == len(self.pieces):
+                    await self._news.wait()
+                    continue
+                await sink.write(self.pieces[told])
+                told += 1
+            if self.refusal is not None:
+                raise self.refusal
+        finally:
+            self.readers -= 1
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
