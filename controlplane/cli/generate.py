@@ -30,7 +30,7 @@ class GenerateSettings(CommandSettings):
         Workload.think_s, ge=0, description="mean seconds from an answer to the next turn"
     )
     system_prompts: int = Field(
-        Workload.system_prompts, ge=1, description="different system prompts (Zipf)"
+        Workload.system_prompts, ge=0, description="different system prompts (Zipf)"
     )
     system_blocks_min: int = Field(
         Workload.system_blocks_min, ge=1, description="smallest system prompt, 512-token blocks"
@@ -39,8 +39,14 @@ class GenerateSettings(CommandSettings):
         Workload.system_blocks_max, ge=1, description="largest system prompt, 512-token blocks"
     )
     zipf: float = Field(Workload.zipf, ge=0, description="exponent; 0: all equally popular")
+    siblings: int = Field(
+        Workload.siblings, ge=1, description="conversations begun at once, with a new system prompt"
+    )
     message_tokens: float = Field(
         Workload.message_tokens, gt=0, description="mean tokens of a user's message (log-normal)"
+    )
+    long_share: float = Field(
+        Workload.long_share, ge=0, le=1, description="share of messages 32 times as long"
     )
     output_tokens: float = Field(
         Workload.output_tokens, gt=0, description="mean tokens of an answer (log-normal)"

@@ -9,22 +9,26 @@ from __future__ import annotations
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import anyio
 import msgspec
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import CliPositionalArg, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from controlplane.cli import ladder
+from controlplane.cli.options import Names, OutPath, written_arm
+from controlplane.replay.arms import arm
 from controlplane.replay.fleet import MODEL
 from controlplane.replay.live import LiveTarget, NotServing, run_live, served_model
 from controlplane.replay.names import PromptNamer, check_block_size
-from controlplane.replay.parallel import OnProgress, run_policies
+from controlplane.replay.parallel import run_all
 from controlplane.replay.report import (
     Report,
     Run,
@@ -35,13 +39,13 @@ from controlplane.replay.report import (
     table,
     trace_report,
 )
-from controlplane.replay.simulate import Scenario
+from controlplane.replay.simulate import Scenario, simulate
 from controlplane.replay.trace import Trace, TraceUnreadable, load_trace
-from controlplane.router.policies.catalog import policy as policy_of
+from controlplane.router.policies.catalog import POLICIES
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 from proto.hashing import BlockHasher, Scope, Words
 from proto.wire.http import AiohttpClient
-from workers.sim.timing import PROFILES
+from workers.sim.timing import H100, PROFILES
 
 PROG = "tokenplane replay"
 EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -51,18 +55,11 @@ _COMMON = (
     "speed", "limit", "rate_scale", "max_model_len", "block_size", "ttft_target_ms",
     "tpot_target_ms", "seed",
 )  # fmt: skip
+OnProgress = Callable[[str, int], None]
+"""Policy, and how many of its requests have ended."""
+
 _VIRTUAL = ("workers", "profile", "blocks", "event_delay_ms")
 _LIVE = ("url", "model", "concurrency", "timeout_s")
-
-
-def _policies(value: object) -> object:
-    names = [n.strip() for n in value.split(",")] if isinstance(value, str) else value
-    if isinstance(names, list | tuple):
-        for name in names:
-            policy_of(str(name))
-        if not names or len(set(names)) < len(names):
-            raise ValueError("name each policy once, separated by commas")
-    return names
 
 
 def _speed(value: object) -> object:
@@ -81,19 +78,10 @@ def _profile(name: str) -> str:
     return name
 
 
-def _writable(path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} to write it in")
-    return path
-
-
 def _url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
     return url
-
-
-OutPath = Annotated[Path, AfterValidator(_writable)]
 
 
 class ReplaySettings(CommandSettings):
@@ -102,8 +90,10 @@ class ReplaySettings(CommandSettings):
     model_config = SettingsConfigDict(cli_kebab_case=True)
 
     trace: CliPositionalArg[Path] = Field(description="trace file: .jsonl or .jsonl.gz")
-    policy: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_policies)] = Field(
-        ("round_robin", "kv"), description="policies to compare, separated by commas"
+    policy: Names[Annotated[str, AfterValidator(written_arm)]] = Field(
+        ("round_robin", "kv"),
+        description="policies to compare, separated by commas; virtual: also arms, such as"
+        " kv:prefill_weight=2 or oracle",
     )
     speed: Annotated[float | Literal["virtual"], BeforeValidator(_speed)] = Field(
         "virtual", description="`virtual`, or N: live over HTTP, N times as fast as the trace"
@@ -127,8 +117,10 @@ class ReplaySettings(CommandSettings):
     )
 
     workers: int = Field(8, ge=1, le=4096, description="virtual: engines")
-    profile: Annotated[str, AfterValidator(_profile)] = Field(
-        "h100-llama2-70b-tp8", description=f"virtual: engine timing; one of {', '.join(PROFILES)}"
+    profile: Names[Annotated[str, AfterValidator(_profile)]] = Field(
+        (H100.name,),
+        description=f"virtual: engine timing, of {', '.join(PROFILES)}; of several, separated by"
+        " commas, the engines have one in turn",
     )
     blocks: int | None = Field(
         None, ge=1, description="virtual: KV blocks of an engine; default: what the profile holds"
@@ -144,6 +136,13 @@ class ReplaySettings(CommandSettings):
     concurrency: int = Field(1024, ge=1, description="live: requests open at once, at most")
     timeout_s: float = Field(300.0, gt=0, description="live: longest silence of a request")
 
+    @model_validator(mode="after")
+    def _live_knows_policies_only(self) -> Self:
+        for name in self.policy if self.live else ():
+            if name not in POLICIES:
+                raise ValueError(f"{name} is no policy; through a cluster there are no other arms")
+        return self
+
     @property
     def live(self) -> bool:
         """Through a cluster, and not in virtual time."""
@@ -152,11 +151,14 @@ class ReplaySettings(CommandSettings):
     def told(self) -> dict[str, Setting]:
         """What had a say in the figures, for the report."""
         names = _COMMON + (_LIVE if self.live else _VIRTUAL)
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        return {n: ",".join(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit code."""
+    """The command; returns the exit code. `--ladder` is a command of its own."""
+    if "--ladder" in argv:
+        return ladder.main([word for word in argv if word != "--ladder"])
     try:
         settings = load(ReplaySettings, argv, prog=PROG)
     except SettingsError as error:
@@ -208,7 +210,9 @@ def _runs(settings: ReplaySettings, trace: Trace, names: list[Words], notes: Con
 
         if settings.live:
             return anyio.run(_live_runs, settings, trace, on_progress)
-        return run_policies(_scenario(settings, trace, names), settings.policy, on_progress)
+        scenario = _scenario(settings, trace, names)
+        jobs = [partial(simulate, scenario, arm(policy)) for policy in settings.policy]
+        return run_all(jobs, lambda job, ended: on_progress(settings.policy[job], ended))
 
 
 def _scenario(settings: ReplaySettings, trace: Trace, names: list[Words]) -> Scenario:
@@ -216,8 +220,7 @@ def _scenario(settings: ReplaySettings, trace: Trace, names: list[Words]) -> Sce
     return Scenario(
         requests=trace.requests,
         names=names,
-        workers=settings.workers,
-        profile=settings.profile,
+        profiles=tuple(islice(cycle(settings.profile), settings.workers)),
         block_tokens=settings.block_size,
         blocks=settings.blocks,
         event_delay_s=settings.event_delay_ms / 1000,

@@ -7,13 +7,14 @@ Answers hold blocks while they are written and leave none behind: nobody asks fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from proto.hashing import HASH_BYTES, digest, pack, unpack
+from controlplane.router.ingest import Snapshot
+from proto.hashing import digest, pack, unpack
 from proto.ids import WorkerId
-from proto.kv import KvBatch
+from proto.kv import SNAPSHOT_CHUNK_BLOCKS, KvBatch, KvSnapshotChunk, Tier
 from proto.load import LoadReport, StepSums
 from proto.workers import Hardware, WorkerRecord, WorkerState
 from workers.sim.cache import CacheEvent, Cleared, Stored
@@ -35,12 +36,15 @@ class SimulatedWorker:
         self.wake_s: float | None = None
         """When the engine next has something to show; kept by the driver."""
         self.busy_ms = 0.0
-        self._kv_sequence = 0
-        self._live_blocks = 0
+        self.steps = 0
+        """That the engine has made, as of the last report."""
+        self.live: set[int] = set()
+        """The names its agent knows to be cached."""
+        self.kv_sequence = 0
+        """Of the agent's last batch."""
         self._digest = 0
 
-    @property
-    def record(self) -> WorkerRecord:
+    def record(self, *, kv_events: bool) -> WorkerRecord:
         """As its agent would register it."""
         profile = self.engine.profile
         return WorkerRecord(
@@ -54,19 +58,38 @@ class SimulatedWorker:
             total_blocks=self.engine.load().total_blocks,
             max_batched_tokens=profile.max_num_batched_tokens,
             max_running=profile.max_num_seqs,
+            kv_events=kv_events,
             hardware=Hardware(profile=profile.name),
         )
 
-    def take_batch(self) -> KvBatch | None:
-        """The net changes of the cache since the last call, if there are any."""
-        events = self.engine.take_cache_events()
-        if not events:
-            return None
-        batch = net_changes(self.worker, events)
-        self._kv_sequence += 1
-        self._live_blocks += (len(batch.stored) - len(batch.removed)) // HASH_BYTES
+    def hear(self, events: Sequence[CacheEvent]) -> KvBatch:
+        """The agent is told of its cache; returns its next batch, number `kv_sequence`."""
+        stored, removed = net_changes(events)
+        self.live.difference_update(removed)
+        self.live.update(stored)
+        batch = KvBatch(self.worker, stored=_pack(stored), removed=_pack(removed))
+        self.kv_sequence += 1
         self._digest ^= digest(unpack(batch.stored)) ^ digest(unpack(batch.removed))
         return batch
+
+    def snapshot(self) -> Snapshot:
+        """The agent's whole set as of its last batch."""
+        names, snapshot = list(self.live), Snapshot(self.worker)
+        starts = range(0, max(1, len(names)), SNAPSHOT_CHUNK_BLOCKS)
+        for chunk, start in enumerate(starts):
+            snapshot.add(
+                KvSnapshotChunk(
+                    worker=self.worker,
+                    incarnation=INCARNATION,
+                    sequence=self.kv_sequence,
+                    snapshot=1,
+                    chunk=chunk,
+                    last=start == starts[-1],
+                    tier=Tier.GPU,
+                    names=_pack(names[start : start + SNAPSHOT_CHUNK_BLOCKS]),
+                )
+            )
+        return snapshot
 
     def report(self) -> LoadReport:
         """What the agent would push now; the cache is told of as of the last batch."""
@@ -79,8 +102,8 @@ class SimulatedWorker:
             decode_kv_tokens=load.decode_kv_tokens,
             used_blocks=load.used_blocks,
             total_blocks=load.total_blocks,
-            kv_sequence=self._kv_sequence,
-            live_blocks=self._live_blocks,
+            kv_sequence=self.kv_sequence,
+            live_blocks=len(self.live),
             digest=self._digest,
             preemptions=load.preemptions,
             cached_tokens=load.cached_tokens,
@@ -91,6 +114,7 @@ class SimulatedWorker:
     def _take_steps(self) -> StepSums:
         sums = self.engine.take_step_sums()
         self.busy_ms += sums.prefill_ms + sums.decode_ms
+        self.steps += sums.steps
         return StepSums(
             steps=sums.steps,
             prefill_tokens=sums.prefill_tokens,
@@ -101,8 +125,9 @@ class SimulatedWorker:
         )
 
 
-def net_changes(worker: WorkerId, events: Sequence[CacheEvent]) -> KvBatch:
-    """Events in order, as one batch: what came and went again is not mentioned."""
+def net_changes(events: Sequence[CacheEvent]) -> tuple[Collection[int], Collection[int]]:
+    """Names stored and names removed by these events in order; what came and went again is in
+    neither."""
     stored: dict[int, None] = {}
     removed: dict[int, None] = {}
     for event in events:
@@ -113,8 +138,8 @@ def net_changes(worker: WorkerId, events: Sequence[CacheEvent]) -> KvBatch:
                 del left[name]
             else:
                 arrived[name] = None
-    return KvBatch(worker, stored=_pack(stored), removed=_pack(removed))
+    return stored.keys(), removed.keys()
 
 
-def _pack(names: Iterable[int]) -> bytes:
-    return pack(np.fromiter(names, dtype=np.uint64))
+def _pack(names: Collection[int]) -> bytes:
+    return pack(np.fromiter(names, dtype=np.uint64, count=len(names)))

@@ -5,10 +5,13 @@ What is modelled, and nothing else:
 - Conversations begin as a Poisson process of `rate` a second.
 - Each opens with one of `system_prompts` system prompts, chosen by a Zipf law, so a few are very
   common. A system prompt is a whole number of 512-token blocks (the format can share no less),
-  uniform from `system_blocks_min` to `system_blocks_max`.
+  uniform from `system_blocks_min` to `system_blocks_max`. None at all opens nothing in common.
+- With `siblings` above 1 each arrival is a burst: so many conversations within milliseconds
+  (exponential gaps, `sibling_gap_s` on average) that share a system prompt nobody had before.
 - The number of turns is geometric with mean `turns`. Every turn resends all that was said before,
   answers included, and adds a user's message.
-- Messages and answers are log-normal in tokens, with the given means and one `sigma`.
+- Messages and answers are log-normal in tokens, with the given means and one `sigma`. A share
+  `long_share` of the messages is `long_factor` times as long.
 - The next turn comes after the answer was written (`ms_per_output_token` for each token) and an
   exponential time to think, `think_s` on average.
 - A conversation ends early when the next turn would not fit `context_tokens`.
@@ -45,20 +48,27 @@ class Workload:
     system_blocks_min: int = 1
     system_blocks_max: int = 8
     zipf: float = 1.1
+    siblings: int = 1
+    sibling_gap_s: float = 0.002
     message_tokens: float = 400.0
+    long_share: float = 0.0
+    long_factor: float = 32.0
     output_tokens: float = 250.0
     sigma: float = 0.8
     context_tokens: int = 32_768
 
     def __post_init__(self) -> None:
         """Refuses, as a ValueError, what would make no trace."""
-        positive = ("conversations", "rate", "system_prompts", "system_blocks_min")
-        for name in (*positive, "message_tokens", "output_tokens", "context_tokens"):
+        positive = ("conversations", "rate", "siblings", "system_blocks_min", "message_tokens")
+        for name in (*positive, "long_factor", "output_tokens", "context_tokens"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0")
-        for name in ("think_s", "ms_per_output_token", "zipf", "sigma"):
+        notnegative = ("system_prompts", "think_s", "ms_per_output_token", "zipf", "sigma")
+        for name in (*notnegative, "sibling_gap_s", "long_share"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be below 0")
+        if self.long_share > 1:
+            raise ValueError("long_share must not be above 1")
         if not self.turns >= 1:
             raise ValueError("turns must be at least 1: it is a mean, and nobody says nothing")
         if self.system_blocks_max < self.system_blocks_min:
@@ -73,8 +83,16 @@ class _Turn:
 
 
 @dataclass
+class _Prefix:
+    """What several conversations begin with; its ids are given when it is first sent."""
+
+    blocks: int
+    ids: list[int] = field(default_factory=list)
+
+
+@dataclass
 class _Conversation:
-    system_prompt: int
+    prefix: _Prefix
     turns: list[_Turn]
     own_ids: list[int] = field(default_factory=list)
 
@@ -82,12 +100,7 @@ class _Conversation:
 def generate(workload: Workload, rng: random.Random) -> Iterator[TraceRequest]:
     """The requests in order of arrival; ids are numbered in the order they are first seen."""
     fresh = count()
-    system_blocks = [
-        rng.randint(workload.system_blocks_min, workload.system_blocks_max)
-        for _ in range(workload.system_prompts)
-    ]
-    system_ids: list[list[int]] = [[] for _ in system_blocks]
-    conversations = list(_conversations(workload, system_blocks, rng))
+    conversations = list(_conversations(workload, rng))
     order = sorted(
         (turn.arrival_s, c, t)
         for c, conversation in enumerate(conversations)
@@ -95,11 +108,9 @@ def generate(workload: Workload, rng: random.Random) -> Iterator[TraceRequest]:
     )
     for _, c, t in order:
         conversation = conversations[c]
-        turn = conversation.turns[t]
-        shared = system_ids[conversation.system_prompt]
+        turn, shared, own = conversation.turns[t], conversation.prefix.ids, conversation.own_ids
         if not shared:
-            shared.extend(next(fresh) for _ in range(system_blocks[conversation.system_prompt]))
-        own = conversation.own_ids
+            shared.extend(next(fresh) for _ in range(conversation.prefix.blocks))
         blocks = math.ceil(turn.input_tokens / TRACE_BLOCK_TOKENS)
         own.extend(next(fresh) for _ in range(blocks - len(shared) - len(own)))
         yield TraceRequest(turn.arrival_s, turn.input_tokens, turn.output_tokens, (*shared, *own))
@@ -128,25 +139,36 @@ def _as_line(request: TraceRequest) -> dict[str, int | tuple[int, ...]]:
     }
 
 
-def _conversations(
-    workload: Workload, system_blocks: list[int], rng: random.Random
-) -> Iterator[_Conversation]:
-    ranks = range(1, workload.system_prompts + 1)
-    popularity = list(accumulate(rank**-workload.zipf for rank in ranks))
-    start_s = 0.0
-    for _ in range(workload.conversations):
+def _conversations(workload: Workload, rng: random.Random) -> Iterator[_Conversation]:
+    common = [_new_prefix(workload, rng) for _ in range(workload.system_prompts)]
+    popularity = list(accumulate(rank**-workload.zipf for rank in range(1, len(common) + 1)))
+    start_s, made = 0.0, 0
+    while made < workload.conversations:
         start_s += rng.expovariate(workload.rate)
-        [system] = rng.choices(range(workload.system_prompts), cum_weights=popularity)
-        prefix_tokens = system_blocks[system] * TRACE_BLOCK_TOKENS
-        yield _Conversation(system, list(_turns(workload, start_s, prefix_tokens, rng)))
+        if workload.siblings > 1:
+            prefix = _new_prefix(workload, rng)
+        elif common:
+            [prefix] = rng.choices(common, cum_weights=popularity)
+        else:
+            prefix = _Prefix(0)
+        sibling_s = start_s
+        for _ in range(min(workload.siblings, workload.conversations - made)):
+            yield _Conversation(prefix, list(_turns(workload, sibling_s, prefix, rng)))
+            made += 1
+            if workload.siblings > 1 and workload.sibling_gap_s:
+                sibling_s += rng.expovariate(1 / workload.sibling_gap_s)
+
+
+def _new_prefix(workload: Workload, rng: random.Random) -> _Prefix:
+    return _Prefix(rng.randint(workload.system_blocks_min, workload.system_blocks_max))
 
 
 def _turns(
-    workload: Workload, start_s: float, prefix_tokens: int, rng: random.Random
+    workload: Workload, start_s: float, prefix: _Prefix, rng: random.Random
 ) -> Iterator[_Turn]:
-    arrival_s, said_tokens = start_s, prefix_tokens
+    arrival_s, said_tokens = start_s, prefix.blocks * TRACE_BLOCK_TOKENS
     while True:
-        input_tokens = said_tokens + _length(workload.message_tokens, workload.sigma, rng)
+        input_tokens = said_tokens + _message_tokens(workload, rng)
         output_tokens = _length(workload.output_tokens, workload.sigma, rng)
         said_tokens = input_tokens + output_tokens
         if said_tokens > workload.context_tokens:
@@ -157,6 +179,14 @@ def _turns(
             return
         arrival_s += output_tokens * workload.ms_per_output_token / 1000
         arrival_s += rng.expovariate(1 / workload.think_s) if workload.think_s else 0.0
+
+
+def _message_tokens(workload: Workload, rng: random.Random) -> int:
+    mean_tokens = workload.message_tokens
+    # No die is cast where there is nothing to decide: an older trace stays the same.
+    if workload.long_share and rng.random() < workload.long_share:
+        mean_tokens *= workload.long_factor
+    return _length(mean_tokens, workload.sigma, rng)
 
 
 def _length(mean_tokens: float, sigma: float, rng: random.Random) -> int:

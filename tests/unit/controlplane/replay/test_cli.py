@@ -93,8 +93,12 @@ def test_without_a_usable_line_it_ends_with_an_error(
     [
         (["--block-size", "48"], "block size 48 does not divide 512"),
         (["--policy", "kv,nonsense"], "there is no policy 'nonsense'; there are: kv,"),
-        (["--policy", "kv,kv"], "name each policy once"),
+        (["--policy", "kv,kv"], "name each once"),
         (["--policy", ""], "there is no policy ''"),
+        (["--policy", "kv:prefill_weight"], "write name=value"),
+        (["--policy", "kv:spin=1"], "kv:spin=1: spin: Extra inputs"),
+        (["--policy", "kv:kv_loss=1"], "kv_loss must be at least 0 and below 1"),
+        (["--policy", "oracle", "--speed", "1"], "oracle is no policy"),
         (["--profile", "abacus"], "there is no profile 'abacus'; there are: h100"),
         (["--speed", "fast"], "either `virtual`, or how many times faster"),
         (["--speed", "-1"], "either `virtual`, or how many times faster"),

@@ -81,8 +81,43 @@ def test_conversations_end_at_the_context() -> None:
         ("think_s", -1.0),
         ("message_tokens", 0.0),
         ("system_blocks_max", 0),
+        ("system_prompts", -1),
+        ("siblings", 0),
+        ("long_share", 1.5),
     ],
 )
 def test_impossible_workloads_are_refused(knob: str, value: float) -> None:
     with pytest.raises(ValueError, match=knob):
         replace(Workload(), **{knob: value})  # type: ignore[arg-type]
+
+
+def test_siblings_come_together_with_a_prefix_that_nobody_had() -> None:
+    workload = replace(
+        SMALL, conversations=60, turns=1.0, siblings=8, system_blocks_min=4, system_blocks_max=4
+    )
+    requests = list(generate(workload, random.Random(9)))
+    assert len(requests) == 60
+    bursts: dict[tuple[int, ...], list[float]] = {}
+    for request in requests:
+        bursts.setdefault(request.hash_ids[:4], []).append(request.arrival_s)
+    assert sorted(map(len, bursts.values())) == [4] + [8] * 7
+    assert max(times[-1] - times[0] for times in bursts.values()) < 0.1
+    assert len({i for prefix in bursts for i in prefix}) == 4 * len(bursts)
+
+
+def test_without_system_prompts_nothing_is_shared() -> None:
+    workload = replace(SMALL, turns=1.0, system_prompts=0)
+    requests = list(generate(workload, random.Random(10)))
+    ids = [i for request in requests for i in request.hash_ids]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_share_of_messages_is_long() -> None:
+    workload = replace(
+        SMALL, conversations=2000, turns=1.0, system_prompts=0, sigma=0.1, long_share=0.25
+    )
+    lengths = [r.input_tokens for r in generate(workload, random.Random(11))]
+    long = [tokens for tokens in lengths if tokens > 5 * workload.message_tokens]
+    assert len(long) == pytest.approx(500, rel=0.15)
+    short_mean = (sum(lengths) - sum(long)) / (len(lengths) - len(long))
+    assert sum(long) / len(long) == pytest.approx(32 * short_mean, rel=0.05)

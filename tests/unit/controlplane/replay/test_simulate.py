@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from controlplane.replay.arms import arm
 from controlplane.replay.fleet import MODEL, SimulatedWorker, net_changes
 from controlplane.replay.generate import Workload, generate
 from controlplane.replay.names import PromptNamer
-from controlplane.replay.parallel import run_policies
+from controlplane.replay.parallel import run_all
 from controlplane.replay.report import Run, Status, Targets, ideal_hit_rate, policy_report
 from controlplane.replay.simulate import Scenario, simulate
 from controlplane.replay.trace import TraceRequest
@@ -34,7 +36,7 @@ SHARING = Workload(
 def scenario(requests: list[TraceRequest], block_tokens: int = 64) -> Scenario:
     hasher = BlockHasher(b"replay", Scope(MODEL), block_tokens)
     names = list(PromptNamer(hasher).names(requests))
-    return Scenario(requests, names, workers=4, profile=LAPTOP.name, block_tokens=block_tokens)
+    return Scenario(requests, names, (LAPTOP.name,) * 4, block_tokens)
 
 
 def sharing() -> Scenario:
@@ -48,7 +50,7 @@ def run(of: Scenario, policy: str) -> Run:
         nonlocal ended
         ended += 1
 
-    result = simulate(of, policy, one_more)
+    result = simulate(of, arm(policy), one_more)
     assert ended == len(result.outcomes) == len(of.requests)
     return result
 
@@ -83,7 +85,7 @@ def test_routing_by_kv_finds_more_than_round_robin_and_no_more_than_there_is() -
 
 
 def test_one_worker_with_room_for_all_finds_nearly_all_there_is() -> None:
-    some = replace(sharing(), workers=1, blocks=1_000_000)
+    some = replace(sharing(), profiles=(LAPTOP.name,), blocks=1_000_000)
     ideal = ideal_hit_rate(some.names)
     # What is still being computed when a like prompt is admitted is missed.
     assert ideal - 0.03 < hit_rate(some, "round_robin") <= ideal
@@ -104,7 +106,9 @@ def test_a_router_that_hears_too_late_is_no_better_than_blind() -> None:
 
 def test_times_are_those_of_the_profile() -> None:
     # Alone on an engine: two chunks of prompt, the second of which gives the first token.
-    alone = replace(scenario([TraceRequest(5.0, 3_000, 11, tuple(range(6)))]), profile=H100.name)
+    alone = replace(
+        scenario([TraceRequest(5.0, 3_000, 11, tuple(range(6)))]), profiles=(H100.name,) * 4
+    )
     [outcome] = run(alone, "kv").outcomes
     cost = H100.cost
     ttft_ms = cost.step_ms(2048, attention_pairs(2048, 0), 0, 0)
@@ -116,7 +120,7 @@ def test_times_are_those_of_the_profile() -> None:
 
 def test_what_arrives_in_one_moment_shares_the_next_step() -> None:
     some = scenario([TraceRequest(0.0, 500, 1, (1,)), TraceRequest(0.0, 500, 1, (2,))])
-    both = run(replace(some, workers=1, profile=H100.name), "kv").outcomes
+    both = run(replace(some, profiles=(H100.name,)), "kv").outcomes
     step_ms = H100.cost.step_ms(1_000, 2 * attention_pairs(500, 0), 0, 0)
     assert [outcome.ttft_ms for outcome in both] == [pytest.approx(step_ms)] * 2
 
@@ -135,17 +139,18 @@ def test_a_small_cache_forgets() -> None:
     assert hit_rate(replace(some, blocks=250), "kv") + 0.1 < hit_rate(some, "kv")
 
 
-def test_policies_side_by_side_come_to_the_same() -> None:
+def test_arms_side_by_side_come_to_the_same() -> None:
     some = sharing()
-    told: dict[str, int] = {}
-    runs = run_policies(some, ["kv", "round_robin"], told.__setitem__)
-    assert runs == [run(some, "kv"), run(some, "round_robin")]
-    assert told == {"kv": len(some.requests), "round_robin": len(some.requests)}
+    told: dict[int, int] = {}
+    jobs = [partial(simulate, some, arm(name)) for name in ("kv", "round_robin")]
+    assert run_all(jobs, told.__setitem__) == [run(some, "kv"), run(some, "round_robin")]
+    assert told == {0: len(some.requests), 1: len(some.requests)}
 
 
 def test_a_failure_in_a_process_is_raised_here() -> None:
-    with pytest.raises(ValueError, match="there is no policy 'nonsense'"):
-        run_policies(sharing(), ["kv", "nonsense"], lambda policy, ended: None)
+    nobody = replace(sharing(), profiles=("nonsense",))
+    with pytest.raises(KeyError, match="nonsense"):
+        run_all([partial(simulate, nobody, arm("kv"))] * 2, lambda job, ended: None)
 
 
 def test_a_batch_says_only_what_is_left_of_its_events() -> None:
@@ -155,8 +160,8 @@ def test_a_batch_says_only_what_is_left_of_its_events() -> None:
         Stored(1, (9, 4), "a", 1),
         Removed((4, 8)),
     ]
-    batch = net_changes(WorkerId("w"), events)
-    assert (unpack(batch.stored), unpack(batch.removed)) == ([1, 3], [8])
+    stored, removed = net_changes(events)
+    assert (list(stored), list(removed)) == ([1, 3], [8])
 
 
 def test_a_worker_says_of_its_cache_what_its_batches_add_up_to() -> None:
@@ -168,8 +173,9 @@ def test_a_worker_says_of_its_cache_what_its_batches_add_up_to() -> None:
         worker.engine.submit(Request(i, 640, names, 2), now_s)
         worker.engine.next_event_s()
         worker.engine.advance(now_s + 0.9)
-        batch = worker.take_batch()
-        if batch is not None:
+        events = worker.engine.take_cache_events()
+        if events:
+            batch = worker.hear(events)
             live = (live - set(unpack(batch.removed))) | set(unpack(batch.stored))
         report = worker.report()
         assert (report.live_blocks, report.digest) == (len(live), digest(sorted(live)))
