@@ -25,6 +25,7 @@ from controlplane.gateway.migration import (
     settle,
 )
 from controlplane.gateway.openai import Api, Ask, ClientError
+from controlplane.gateway.pools import Pools
 from controlplane.gateway.routing import Hints, Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tokenizer import Tokenizers
@@ -85,6 +86,7 @@ class Dispatcher:
         self._accounting = accounting
         self._tokenizers = Tokenizers()
         self._budget = RetryBudget(settings.retry_share)
+        self._pools = Pools(settings.pool_requests_max, anyio.current_time)
 
     async def serve(self, request: RequestId, ask: Ask, hints: Hints, sink: Sink) -> str:
         """Returns the outcome when the sink has the whole answer, or its one error event.
@@ -94,7 +96,10 @@ class Dispatcher:
         flight = self._accounting.opened(request, ask, hints)
         self._budget.earn()
         try:
-            with anyio.move_on_after(self._settings.total_s) as total:
+            with (
+                self._pools.entered(ask.model),
+                anyio.move_on_after(self._settings.total_s) as total,
+            ):
                 await self._carry(flight, sink)
             if total.cancelled_caught:
                 raise ClientError(
@@ -124,21 +129,32 @@ class Dispatcher:
         leg = self._first_leg(flight, tokens)
         known = tokens
         while True:
-            chosen = await self._choose(flight, known)
-            flight.attempts += 1
-            flight.worker, flight.policy = chosen.worker, chosen.policy
-            flight.predicted_cached_tokens = chosen.overlap_blocks * chosen.block_tokens
-            try:
-                await self._attempts.make(flight, chosen, leg, sink)
+            with self._pools.attempt(flight.ask.model) as attempt:
+                chosen = await self._choose(flight, known)
+                failure = await self._attempt(flight, chosen, leg, sink)
+                attempt.ok = failure is None
+            if failure is None:
                 return
-            except EngineFailed as failure:
-                self._routing.inhibit(chosen.worker)
-                flight.failed.append(chosen.worker)
-                if flight.started and tokens is not None:
-                    leg = await self._rest(flight, tokens, failure)
-                    known = [*tokens, *flight.transcript.tokens] if flight.transcript else tokens
-                else:
-                    self._may_retry(flight, failure)
+            if flight.started and tokens is not None:
+                leg = await self._rest(flight, tokens, failure)
+                known = [*tokens, *flight.transcript.tokens] if flight.transcript else tokens
+            else:
+                self._may_retry(flight, failure)
+
+    async def _attempt(
+        self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink
+    ) -> EngineFailed | None:
+        """One leg on one worker; what went wrong, if the worker is to blame."""
+        flight.attempts += 1
+        flight.worker, flight.policy = chosen.worker, chosen.policy
+        flight.predicted_cached_tokens = chosen.overlap_blocks * chosen.block_tokens
+        try:
+            await self._attempts.make(flight, chosen, leg, sink)
+        except EngineFailed as failure:
+            self._routing.inhibit(chosen.worker)
+            flight.failed.append(chosen.worker)
+            return failure
+        return None
 
     def _first_leg(self, flight: Flight, tokens: list[int] | None) -> Leg:
         """The client's request; one that could go on elsewhere is watched from the start."""

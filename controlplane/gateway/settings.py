@@ -40,6 +40,9 @@ class GatewaySettings(Group):
     attempts_max: int = Field(
         3, ge=1, description="workers tried for one request, before its first byte"
     )
+    pool_requests_max: int = Field(
+        4096, ge=1, description="requests of one model under way at once in this process"
+    )
     retry_share: float = Field(
         0.2,
         ge=0,

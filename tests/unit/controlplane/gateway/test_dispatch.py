@@ -250,6 +250,29 @@ async def test_after_the_first_byte_a_failure_is_one_typed_event_and_no_done(
         assert written.outcome == code
 
 
+async def test_gw8_engines_that_fail_are_not_asked_for_a_moment(anyio_backend: str) -> None:
+    asked = 0
+
+    async def poisoned() -> AsyncGenerator[bytes]:
+        nonlocal asked
+        asked += 1
+        raise HttpBroken("poisoned")
+        yield b""
+
+    settings = SETTINGS.model_copy(update={"inhibit_s": 0.0})
+    async with world(settings=settings) as ours:
+        ours.engine("a", poisoned)
+        ours.engine("b", poisoned)
+        codes = []
+        for _ in range(10):
+            with pytest.raises(ClientError) as refused:
+                await ours.serve(Client())
+            codes.append(refused.value.code)
+        assert codes[-5:] == ["pool_failing"] * 5
+        assert refused.value.retry_after_s
+        assert asked < 10
+
+
 async def test_when_all_fail_the_client_is_told_and_nothing_was_sent(anyio_backend: str) -> None:
     async with world() as ours:
         client = Client()
