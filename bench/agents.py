@@ -35,6 +35,7 @@ class Agent:
         self.snapshots = 0
         """How many times a router has asked for everything."""
         self._chains: deque[Words] = deque()
+        self._firsts: set[int] = set()
         self._blocks = 0
         self._digest = 0
         self._kv, self._load, self._replies = (
@@ -46,14 +47,20 @@ class Agent:
         )
 
     def hold(self, names: Words) -> None:
-        """These are in the cache, too; nobody is told."""
+        """This chain, not held yet, is in the cache, too; nobody is told."""
         self._chains.append(names)
+        self._firsts.add(int(names[0]))
         self._blocks += len(names)
         self._digest ^= int(np.bitwise_xor.reduce(names))
 
+    def holds(self, names: Words) -> bool:
+        """Whether this chain is in the cache."""
+        return int(names[0]) in self._firsts
+
     def turn_over(self, names: Words) -> bytes:
-        """These come in and the oldest go: the batch that says so."""
+        """This chain, not held yet, comes in and the oldest goes: the batch that says so."""
         removed = self._chains.popleft()
+        self._firsts.discard(int(removed[0]))
         self._blocks -= len(removed)
         self._digest ^= int(np.bitwise_xor.reduce(removed))
         self.hold(names)

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from bench.options import Options
 from bench.rows import Bar, Row
 
-NAMES = ("hash", "match", "apply", "memory", "decision")
+NAMES = ("hash", "match", "apply", "memory", "decision", "fleet")
 
 
 class Benchmark(Protocol):

@@ -36,8 +36,9 @@ class Rig:
     _directory: Path
     _supervisor: Supervisor
 
-    async def start_router(self) -> str:
-        """A router's process, ready; returns the URL of its metrics."""
+    async def start_router(self, *words: str) -> str:
+        """A router's process, ready; returns the URL of its metrics. `words` for Python, if it is
+        not the usual one."""
         (port,) = free_ports(1)
         url = f"http://{LOOPBACK}:{port}"
         environment = {
@@ -47,7 +48,7 @@ class Rig:
             "TOKENPLANE_ADMIN__PORT": str(port),
             "TOKENPLANE_TELEMETRY__LOG_LEVEL": "warning",
         }
-        argv = (sys.executable, "-m", "controlplane.cli.main", "router")
+        argv = (sys.executable, *(words or ("-m", "controlplane.cli.main", "router")))
         await self.start("router", argv, f"{url}/ready", environment)
         return f"{url}/metrics"
 

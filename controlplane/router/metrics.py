@@ -5,6 +5,10 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 DECISION_BUCKETS_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05)
+LAG_BUCKETS_S = (
+    0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25,
+    1.0, 5.0,
+)  # fmt: skip
 SHARE_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -42,6 +46,7 @@ class RouterMetrics:
         self.lag_s = Histogram(
             "tokenplane_router_kv_lag_seconds",
             "From an agent sealing a KV batch to its arrival here",
+            buckets=LAG_BUCKETS_S,
             registry=registry,
         )
         self.repairs = Counter(
