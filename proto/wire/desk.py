@@ -15,6 +15,7 @@ from time import perf_counter_ns
 
 import anyio
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 
 from proto.wire.errors import BusUnavailable, RequestRefused
 from proto.wire.ports import Endpoint, Headers, Message, ServiceInfo
@@ -63,20 +64,47 @@ class Tally:
             self.last_error = str(answer)
 
 
+_Work = tuple[Message, Reply]
+
+
+class _Bell:
+    """Calls one idle clerk, who is then no longer idle."""
+
+    def __init__(self) -> None:
+        self._rung = anyio.Event()
+        self._work: _Work | None = None
+
+    def ring(self, work: _Work | None) -> None:
+        self._work = work
+        self._rung.set()
+
+    async def rung(self) -> _Work | None:
+        await self._rung.wait()
+        return self._work
+
+
 class Desk:
-    """One endpoint at work, within the bounds that the endpoint sets."""
+    """One endpoint at work, within the bounds that the endpoint sets.
+
+    A clerk is a task. One that has nothing to do waits for more: to start a task for each request
+    costs more than many a request does.
+    """
 
     def __init__(self, endpoint: Endpoint, tasks: TaskGroup) -> None:
         self.endpoint = endpoint
         self.tally = Tally()
         self._tasks = tasks
-        self._workers = 0
-        self._waiting: deque[tuple[Message, Reply]] = deque()
+        self._clerks = 0
+        self._idle: list[_Bell] = []
+        self._waiting: deque[_Work] = deque()
+        self._closed = False
 
     def take(self, message: Message, reply: Reply) -> RequestRefused | None:
         """Answer soon. When too many wait already, returns the refusal to be sent instead."""
-        if self._workers < self.endpoint.concurrency:
-            self._workers += 1
+        if self._idle:
+            self._idle.pop().ring((message, reply))
+        elif self._clerks < self.endpoint.concurrency:
+            self._clerks += 1
             self._tasks.start_soon(self._work, message, reply)
         elif len(self._waiting) < self.endpoint.queue_messages:
             self._waiting.append((message, reply))
@@ -86,13 +114,30 @@ class Desk:
             return refusal
         return None
 
+    def close(self) -> None:
+        """Nothing will be taken any more; what was is still answered."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().ring(None)
+
     async def _work(self, message: Message, reply: Reply) -> None:
-        try:
-            await self._serve(message, reply)
-            while self._waiting:
-                await self._serve(*self._waiting.popleft())
-        finally:
-            self._workers -= 1
+        """One clerk, until the desk is closed."""
+        work: _Work | None = (message, reply)
+        while work is not None:
+            await self._serve(*work)
+            work = await self._next()
+
+    async def _next(self) -> _Work | None:
+        """What to do now, or soon; None: go home."""
+        if self._waiting:
+            await checkpoint()  # many short requests must not keep the loop to their clerks
+        if self._waiting:
+            return self._waiting.popleft()
+        if self._closed:
+            return None
+        bell = _Bell()
+        self._idle.append(bell)
+        return await bell.rung()
 
     async def _serve(self, message: Message, reply: Reply) -> None:
         began_ns = perf_counter_ns()  # uvloop's clock stands still within a turn
@@ -131,11 +176,14 @@ async def open_desks(
     _check(service, endpoints)
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
+        desks = [Desk(endpoint, tasks) for endpoint in endpoints]
         try:
-            yield [Desk(endpoint, tasks) for endpoint in endpoints]
+            yield desks
         except Exception as error:  # noqa: BLE001 raised below, as itself and not in a group
             failure = error
             tasks.cancel_scope.cancel()
+        for desk in desks:
+            desk.close()
     if failure is not None:
         raise failure
 

@@ -51,7 +51,7 @@ class SturdyClient(Client):
         await checkpoint()  # it swallows cancellations
         try:
             await self.flush(timeout=FOR_EVER_S)
-        except errors.Error:
+        except (errors.Error, ConnectionError):  # the latter where the reader has not noticed yet
             return False
         return bool(self.is_connected)
 

@@ -16,6 +16,7 @@ from anyio.lowlevel import checkpoint
 from proto.wire.errors import BusUnavailable
 from proto.wire.nats.bus import NatsBus
 from proto.wire.nats.client import PromptTransport
+from proto.wire.nats.connection import Connection
 from proto.wire.nats.settings import NatsSettings
 from tests.contract.bus.carriers import (
     DEADLINE_S,
@@ -214,13 +215,28 @@ async def test_a_subscription_stands_however_much_waits_to_be_sent_before_it(
             server.thaw()
 
 
-async def test_a_connection_that_is_gone_is_an_os_error_on_every_loop(server: NatsServer) -> None:
+async def gone(server: NatsServer) -> PromptTransport:
     transport = PromptTransport()  # type: ignore[no-untyped-call]
     await transport.connect(urlsplit(server.url), 32768, 2)  # type: ignore[arg-type]
     transport.close()
     await transport.wait_closed()  # type: ignore[no-untyped-call]
+    return transport
+
+
+async def test_a_connection_that_is_gone_is_an_os_error_on_every_loop(server: NatsServer) -> None:
     with suppress(ConnectionResetError):  # asyncio itself says nothing
-        transport.write(b"PING\r\n")
+        (await gone(server)).write(b"PING\r\n")
+
+
+async def test_a_round_trip_that_finds_the_connection_gone_has_failed(server: NatsServer) -> None:
+    connection = Connection(quick_settings(server))
+    await connection.open()
+    client = connection.client
+    whole, client._transport = client._transport, await gone(server)
+    with anyio.move_on_after(0.1):  # as long as asyncio, which says nothing, may wait
+        assert not await client.settle()
+    client._transport = whole
+    await connection.close()
 
 
 async def test_a_bus_that_is_not_open_is_misuse(server: NatsServer) -> None:

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from proto.wire.desk import Desk, open_desks
+from proto.wire.errors import RequestRefused
+from proto.wire.ports import Endpoint, Handler, Message, ServiceInfo
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"]),
+]
+SERVICE = ServiceInfo("test", "1.0.0")
+
+
+class Counter:
+    """A desk's public: what they ask for is numbered, and so are the answers."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.answers: list[bytes | RequestRefused] = []
+        self._came = anyio.Event()
+
+    def ask(self, what: bytes) -> RequestRefused | None:
+        return self._desk.take(Message("s", what), self._reply)
+
+    async def until(self, answers: int) -> None:
+        while len(self.answers) < answers:
+            await self._came.wait()
+            self._came = anyio.Event()
+
+    async def _reply(self, answer: bytes | RequestRefused) -> None:
+        self.answers.append(answer)
+        self._came.set()
+
+
+def endpoint(handle: Handler, *, concurrency: int = 4, queue_messages: int = 4) -> Endpoint:
+    return Endpoint("e", "s", handle, concurrency=concurrency, queue_messages=queue_messages)
+
+
+async def test_requests_one_after_the_other_need_one_task() -> None:
+    tasks: set[int] = set()
+
+    async def handle(message: Message) -> bytes:
+        tasks.add(anyio.get_current_task().id)
+        return message.data
+
+    async with open_desks(SERVICE, [endpoint(handle)]) as (desk,):
+        public = Counter(desk)
+        for number in range(1, 11):
+            assert public.ask(b"%d" % number) is None
+            await public.until(number)
+    assert public.answers == [b"%d" % number for number in range(1, 11)]
+    assert len(tasks) == 1
+
+
+async def test_requests_at_once_run_at_once_and_idle_clerks_take_the_next() -> None:
+    tasks: set[int] = set()
+    inside = 0
+    go = anyio.Event()
+
+    async def handle(message: Message) -> bytes:
+        nonlocal inside
+        tasks.add(anyio.get_current_task().id)
+        inside += 1
+        await go.wait()
+        inside -= 1
+        return message.data
+
+    async with open_desks(SERVICE, [endpoint(handle, concurrency=3)]) as (desk,):
+        public = Counter(desk)
+        for round_end in (3, 6):
+            for _ in range(3):
+                assert public.ask(b"") is None
+            while inside < 3:
+                await checkpoint()
+            go.set()
+            await public.until(round_end)
+            go = anyio.Event()
+    assert len(tasks) == 3
+
+
+async def test_what_is_too_much_is_refused_and_the_rest_waits() -> None:
+    go = anyio.Event()
+
+    async def handle(message: Message) -> bytes:
+        await go.wait()
+        return message.data
+
+    async with open_desks(SERVICE, [endpoint(handle, concurrency=2, queue_messages=3)]) as (desk,):
+        public = Counter(desk)
+        refusals = [public.ask(b"%d" % number) for number in range(7)]
+        assert [refusal and refusal.code for refusal in refusals] == [None] * 5 + [503] * 2
+        go.set()
+    assert sorted(bytes(answer) for answer in public.answers if isinstance(answer, bytes)) == [
+        b"0", b"1", b"2", b"3", b"4",
+    ]  # fmt: skip
+
+
+async def test_a_long_queue_leaves_turns_to_others() -> None:
+    seen: list[str] = []
+
+    async def handle(message: Message) -> bytes:
+        seen.append("request")
+        return b""
+
+    async def other() -> None:
+        while len(seen) < 20:
+            seen.append("other")
+            await checkpoint()
+
+    one_clerk = endpoint(handle, concurrency=1, queue_messages=10)
+    async with anyio.create_task_group() as tasks, open_desks(SERVICE, [one_clerk]) as (desk,):
+        public = Counter(desk)
+        for _ in range(10):
+            assert public.ask(b"") is None
+        tasks.start_soon(other)
+    assert "other" in seen[seen.index("request") : len(seen) - seen[::-1].index("request")]
+
+
+async def test_what_comes_while_leaving_is_answered_too() -> None:
+    async def handle(message: Message) -> bytes:
+        await checkpoint()
+        return message.data
+
+    async with open_desks(SERVICE, [endpoint(handle)]) as (desk,):
+        public = Counter(desk)
+        public.ask(b"before")
+        await public.until(1)
+        desk.close()
+        public.ask(b"meanwhile")
+    assert public.answers == [b"before", b"meanwhile"]
