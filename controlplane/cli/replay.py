@@ -222,6 +222,7 @@ def _scenario(settings: ReplaySettings, trace: Trace, names: list[Words]) -> Sce
         names=names,
         profiles=tuple(islice(cycle(settings.profile), settings.workers)),
         block_tokens=settings.block_size,
+        targets=_targets(settings),
         blocks=settings.blocks,
         event_delay_s=settings.event_delay_ms / 1000,
         seed=settings.seed,

@@ -110,6 +110,7 @@ def scenario_of(course: Course, cell: Cell) -> Scenario:
         names=names,
         profiles=_profiles(course, cell.trace),
         block_tokens=BLOCK_TOKENS,
+        targets=course.targets,
         event_delay_s=course.event_delay_s,
         seed=course.seed,
     )

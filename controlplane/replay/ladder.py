@@ -102,12 +102,12 @@ def climb(
 
 
 def with_best(scores: Sequence[Score]) -> list[Score]:
-    """The scores, and `kv best` after the last of the weights in each cell."""
+    """The scores, and `kv best` after the last of the weights in each cell that has all."""
     result = []
     for score in scores:
         result.append(score)
-        if score.arm == KV_WEIGHTS[-1]:
-            of_cell = by_arm(scores, score.trace, score.load)
+        of_cell = by_arm(scores, score.trace, score.load)
+        if score.arm == KV_WEIGHTS[-1] and of_cell.keys() >= set(KV_WEIGHTS):
             best = max((of_cell[name] for name in KV_WEIGHTS), key=lambda f: f.goodput)
             result.append(Score(score.trace, score.load, KV_BEST, best))
     return result

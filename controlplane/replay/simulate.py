@@ -18,7 +18,7 @@ from controlplane.replay.arms import Arm, Knowledge
 from controlplane.replay.fleet import SimulatedWorker
 from controlplane.replay.informed import Action, Informed
 from controlplane.replay.oracle import Oracle
-from controlplane.replay.report import Outcome, Run, Status
+from controlplane.replay.report import Outcome, Run, Status, Targets
 from controlplane.replay.trace import TraceRequest
 from proto.hashing import Words
 from proto.ids import WorkerId
@@ -34,12 +34,14 @@ from workers.sim.timing import PROFILES
 @dataclass(frozen=True)
 class Scenario:
     """All that is the same for every arm. `names` has the canonical names of each request's full
-    blocks, `profiles` the profile of each worker; `blocks` overrides the KV blocks of profiles."""
+    blocks, `profiles` the profile of each worker; `blocks` overrides the KV blocks of profiles.
+    `targets` are what users were promised: the oracle knows."""
 
     requests: list[TraceRequest]
     names: list[Words]
     profiles: tuple[str, ...]
     block_tokens: int
+    targets: Targets
     blocks: int | None = None
     event_delay_s: float = 0.005
     seed: int = 0
@@ -93,7 +95,7 @@ class _Simulation:
         self._order = 0
         self._agenda: list[tuple[float, int, Action]] = []
         self._chooser: Chooser = (
-            Oracle(self._fleet, self._settle)
+            Oracle(self._fleet, scenario.targets, self._settle)
             if arm.knowledge is Knowledge.ORACLE
             else Informed(arm, self._fleet, scenario.event_delay_s, scenario.seed, self._at)
         )

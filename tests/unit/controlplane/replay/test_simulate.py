@@ -36,7 +36,7 @@ SHARING = Workload(
 def scenario(requests: list[TraceRequest], block_tokens: int = 64) -> Scenario:
     hasher = BlockHasher(b"replay", Scope(MODEL), block_tokens)
     names = list(PromptNamer(hasher).names(requests))
-    return Scenario(requests, names, (LAPTOP.name,) * 4, block_tokens)
+    return Scenario(requests, names, (LAPTOP.name,) * 4, block_tokens, TARGETS)
 
 
 def sharing() -> Scenario:

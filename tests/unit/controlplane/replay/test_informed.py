@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from controlplane.replay.report import Status, policy_report
+from tests.unit.controlplane.replay.test_simulate import TARGETS, run, sharing
+
+LATE = ("kv", "kv:kv_delay_s=0.1", "kv:kv_delay_s=1", "kv:kv_delay_s=10", "kv:kv_delay_s=1e6")
+LOSSY = ("kv", "kv:kv_loss=0.01", "kv:kv_loss=0.1")
+SLACK = 0.02
+
+
+def test_the_later_the_news_the_fewer_hits_and_never_a_cliff() -> None:
+    some = sharing()
+    hits = [policy_report(run(some, name), 0.0, TARGETS).hit_rate for name in LATE]
+    assert all(later <= sooner + SLACK for sooner, later in pairwise(hits))
+    prompt, _, _, ten_seconds, deaf = hits
+    assert prompt - deaf > 0.15
+    # Conversations go on after some seconds: who hears within a second misses next to nothing.
+    assert hits[2] > prompt - SLACK
+    assert deaf <= ten_seconds
+
+
+def test_what_is_lost_is_made_good() -> None:
+    some = sharing()
+    hits = [policy_report(run(some, name), 0.0, TARGETS).hit_rate for name in LOSSY]
+    assert all(hit > hits[0] - SLACK for hit in hits)
+
+
+@pytest.mark.parametrize("how", ["kv_loss=0.5", "kv_loss=0.9", "kv_loss=0.3:kv_delay_s=0.5"])
+def test_the_router_is_true_in_the_end_whatever_was_lost(how: str) -> None:
+    # The run itself holds the index against the engines when all is quiet.
+    some = sharing()
+    lossy = run(some, f"kv:{how}")
+    assert {outcome.status for outcome in lossy.outcomes} == {Status.COMPLETED}
+    assert lossy.outcomes != run(some, "kv").outcomes
+    assert lossy == run(some, f"kv:{how}")
+
+
+def test_without_events_nobody_is_known_to_hold_anything() -> None:
+    some = sharing()
+    blind = policy_report(run(some, "approximate"), 0.0, TARGETS).hit_rate
+    assert blind < policy_report(run(some, "kv"), 0.0, TARGETS).hit_rate
