@@ -100,5 +100,6 @@ class OurIndex:
 
     def depths(self, names: Words) -> dict[int, int]:
         """`match`, for comparison: leading blocks held, by the worker's number."""
-        depths = self._core.index.match(names)
+        index = self._core.index
+        depths = index.by_worker(index.match(names))
         return {worker_number(worker): depth for worker, depth in depths.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,6 +48,14 @@ RETRY_AFTER_S = 1.0
 REFUSALS_TOLD = 8
 
 
+class _Seating(NamedTuple):
+    """Of a fleet, by row: where each worker sits in the index, and its block size."""
+
+    as_of: int
+    seats: Ints
+    block_tokens: Ints
+
+
 class RouterCore:
     """Workers, their blocks, their work, and the policy that weighs them."""
 
@@ -60,6 +69,7 @@ class RouterCore:
         self._states: dict[tuple[str, str], State] = {}
         self._fleets: dict[str, Fleet] = {}
         self._models: dict[WorkerId, str] = {}
+        self._seatings: dict[str, _Seating] = {}
 
     @property
     def workers(self) -> Mapping[WorkerId, WorkerRecord]:
@@ -79,6 +89,7 @@ class RouterCore:
             fleet = Fleet(self.ledger, self._settings.report_stale_s)
             self._fleets[record.model] = fleet
         fleet.put(record)
+        self._seatings.pop(record.model, None)
         self.index.join(record.worker)
 
     def worker_left(self, worker: WorkerId) -> None:
@@ -157,13 +168,21 @@ class RouterCore:
     def _cached_tokens(self, request: RouteRequest, fleet: Fleet) -> Ints:
         """Leading tokens of the prompt that each worker of the fleet holds, by row."""
         cached: Ints = np.zeros(len(fleet), dtype=np.int64)
+        seating = self._seating(request.model, fleet)
         for size in request.blocks.keys() & set(fleet.block_sizes):
-            names = np.frombuffer(request.blocks[size], dtype="<u8")
-            for worker, depth in self.index.match(names).items():
-                row = fleet.row(worker)
-                if row is not None and fleet.record(row).block_tokens == size:
-                    cached[row] = depth * size
+            depths = self.index.match(np.frombuffer(request.blocks[size], dtype="<u8"))
+            cached += np.where(seating.block_tokens == size, depths.take(seating.seats) * size, 0)
         return cached
+
+    def _seating(self, model: str, fleet: Fleet) -> _Seating:
+        """Where the index has the workers of a model's fleet."""
+        known = self._seatings.get(model)
+        if known is None or known.as_of != self.index.seatings:
+            seats = [self.index.seat(worker) for worker in fleet.workers]
+            sizes = [fleet.record(row).block_tokens for row in range(len(fleet))]
+            known = _Seating(self.index.seatings, np.array(seats), np.array(sizes))
+            self._seatings[model] = known
+        return known
 
     def _catch_up(self) -> None:
         """Bring the rows of those workers up to date whose bookings have changed."""
@@ -182,6 +201,7 @@ class RouterCore:
         model = self._models.pop(worker)
         fleet = self._fleets[model]
         fleet.remove(worker)
+        self._seatings.pop(model, None)
         if not len(fleet):
             del self._fleets[model]
 

@@ -4,27 +4,43 @@ A name (see `proto.hashing`) stands for a block and all before it, so no tree is
 set of workers`, and a set is a bitmask. One index serves every model, adapter, tenant and block
 size, because all of that is inside the name.
 
+What a worker holds is prefix-closed (see `proto.kv`), so along a prompt its holders only become
+fewer, and a match looks at few of its blocks (`gallop`).
+
 A worker that leaves, or empties its cache, costs O(1): its bit is retired and counts no more. A
 sweep takes it out of the sets, and out of the table what nobody holds any longer, in slices; only
 then is the bit given out again.
 
-Memory is 32 to 64 bytes a block (`blocktable`) and about 200 bytes a different set of holders.
+Memory is 36 to 107 bytes a block (`blocktable`), however many workers hold it, and about 400 bytes
+a different set of holders (`holders`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from controlplane.router.blocktable import LANES, BlockTable
-from controlplane.router.holders import HolderSets
+from controlplane.router.blocktable import BlockTable
+from controlplane.router.cuckoo import Moved
+from controlplane.router.gallop import runs
+from controlplane.router.holders import HolderSets, Rows
 from proto.hashing import Words
 from proto.ids import WorkerId
 
-MATCH_BLOCKS = 1_024
-"""Blocks looked up at once; a prompt is not read on once nobody holds all of it so far."""
-MEMBERS_KEPT = 4_096
+Depths = NDArray[np.int64]
+"""Leading blocks held, by seat."""
+
+
+@dataclass(slots=True)
+class _Holder:
+    """A worker's bit, and what the blocks that it holds add up to."""
+
+    bit: int
+    blocks: int = 0
+    digest: int = 0
 
 
 class PrefixIndex:
@@ -33,28 +49,28 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._table = BlockTable()
         self._sets = HolderSets()
-        self._bits: dict[WorkerId, int] = {}
-        self._owners: dict[int, WorkerId] = {}
-        self._counts: dict[WorkerId, int] = {}
-        self._digests: dict[WorkerId, int] = {}
+        self._holders: dict[WorkerId, _Holder] = {}
         self._live = 0
         """Every bit that belongs to a worker; retired bits are not in it."""
+        self._live_row: Rows = self._sets.row(0)
         self._free: list[int] = []
-        self._next_bit = 1
         self._retired = 0
         self._sweeping: Iterator[None] | None = None
-        self._members: dict[int, Sequence[WorkerId]] = {}
+        self.seats = 0
+        """How many seats there are: the length of what `match` gives."""
+        self.seatings = 0
+        """Rises whenever a worker takes or leaves a seat."""
 
     def __len__(self) -> int:
         """How many different blocks are held by anybody (or wait to be swept)."""
         return len(self._table)
 
     def __contains__(self, worker: WorkerId) -> bool:
-        return worker in self._bits
+        return worker in self._holders
 
     @property
     def workers(self) -> Sequence[WorkerId]:
-        return tuple(self._bits)
+        return tuple(self._holders)
 
     @property
     def holder_sets(self) -> int:
@@ -63,81 +79,79 @@ class PrefixIndex:
 
     def count(self, worker: WorkerId) -> int:
         """How many blocks the worker holds."""
-        return self._counts.get(worker, 0)
+        holder = self._holders.get(worker)
+        return holder.blocks if holder else 0
 
     def digest(self, worker: WorkerId) -> int:
         """Exclusive or of the names the worker holds."""
-        return self._digests.get(worker, 0)
+        holder = self._holders.get(worker)
+        return holder.digest if holder else 0
+
+    def seat(self, worker: WorkerId) -> int:
+        """Where the worker is in what `match` gives; changes when it leaves or empties its cache.
+        KeyError if it is not there."""
+        return self._holders[worker].bit.bit_length() - 1
+
+    def by_worker(self, depths: Depths) -> dict[WorkerId, int]:
+        """An answer of `match` in words; workers that hold nothing are left out."""
+        named = {worker: int(depths[self.seat(worker)]) for worker in self._holders}
+        return {worker: depth for worker, depth in named.items() if depth}
 
     def join(self, worker: WorkerId) -> None:
         """Know a worker; it holds nothing yet. Joining twice is fine."""
-        if worker not in self._bits:
+        if worker not in self._holders:
             bit = self._free.pop() if self._free else self._new_bit()
-            self._bits[worker] = bit
-            self._owners[bit] = worker
-            self._counts[worker] = self._digests[worker] = 0
-            self._live |= bit
+            self._holders[worker] = _Holder(bit)
+            self._seat(self._live | bit)
 
     def leave(self, worker: WorkerId) -> None:
         """Forget a worker and everything it held."""
-        bit = self._bits.pop(worker, 0)
-        if bit:
-            del self._owners[bit], self._counts[worker], self._digests[worker]
-            self._live &= ~bit
-            self._retired |= bit
-            self._members.clear()
+        holder = self._holders.pop(worker, None)
+        if holder is not None:
+            self._retired |= holder.bit
+            self._seat(self._live & ~holder.bit)
 
     def clear(self, worker: WorkerId) -> None:
         """The worker holds nothing any more."""
-        if self._counts.get(worker):
+        if self.count(worker):
             self.leave(worker)
             self.join(worker)
 
     def store(self, worker: WorkerId, names: Sequence[int]) -> None:
         """The worker holds these, too. The name 0 is ignored: it has one chance in 2**64."""
-        if 0 in names:
-            names = [name for name in names if name]
-        self._table.reserve(len(names))
-        moved = self._table.rewrite(names, self._sets.adding(self._bits[worker], self._live))
-        self._sets.move(moved)
-        for move in moved:
-            self._counts[worker] += move.names
-            self._digests[worker] ^= move.digest
+        holder = self._holders[worker]
+        for move in self._move(names, self._sets.adding(holder.bit, self._live)):
+            holder.blocks += move.names
+            holder.digest ^= move.digest
 
     def remove(self, worker: WorkerId, names: Sequence[int]) -> None:
         """The worker no longer holds these; what it did not hold is ignored."""
-        if 0 in names:
-            names = [name for name in names if name]
-        moved = self._table.rewrite(names, self._sets.removing(self._bits[worker], self._live))
-        self._sets.move(moved)
-        for move in moved:
-            self._counts[worker] -= move.names
-            self._digests[worker] ^= move.digest
+        holder = self._holders[worker]
+        for move in self._move(names, self._sets.removing(holder.bit, self._live)):
+            holder.blocks -= move.names
+            holder.digest ^= move.digest
 
-    def match(self, names: Words) -> dict[WorkerId, int]:
-        """How many leading blocks of a prompt each worker holds; workers with none are absent.
+    def match(self, names: Words) -> Depths:
+        """How many leading blocks of a prompt each worker holds, by seat.
 
-        Looks at every block until nobody goes on, so that a worker which has evicted a block in
-        the middle counts up to the hole and no further.
+        Exact for sets that are prefix-closed. While a worker's is not, as its lane waits for a
+        snapshot, it is given what it holds before its first hole, or more.
         """
-        depths: dict[WorkerId, int] = {}
-        masks, holding = self._sets.masks, self._live
-        if not len(names) or not masks[self._table.mark(int(names[0]))] & holding:
-            return depths
-        for start in range(0, len(names), MATCH_BLOCKS):
-            for depth, mark in self._runs(names[start : start + MATCH_BLOCKS]):
-                still = masks[mark] & holding
-                if still != holding:
-                    self._note(depths, holding & ~still, start + depth)
-                    if not still:
-                        return depths
-                    holding = still
-        self._note(depths, holding, len(names))
+        first = self._table.mark(names.item(0)) if len(names) else 0
+        if not self._sets.masks[first] & self._live:
+            return np.zeros(self.seats, dtype=np.int64)
+        bounds, marks = runs(names, first, self._table, self._same)
+        rows = np.bitwise_and.accumulate(self._sets.rows[marks] & self._live_row, axis=0)
+        holds = np.unpackbits(rows.view(np.uint8), axis=1, count=self.seats, bitorder="little")
+        runs_held = holds.sum(axis=0, dtype=np.min_scalar_type(len(marks)))
+        depths: Depths = bounds[runs_held]
         return depths
 
     def sweep(self, entries_max: int) -> bool:
-        """Go on with taking out what is retired, in a slice of about `entries_max` entries; True
-        if more is to be done."""
+        """Go on with what is put off: growth of the table, and taking out what is retired. Does a
+        slice of about `entries_max` entries; True if more is to be done."""
+        if self._table.settle(entries_max):
+            return True
         if self._sweeping is None:
             if not self._retired:
                 return False
@@ -149,42 +163,38 @@ class PrefixIndex:
         return self._sweeping is not None or bool(self._retired)
 
     def _sweep(self, retired: int, entries_max: int) -> Iterator[None]:
+        """The table has nothing to settle each time that this goes on."""
         yield from self._sets.strip(retired, entries_max)
         self._retired &= ~retired
         self._free += _bits_of(retired)
-        dead = np.array(self._sets.dead(), dtype=np.uint64)
-        if not len(dead):
-            return
-        buckets = max(1, entries_max // LANES)
-        first = 0
-        # While this goes on the table may double: bucket b is split into b and b + buckets, both
-        # of them still to come or, if b has been swept, free of what is dead.
-        while first < self._table.buckets:
-            names = self._table.marked(dead, first, buckets)
-            self._sets.move(self._table.rewrite(names, self._sets.burying))
-            first += buckets
-            yield
+        # A name may be thrown out of its cell meanwhile, or moved as the table grows, to where the
+        # sweep has been already: so it goes round until nothing is left.
+        while dead := self._sets.dead():
+            for first in range(0, self._table.cells, entries_max):
+                names = self._table.marked(np.array(dead, dtype=np.uint64), first, entries_max)
+                self._move(names, self._sets.burying)
+                yield
 
-    def _runs(self, names: Words) -> Iterator[tuple[int, int]]:
-        """Where each run of blocks with equal marks begins, and the mark."""
-        marks = self._table.marks(names)
-        starts = [0, *(np.flatnonzero(marks[1:] != marks[:-1]) + 1).tolist()]
-        return zip(starts, marks[starts].tolist(), strict=True)
+    def _move(self, names: Sequence[int], successor: Callable[[int], int]) -> list[Moved]:
+        moved = self._table.rewrite(names, successor)
+        self._sets.move(moved)
+        return moved
 
-    def _note(self, depths: dict[WorkerId, int], bits: int, depth: int) -> None:
-        if not depth:
-            return
-        members = self._members.get(bits)
-        if members is None:
-            if len(self._members) >= MEMBERS_KEPT:
-                self._members.clear()
-            members = self._members[bits] = tuple(self._owners[bit] for bit in _bits_of(bits))
-        depths.update(dict.fromkeys(members, depth))
+    def _same(self, mark: int, other: int) -> bool:
+        """Whether the same workers hold what bears these marks."""
+        masks = self._sets.masks
+        return not (masks[mark] ^ masks[other]) & self._live
+
+    def _seat(self, live: int) -> None:
+        """Another set of workers is there."""
+        self._live = live
+        self._live_row = self._sets.row(live)
+        self.seatings += 1
 
     def _new_bit(self) -> int:
-        bit = self._next_bit
-        self._next_bit <<= 1
-        return bit
+        self.seats += 1
+        self._sets.reserve_bits(self.seats)
+        return 1 << (self.seats - 1)
 
 
 def _bits_of(mask: int) -> Iterator[int]:

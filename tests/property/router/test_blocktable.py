@@ -1,4 +1,4 @@
-"""The table of names against a dict."""
+"""The table of names against a dict, while it grows."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from controlplane.router import blocktable
 from controlplane.router.blocktable import BlockTable
 from proto.hashing import digest
 
-names_of_few_buckets = st.integers(1, 12).map(lambda i: i << 2 | 1)
-"""They all fall into one bucket of a table of four, and into few after it has doubled."""
-names = st.lists(st.one_of(st.integers(1, 40), names_of_few_buckets), max_size=30)
+names_of_two_cells = st.integers(1, 12).map(lambda i: i << 40 | 8 << 32 | i << 9 | 12)
+"""In a table of 256 cells they all have the same two homes; as it grows, more and more."""
+spread = st.integers(1, 400).map(lambda i: i * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
+names = st.lists(st.one_of(spread, names_of_two_cells), max_size=40)
 
 
 class TableMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.table = BlockTable(buckets=4)
+        self.table = BlockTable(cells=8)
         self.naive: dict[int, int] = {}
+        self.slices = (blocktable.SLICE_CELLS, blocktable.SLICE_CELLS_A_NAME)
+
+    @initialize(cells=st.integers(1, 8))
+    def in_small_slices(self, cells: int) -> None:
+        """A growth goes on for many steps."""
+        blocktable.SLICE_CELLS, blocktable.SLICE_CELLS_A_NAME = cells, 2
+
+    def teardown(self) -> None:
+        blocktable.SLICE_CELLS, blocktable.SLICE_CELLS_A_NAME = self.slices
 
     @rule(names=names, turn=st.integers(0, 4), keep=st.booleans())
     def rewrite(self, names: Sequence[int], turn: int, keep: bool) -> None:
@@ -48,9 +59,9 @@ class TableMachine(RuleBasedStateMachine):
             told[move.old, move.new][1] ^= move.digest
         assert told == {key: [len(each), digest(each)] for key, each in changed.items()}
 
-    @rule(room=st.integers(0, 60))
-    def reserve(self, room: int) -> None:
-        self.table.reserve(room)
+    @rule(cells=st.integers(1, 60))
+    def settle(self, cells: int) -> None:
+        self.table.settle(cells)
 
     @rule(names=names)
     def look_up(self, names: Sequence[int]) -> None:
@@ -58,11 +69,13 @@ class TableMachine(RuleBasedStateMachine):
         assert self.table.marks(np.array(names, dtype=np.uint64)).tolist() == expected
         assert [self.table.mark(name) for name in names] == expected
 
-    @rule(marks=st.sets(st.integers(1, 4), min_size=1), step=st.integers(1, 5))
+    @rule(marks=st.sets(st.integers(1, 4), min_size=1), step=st.integers(1, 50))
     def find_marked(self, marks: set[int], step: int) -> None:
+        while self.table.settle(step):
+            pass
         found = [
             name
-            for first in range(0, self.table.buckets, step)
+            for first in range(0, self.table.cells, step)
             for name in self.table.marked(np.array(sorted(marks), dtype=np.uint64), first, step)
         ]
         assert sorted(found) == sorted(n for n, mark in self.naive.items() if mark in marks)

@@ -1,20 +1,32 @@
-"""The index: leading blocks only, holes, leaving in O(1), bits that come back."""
+"""The index: leading blocks only, one seat a worker, leaving in O(1), bits that come back."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from controlplane.router.index import MATCH_BLOCKS, PrefixIndex
-from proto.hashing import Words
+from controlplane.router.index import PrefixIndex
+from proto.hashing import Words, mix
 from proto.ids import WorkerId
 
 A, B, C = WorkerId("a"), WorkerId("b"), WorkerId("c")
-CHAIN = list(range(101, 111))
+
+
+def names(first: int, end: int) -> list[int]:
+    """As well mixed as real ones."""
+    mixed: list[int] = mix(np.arange(first, end, dtype=np.uint64)).tolist()
+    return mixed
+
+
+CHAIN = names(101, 111)
 
 
 def words(names: list[int]) -> Words:
     return np.array(names, dtype=np.uint64)
+
+
+def depths(index: PrefixIndex, names: list[int]) -> dict[WorkerId, int]:
+    return index.by_worker(index.match(words(names)))
 
 
 def swept(index: PrefixIndex, entries_max: int = 100) -> int:
@@ -33,39 +45,55 @@ def index() -> PrefixIndex:
     return index
 
 
-def test_depths_are_told_worker_by_worker(index: PrefixIndex) -> None:
+def test_depths_are_told_seat_by_seat(index: PrefixIndex) -> None:
     index.store(A, CHAIN)
     index.store(B, CHAIN[:4])
-    assert index.match(words(CHAIN)) == {A: 10, B: 4}
-    assert index.match(words(CHAIN[:2])) == {A: 2, B: 2}
-    assert index.match(words([])) == {}
+    told = index.match(words(CHAIN))
+    assert [told[index.seat(worker)] for worker in (A, B, C)] == [10, 4, 0]
+    assert len(told) == index.seats == 3
+    assert depths(index, CHAIN) == {A: 10, B: 4}
 
 
-def test_a_hole_ends_the_prefix_however_much_comes_after_it(index: PrefixIndex) -> None:
+def test_a_prompt_may_be_short_or_unknown_or_have_no_block(index: PrefixIndex) -> None:
+    index.store(A, CHAIN)
+    assert depths(index, CHAIN[:1]) == {A: 1}
+    assert depths(index, CHAIN[5:] + CHAIN[:5]) == {A: 10}
+    assert depths(index, names(1, 5)) == depths(index, []) == {}
+    assert depths(index, CHAIN[:3] + names(1, 5)) == {A: 3}
+
+
+def test_a_hole_ends_the_prefix_where_it_is_seen(index: PrefixIndex) -> None:
+    """A set with holes is no truth; what is behind one may count, what is before one does."""
     index.store(A, CHAIN)
     index.store(B, CHAIN)
-    index.remove(A, [CHAIN[3]])
+    index.remove(A, [CHAIN[-1]])
     index.remove(B, [CHAIN[0]])
-    assert index.match(words(CHAIN)) == {A: 3}
+    assert depths(index, CHAIN) == {A: 9}
+    index.remove(A, [CHAIN[3]])
+    assert 3 <= depths(index, CHAIN)[A] <= 9
 
 
-def test_holes_of_one_do_not_hide_what_another_holds(index: PrefixIndex) -> None:
-    index.store(A, CHAIN[::2])
-    index.store(B, CHAIN)
-    assert index.match(words(CHAIN)) == {A: 1, B: 10}
+def test_a_worker_that_joins_takes_a_seat_of_its_own(index: PrefixIndex) -> None:
+    before = index.seatings
+    index.join(A)
+    assert index.seatings == before
+    index.leave(B)
+    index.join(WorkerId("d"))
+    assert index.seatings > before
+    seats = [index.seat(worker) for worker in index.workers]
+    assert len(set(seats)) == 3
+    assert max(seats) < index.seats
 
 
-def test_prompts_longer_than_one_look_up_are_exact(index: PrefixIndex) -> None:
-    long = list(range(1, 2 * MATCH_BLOCKS + 500))
-    index.store(A, long)
-    index.store(B, long[: MATCH_BLOCKS + 1])
-    index.store(C, long[:MATCH_BLOCKS])
-    index.remove(A, [long[-1]])
-    assert index.match(words(long)) == {
-        A: len(long) - 1,
-        B: MATCH_BLOCKS + 1,
-        C: MATCH_BLOCKS,
-    }
+@pytest.mark.parametrize("steps", [2, 7, 40])
+def test_every_depth_of_a_long_prompt_is_exact(steps: int) -> None:
+    index, prompt = PrefixIndex(), names(1, 3_000)
+    held = {WorkerId(f"w{i}"): len(prompt) * i // steps for i in range(1, steps + 1)}
+    for worker, depth in held.items():
+        index.join(worker)
+        index.store(worker, prompt[:depth])
+    assert depths(index, prompt) == held
+    assert depths(index, prompt[:1_000]) == {w: min(d, 1_000) for w, d in held.items()}
 
 
 def test_the_same_blocks_told_twice_count_once(index: PrefixIndex) -> None:
@@ -81,53 +109,71 @@ def test_who_leaves_is_unseen_at_once_and_swept_later(index: PrefixIndex) -> Non
     index.store(A, CHAIN)
     index.store(B, CHAIN[:2])
     index.leave(A)
-    assert index.match(words(CHAIN)) == {B: 2}
+    assert depths(index, CHAIN) == {B: 2}
     assert len(index) == 10
     swept(index)
     assert len(index) == 2
-    assert index.match(words(CHAIN)) == {B: 2}
+    assert depths(index, CHAIN) == {B: 2}
+
+
+def test_equal_holders_are_one_run_though_one_mark_had_a_worker_that_left(
+    index: PrefixIndex,
+) -> None:
+    index.store(A, CHAIN)
+    index.store(B, CHAIN[:5])
+    index.leave(B)
+    assert depths(index, CHAIN) == {A: 10}
+    swept(index)
+    assert depths(index, CHAIN) == {A: 10}
 
 
 def test_a_bit_is_given_out_again_only_after_its_sweep(index: PrefixIndex) -> None:
     index.store(A, CHAIN)
     index.leave(A)
     index.join(WorkerId("new"))
-    assert index.match(words(CHAIN)) == {}
+    assert depths(index, CHAIN) == {}
     index.sweep(1)
     index.join(WorkerId("newer"))
-    assert index.match(words(CHAIN)) == {}
+    assert depths(index, CHAIN) == {}
 
 
 def test_a_sweep_goes_on_in_slices_while_the_world_does(index: PrefixIndex) -> None:
-    index.store(A, [*CHAIN, *range(300, 400)])
-    index.store(B, CHAIN[5:])
+    index.store(A, [*CHAIN, *names(300, 400)])
+    index.store(B, CHAIN[:5])
     index.leave(A)
     assert index.sweep(200)
     index.store(C, CHAIN[:7])
-    index.remove(B, CHAIN[8:])
+    index.remove(B, CHAIN[3:])
     assert swept(index, 200) > 5
-    assert index.match(words(CHAIN)) == {C: 7}
-    assert index.match(words(CHAIN[5:])) == {B: 3, C: 2}
-    assert len(index) == 8
+    assert depths(index, CHAIN) == {B: 3, C: 7}
+    assert len(index) == 7
 
 
 def test_growing_in_the_middle_of_a_sweep_hides_nothing_dead(index: PrefixIndex) -> None:
-    index.store(A, list(range(1, 2_000)))
+    index.store(A, names(1, 2_000))
     index.leave(A)
     index.sweep(64)
     index.sweep(64)
-    index.store(B, list(range(5_000, 12_000)))
+    index.store(B, names(5_000, 12_000))
     swept(index, 64)
     assert len(index) == index.count(B) == 7_000
+
+
+def test_a_sweep_also_ends_a_growth_that_no_write_goes_on_with(index: PrefixIndex) -> None:
+    index.store(A, names(1, 29_400))
+    index.store(A, names(29_400, 29_600))
+    assert index.sweep(1_000)
+    swept(index, 1_000)
+    assert depths(index, names(1, 29_600)) == {A: 29_599}
 
 
 def test_clearing_costs_nothing_and_leaves_nothing(index: PrefixIndex) -> None:
     index.store(A, CHAIN)
     index.clear(A)
     assert (index.count(A), index.digest(A)) == (0, 0)
-    assert index.match(words(CHAIN)) == {}
+    assert depths(index, CHAIN) == {}
     index.store(A, CHAIN[:3])
-    assert index.match(words(CHAIN)) == {A: 3}
+    assert depths(index, CHAIN) == {A: 3}
     swept(index)
     assert len(index) == 3
 
@@ -147,7 +193,7 @@ def test_many_workers_of_one_depth_are_all_told() -> None:
     for worker in fleet:
         index.join(worker)
         index.store(worker, CHAIN)
-    assert index.match(words(CHAIN)) == dict.fromkeys(fleet, 10)
+    assert depths(index, CHAIN) == dict.fromkeys(fleet, 10)
     assert (len(index), index.holder_sets) == (10, 1)
 
 
@@ -155,4 +201,4 @@ def test_the_name_that_marks_an_empty_cell_is_not_kept(index: PrefixIndex) -> No
     index.store(A, [0, *CHAIN])
     index.remove(A, [0])
     assert index.count(A) == 10
-    assert index.match(words([0, *CHAIN])) == {}
+    assert depths(index, [0, *CHAIN]) == {}
