@@ -15,6 +15,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from bench import peer
+from bench.machine import one_core
 from bench.match import names_at_random
 from bench.measure import OURS, PEER, in_turns
 from bench.options import Options
@@ -26,7 +27,7 @@ from proto.hashing import Words
 Verb = Literal["stored", "removed"]
 E = TypeVar("E")
 
-BARS = (Bar("*", "ratio", "at least", 2.0),)
+BARS = (Bar("* an event", "ratio", "at least", 2.0),)
 VERBS: tuple[Verb, ...] = ("stored", "removed")
 WORKERS = 64
 ENTRIES = 1_000_000
@@ -36,10 +37,14 @@ EVENTS = 4_096
 
 
 class Side(NamedTuple, Generic[E]):
-    """An index, and how it is told of chains: `events(verb, chains, blocks an event)`."""
+    """An index, and how it is told of chains: `events(verb, chains, blocks an event)`.
+
+    Who has an answer to `ask` knows of everything applied before.
+    """
 
     apply: Callable[[E], None]
     events: Callable[[Verb, Sequence[Words], int], list[E]]
+    ask: Callable[[], object]
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -55,14 +60,19 @@ def run(options: Options) -> Iterator[Row]:
         blocks = (EVENTS // 16 if options.quick else EVENTS) * event_blocks
         chains = [names_at_random(CHAIN_BLOCKS, rng) for _ in range(blocks // CHAIN_BLOCKS)]
         for verb in VERBS:
-            our_side = Side(ours.apply, partial(_our_events, ours))
+            ask = partial(ours.match, ours.question(chains[-1]))
+            our_side = Side(ours.apply, partial(_our_events, ours), ask)
             sides = {OURS: partial(_blocks_per_s, our_side, verb, chains, event_blocks)}
             if theirs is not None:
-                peer_side = Side(partial(_peer_apply, theirs), _peer_events)
+                ask_peer = partial(theirs.match, theirs.question(chains[-1]))
+                peer_side = Side(partial(_peer_apply, theirs), _peer_events, ask_peer)
                 sides[PEER] = partial(_blocks_per_s, peer_side, verb, chains, event_blocks)
-            figures = in_turns(sides, options.rounds)
             case = f"{verb}, {event_blocks} block{'s' * (event_blocks > 1)} an event"
+            figures = in_turns(sides, options.rounds)
             yield row(case, "blocks/s", figures[OURS], figures.get(PEER))
+            with one_core():
+                figures = in_turns(sides, options.rounds)
+            yield row(f"{case}, one core", "blocks/s", figures[OURS], figures.get(PEER))
 
 
 def _blocks_per_s(side: Side[E], timed: Verb, chains: Sequence[Words], event_blocks: int) -> float:
@@ -73,6 +83,7 @@ def _blocks_per_s(side: Side[E], timed: Verb, chains: Sequence[Words], event_blo
         began_s = time.perf_counter()
         for event in events:
             side.apply(event)
+        side.ask()
         taken_s[verb] = time.perf_counter() - began_s
     return sum(map(len, chains)) / taken_s[timed]
 

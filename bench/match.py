@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from bench import peer
+from bench.machine import one_core
 from bench.measure import OURS, PEER, in_turns, p50_us
 from bench.options import Options
 from bench.ours import OurIndex
@@ -60,9 +61,13 @@ def _fleet(workers: int, entries: int, options: Options) -> Iterator[Row]:
         sides = {OURS: partial(p50_us, ours.match, [ours.question(p) for p in asked])}
         if theirs is not None:
             sides[PEER] = partial(p50_us, theirs.match, [theirs.question(p) for p in asked])
-        figures = in_turns(sides, options.rounds)
         case = f"{blocks:,} blocks, {workers} workers, {kind}"
+        figures = in_turns(sides, options.rounds)
         yield row(case, "us", figures[OURS], figures.get(PEER))
+        if blocks == max(PROMPT_BLOCKS):
+            with one_core():
+                figures = in_turns(sides, options.rounds)
+            yield row(f"{case}, one core", "us", figures[OURS], figures.get(PEER))
 
 
 def fill(
