@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from controlplane.router.ingest import Snapshot
-from proto.hashing import digest, pack, unpack
+from proto.hashing import digest, pack
 from proto.ids import WorkerId
 from proto.kv import SNAPSHOT_CHUNK_BLOCKS, KvBatch, KvSnapshotChunk, Tier
 from proto.load import LoadReport, StepSums
@@ -67,10 +67,9 @@ class SimulatedWorker:
         stored, removed = net_changes(events)
         self.live.difference_update(removed)
         self.live.update(stored)
-        batch = KvBatch(self.worker, stored=_pack(stored), removed=_pack(removed))
+        self._digest ^= digest((*stored, *removed))
         self.kv_sequence += 1
-        self._digest ^= digest(unpack(batch.stored)) ^ digest(unpack(batch.removed))
-        return batch
+        return KvBatch(self.worker, stored=_pack(stored), removed=_pack(removed))
 
     def snapshot(self) -> Snapshot:
         """The agent's whole set as of its last batch."""
