@@ -20,6 +20,7 @@ from controlplane.replay.simulate import simulate
 
 SUBJECT = "slo"
 BLIND = "round_robin"
+ORACLE = "oracle"
 KV_BEST = "kv best"
 KV_WEIGHTS = tuple(f"kv:prefill_weight={weight}" for weight in (1, 2, 4, 8))
 RUNGS = (
@@ -32,7 +33,7 @@ RUNGS = (
     *KV_WEIGHTS,
     "lmetric",
     SUBJECT,
-    "oracle",
+    ORACLE,
 )
 DEGRADED = tuple(
     f"{SUBJECT}:{how}"
@@ -132,7 +133,7 @@ def verdicts(scores: Sequence[Score]) -> list[Verdict]:
     return found
 
 
-_RIVALS = set(RUNGS) - {SUBJECT, "oracle"}
+_RIVALS = set(RUNGS) - {SUBJECT, ORACLE}
 
 
 def _run(course: Course, cell: Cell, of: Arm, on_outcome: Callable[[], None]) -> Score:
