@@ -79,7 +79,7 @@ class Stage:
 
 def run(options: Options) -> Iterator[Row]:
     """Rows for each fleet size: pace beside each form of the peer, then where decisions go."""
-    for workers in WORKERS:
+    for workers in WORKERS[:1] if options.quick else WORKERS:
         backend = {"use_uvloop": True}
         figures = anyio.run(_fleet, workers, options, backend="asyncio", backend_options=backend)
         yield from _pace_rows(workers, figures.pace)
