@@ -37,6 +37,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     output_tokens: int = 0
     outcome: str = ""
     """With `ENDED`: `completed`, `cancelled` or the error's kind."""
+    worker_failed: bool = False
+    """With `ENDED`: the worker is to blame, not the client and not the request."""
 
 
 class Booking(msgspec.Struct, frozen=True, array_like=True):
@@ -50,3 +52,5 @@ class Booking(msgspec.Struct, frozen=True, array_like=True):
     worker: WorkerId
     new_prefill_tokens: int
     decode_blocks: int
+    attempt: int = 1
+    """As in the `Progress` that will be told of it."""

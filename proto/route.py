@@ -30,6 +30,8 @@ class RouteRequest(msgspec.Struct, frozen=True):
     policy: str = ""
     """Overrides the router's policy for this request; for comparisons."""
     explain: bool = False
+    attempt: int = 1
+    """Which attempt to serve the request this is; its progress will bear the same number."""
 
 
 class Term(msgspec.Struct, frozen=True):

@@ -52,7 +52,7 @@ class Attempts:
     async def make(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         """Returns when the answer is whole. Raises `EngineFailed` when the engine is at fault,
         `ClientError` when the engine finds the request wrong before anything was sent."""
-        outcome = CANCELLED
+        outcome, failed = CANCELLED, False
         self._routing.opened(chosen.worker)
         with spans.start_as_current_span("gateway.engine", kind=SpanKind.CLIENT) as span:
             span.set_attribute("tokenplane.worker", chosen.worker)
@@ -61,13 +61,16 @@ class Attempts:
                 await self._tell(flight, chosen, Phase.DISPATCHED)
                 await self._exchange(flight, chosen, leg, sink)
                 outcome = COMPLETED
-            except (EngineFailed, ClientError) as error:
-                outcome = error.reason if isinstance(error, EngineFailed) else error.code
+            except EngineFailed as error:
+                outcome, failed = error.reason, True
+                raise
+            except ClientError as error:
+                outcome = error.code
                 raise
             finally:
                 self._routing.closed(chosen.worker)
                 with anyio.move_on_after(FAREWELL_S, shield=True):
-                    await self._tell(flight, chosen, Phase.ENDED, outcome)
+                    await self._tell(flight, chosen, Phase.ENDED, outcome, worker_failed=failed)
 
     async def _exchange(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         settings, ask = self._settings, flight.ask
@@ -152,9 +155,23 @@ class Attempts:
             raise EngineFailed("engine_refused", f"HTTP {response.status}: {body[:200]}")
         raise ClientError(response.status, _message_in(body), code="engine_rejected")
 
-    async def _tell(self, flight: Flight, chosen: Chosen, phase: Phase, outcome: str = "") -> None:
+    async def _tell(
+        self,
+        flight: Flight,
+        chosen: Chosen,
+        phase: Phase,
+        outcome: str = "",
+        *,
+        worker_failed: bool = False,
+    ) -> None:
         progress = Progress(
-            flight.request, chosen.worker, flight.attempts, phase, flight.output_tokens, outcome
+            flight.request,
+            chosen.worker,
+            flight.attempts,
+            phase,
+            flight.output_tokens,
+            outcome,
+            worker_failed,
         )
         try:
             await self._bus.publish(

@@ -220,7 +220,12 @@ class Dispatcher:
     async def _choose(self, flight: Flight, tokens: list[int] | None) -> Chosen:
         try:
             reply = await self._routing.choose(
-                flight.request, flight.ask, tokens, flight.hints, flight.failed
+                flight.request,
+                flight.ask,
+                tokens,
+                flight.hints,
+                flight.attempts + 1,
+                flight.failed,
             )
         except RequestRefused as refusal:
             raise ClientError(400, refusal.description, code="bad_route_request") from refusal

@@ -94,9 +94,11 @@ class Routing:
         ask: Ask,
         tokens: list[int] | None,
         hints: Hints,
+        attempt: int,
         failed: Collection[WorkerId],
     ) -> RouteReply:
-        """A worker for the prompt, or why there is none. Raises `RequestRefused` (400) when a
+        """A worker for the prompt, or why there is none, for the `attempt` that comes after those
+        of `failed` workers. Raises `RequestRefused` (400) when a
         router finds the request itself wrong."""
         route = RouteRequest(
             request=request,
@@ -109,7 +111,8 @@ class Routing:
             priority=hints.tenant.priority,
             session=hints.session,
             policy=hints.policy,
-            exclude=tuple(self._avoided() | set(failed)),
+            exclude=tuple(failed),
+            attempt=attempt,
             deadline_s=self._settings.route_s,
         )
         with spans.start_as_current_span("gateway.route", kind=SpanKind.CLIENT) as span:
@@ -153,8 +156,14 @@ class Routing:
         ]
         if not ready:
             return Rejected(NO_WORKER, "no worker is ready")
+        avoided = self._avoided()
         best = min(
-            ready, key=lambda r: (self._in_flight[r.worker], hash((route.request, r.worker)))
+            ready,
+            key=lambda r: (
+                r.worker in avoided,
+                self._in_flight[r.worker],
+                hash((route.request, r.worker)),
+            ),
         )
         return Chosen(
             worker=best.worker,

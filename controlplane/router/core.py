@@ -7,15 +7,16 @@ world: time and dice come in from outside.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from controlplane.router.filters import demands
-from controlplane.router.fleet import Fleet
+from controlplane.router.fleet import Fleet, Rows
 from controlplane.router.index import PrefixIndex
+from controlplane.router.inhibition import Inhibitions
 from controlplane.router.ledger import Ledger
 from controlplane.router.policies.base import (
     Candidates,
@@ -46,6 +47,8 @@ from proto.workers import WorkerRecord
 
 RETRY_AFTER_S = 1.0
 REFUSALS_TOLD = 8
+INHIBITED = "inhibited"
+"""Why a worker is passed over that has just failed somebody."""
 
 
 class _Seating(NamedTuple):
@@ -62,6 +65,7 @@ class RouterCore:
     def __init__(self, settings: RouterSettings, name: str, rng: random.Random) -> None:
         self.index = PrefixIndex()
         self.ledger = Ledger(settings.booking_silence_s)
+        self._inhibitions = Inhibitions(settings.inhibit_s)
         self._settings = settings
         self._knobs = settings.knobs
         self.name = name
@@ -88,6 +92,9 @@ class RouterCore:
         if fleet is None:
             fleet = Fleet(self.ledger, self._settings.report_stale_s)
             self._fleets[record.model] = fleet
+        row = fleet.row(record.worker)
+        if row is not None and fleet.record(row).incarnation != record.incarnation:
+            self._inhibitions.lift(record.worker)
         fleet.put(record)
         self._seatings.pop(record.model, None)
         self.index.join(record.worker)
@@ -98,6 +105,7 @@ class RouterCore:
             self._leave_fleet(worker)
             self.index.leave(worker)
             self.ledger.forget(worker)
+            self._inhibitions.lift(worker)
 
     def apply(self, batch: KvBatch) -> None:
         """Take in a worker's next KV batch; batches of workers we do not know are ignored.
@@ -123,11 +131,17 @@ class RouterCore:
 
     def booked_elsewhere(self, booking: Booking, now_s: float) -> None:
         """Another router has given a worker a request."""
-        self.ledger.book_elsewhere(booking, now_s)
+        self.ledger.book(booking, now_s)
 
     def progress(self, progress: Progress, now_s: float) -> None:
         """A gateway says how far a request has come."""
         self.ledger.hear(progress, now_s)
+        if progress.worker_failed:
+            self.failed((progress.worker,), now_s)
+
+    def failed(self, workers: Iterable[WorkerId], now_s: float) -> None:
+        """Workers have just failed a request: avoid them for a while."""
+        self._inhibitions.failed((w for w in workers if w in self._models), now_s)
 
     def expire(self, now_s: float) -> int:
         """Forget bookings that nobody carries any more; returns how many."""
@@ -146,12 +160,13 @@ class RouterCore:
         rows = fleet.sift(request, made)
         if not len(rows):
             return _nobody(fleet.refusals(request, made))
+        rows, inhibited = self._without_inhibited(fleet, rows, now_s)
         candidates = fleet.candidates(rows, self._cached_tokens(request, fleet))
         costs = weigh(_prompt(request), candidates, self._state(name, request.model))
         chosen = pick(candidates, costs, self._rng, self._settings.temperature)
         record = fleet.record(int(rows[chosen]))
         block_tokens = record.block_tokens
-        refused = fleet.refusals(request, made) if request.explain else {}
+        refused = {**fleet.refusals(request, made), **inhibited} if request.explain else {}
         reply = Chosen(
             worker=record.worker,
             incarnation=record.incarnation,
@@ -164,6 +179,19 @@ class RouterCore:
         )
         self.ledger.book(booking_of(request, reply), now_s)
         return reply
+
+    def _without_inhibited(
+        self, fleet: Fleet, rows: Rows, now_s: float
+    ) -> tuple[Rows, Mapping[WorkerId, str]]:
+        """The rows without workers that have just failed, if that leaves any; and those."""
+        avoided = self._inhibitions.avoided(now_s)
+        if not avoided:
+            return rows, {}
+        workers = [fleet.workers[row] for row in rows.tolist()]
+        kept = rows[[worker not in avoided for worker in workers]]
+        if not len(kept):
+            return rows, {}
+        return kept, {worker: INHIBITED for worker in workers if worker in avoided}
 
     def _cached_tokens(self, request: RouteRequest, fleet: Fleet) -> Ints:
         """Leading tokens of the prompt that each worker of the fleet holds, by row."""
@@ -230,6 +258,7 @@ def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:
         chosen.worker,
         max(1, request.prompt_tokens - cached_tokens),
         decode_blocks(_prompt(request), chosen.block_tokens),
+        request.attempt,
     )
 
 

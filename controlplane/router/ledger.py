@@ -5,14 +5,15 @@ ledger closes that gap. A booking's prefill is done at its first token, all of i
 that makes no progress for `silence_s` is dropped: by silence, never by age, as long answers live
 long.
 
-Words may come twice, late or in the wrong order, from gateways and from other routers: a booking
-that comes after its first token counts no prefill, one that comes after its end counts nothing,
-and words about an earlier attempt of a request do not touch a later one on the same worker.
+Words may come twice, late or in the wrong order, from gateways, from other routers and from this
+one: a booking counts once, without prefill if it comes after its first token, and not at all if it
+comes after its end. Every word bears the number of its attempt; one about an earlier attempt of a
+request does not touch a later one on the same worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -21,8 +22,6 @@ from proto.progress import Booking, Phase, Progress
 
 ENDED_KEPT_S = 5.0
 """How long the end of an attempt is remembered, so that a late word does not bring it back."""
-
-Key = tuple[RequestId, WorkerId]
 
 
 @dataclass
@@ -46,7 +45,6 @@ class _Entry:
     three fields."""
 
     attempt: int
-    """The least attempt that words about this entry bear; 0: whichever comes first."""
     heard_s: float
     stage: _Stage = _Stage.PREFILL
     booked: bool = False
@@ -58,11 +56,11 @@ NOTHING = InFlight()
 
 
 class Ledger:
-    """Bookings of this router and of its replicas, by request and worker. Pure."""
+    """Bookings of this router and of its replicas, by worker and request. Pure."""
 
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
-        self._entries: dict[Key, _Entry] = {}
+        self._entries: dict[WorkerId, dict[RequestId, _Entry]] = {}
         self._sums: dict[WorkerId, InFlight] = {}
         self._bookings = 0
         self._changed: set[WorkerId] = set()
@@ -81,56 +79,11 @@ class Ledger:
         return changed
 
     def book(self, booking: Booking, now_s: float) -> None:
-        """We have given a worker a request: a new attempt, whatever was said of earlier ones."""
-        key = (booking.request, booking.worker)
-        before = self._entries.pop(key, None)
-        attempt = 0
-        if before is not None:
-            self._release(key, before)
-            attempt = before.attempt + 1
-        entry = self._entries[key] = _Entry(attempt, now_s)
-        self._count(booking, entry)
-
-    def book_elsewhere(self, booking: Booking, now_s: float) -> None:
-        """Another router has given a worker a request, which may have come far already."""
-        key = (booking.request, booking.worker)
-        entry = self._entries.setdefault(key, _Entry(0, now_s))
-        if not entry.booked and entry.stage is not _Stage.ENDED:
-            self._count(booking, entry)
-
-    def hear(self, progress: Progress, now_s: float) -> None:
-        """A gateway says how far an attempt has come."""
-        key = (progress.request, progress.worker)
-        entry = self._entries.setdefault(key, _Entry(0, now_s))
-        if progress.attempt < entry.attempt:
+        """A router, this one or another, has given a worker a request, which may have come far
+        already. A later attempt takes the place of an earlier one."""
+        entry = self._entry(booking.worker, booking.request, booking.attempt, now_s)
+        if entry is None or entry.booked or entry.stage is _Stage.ENDED:
             return
-        if progress.attempt > entry.attempt and entry.stage is _Stage.ENDED:
-            entry = self._entries[key] = _Entry(progress.attempt, now_s)
-        entry.attempt, entry.heard_s = progress.attempt, now_s
-        if progress.phase is Phase.ENDED:
-            self._release(key, entry)
-            entry.stage = _Stage.ENDED
-        elif progress.phase is not Phase.DISPATCHED and entry.stage is _Stage.PREFILL:
-            self._free_prefill(key, entry)
-            entry.stage = _Stage.DECODE
-
-    def forget(self, worker: WorkerId) -> None:
-        """The worker is gone, and what it owed with it."""
-        for key in [key for key in self._entries if key[1] == worker]:
-            self._release(key, self._entries.pop(key))
-        self._sums.pop(worker, None)
-        self._changed.add(worker)
-
-    def expire(self, now_s: float) -> int:
-        """Drop what has been silent for too long; returns how many bookings that were."""
-        before = self._bookings
-        for key, entry in list(self._entries.items()):
-            kept_s = ENDED_KEPT_S if entry.stage is _Stage.ENDED else self._silence_s
-            if entry.heard_s < now_s - kept_s:
-                self._release(key, self._entries.pop(key))
-        return before - self._bookings
-
-    def _count(self, booking: Booking, entry: _Entry) -> None:
         entry.booked = True
         if entry.stage is _Stage.PREFILL:
             entry.prefill_tokens = booking.new_prefill_tokens
@@ -142,17 +95,76 @@ class Ledger:
         self._bookings += 1
         self._changed.add(booking.worker)
 
-    def _free_prefill(self, key: Key, entry: _Entry) -> None:
-        if entry.booked:
-            self._sums[key[1]].prefill_tokens -= entry.prefill_tokens
-            entry.prefill_tokens = 0
-            self._changed.add(key[1])
+    def hear(self, progress: Progress, now_s: float) -> None:
+        """A gateway says how far an attempt has come."""
+        entry = self._entry(progress.worker, progress.request, progress.attempt, now_s)
+        if entry is None:
+            return
+        entry.heard_s = now_s
+        if progress.phase is Phase.ENDED:
+            self._release(progress.worker, entry)
+            entry.stage = _Stage.ENDED
+        elif progress.phase is not Phase.DISPATCHED and entry.stage is _Stage.PREFILL:
+            self._free_prefill(progress.worker, entry)
+            entry.stage = _Stage.DECODE
 
-    def _release(self, key: Key, entry: _Entry) -> None:
+    def bookings(self, after: tuple[WorkerId, RequestId]) -> Iterator[Booking]:
+        """What has not ended, with the prefill that is left of it, ordered by worker and request;
+        what comes after the one that is named. Who asks in parts misses nothing that was there
+        from the first part to the last."""
+        for worker in sorted(worker for worker in self._entries if worker >= after[0]):
+            entries = self._entries[worker]
+            for request in sorted(each for each in entries if (worker, each) > after):
+                entry = entries[request]
+                if entry.booked:
+                    yield Booking(
+                        request, worker, entry.prefill_tokens, entry.decode_blocks, entry.attempt
+                    )
+
+    def forget(self, worker: WorkerId) -> None:
+        """The worker is gone, and what it owed with it."""
+        gone = self._entries.pop(worker, {})
+        self._bookings -= sum(entry.booked for entry in gone.values())
+        self._sums.pop(worker, None)
+        self._changed.add(worker)
+
+    def expire(self, now_s: float) -> int:
+        """Drop what has been silent for too long; returns how many bookings that were."""
+        before = self._bookings
+        for worker, entries in list(self._entries.items()):
+            for request, entry in list(entries.items()):
+                kept_s = ENDED_KEPT_S if entry.stage is _Stage.ENDED else self._silence_s
+                if entry.heard_s < now_s - kept_s:
+                    self._release(worker, entries.pop(request))
+            if not entries:
+                del self._entries[worker]
+        return before - self._bookings
+
+    def _entry(
+        self, worker: WorkerId, request: RequestId, attempt: int, now_s: float
+    ) -> _Entry | None:
+        """The entry of this attempt; None if a later one is known."""
+        entries = self._entries.setdefault(worker, {})
+        entry = entries.get(request)
+        if entry is not None and attempt < entry.attempt:
+            return None
+        if entry is None or attempt > entry.attempt:
+            if entry is not None:
+                self._release(worker, entry)
+            entry = entries[request] = _Entry(attempt, now_s)
+        return entry
+
+    def _free_prefill(self, worker: WorkerId, entry: _Entry) -> None:
+        if entry.booked:
+            self._sums[worker].prefill_tokens -= entry.prefill_tokens
+            entry.prefill_tokens = 0
+            self._changed.add(worker)
+
+    def _release(self, worker: WorkerId, entry: _Entry) -> None:
         """Take what the entry adds out of the sums; an entry adds something once."""
         if entry.booked:
-            self._free_prefill(key, entry)
-            sums = self._sums[key[1]]
+            self._free_prefill(worker, entry)
+            sums = self._sums[worker]
             sums.requests -= 1
             sums.decode_blocks -= entry.decode_blocks
             entry.booked = False

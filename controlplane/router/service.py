@@ -112,6 +112,7 @@ class RouterService:
         with spans.start_as_current_span(
             "router.decide", context=extract(message.headers), kind=SpanKind.SERVER
         ) as span:
+            self.core.failed(request.exclude, anyio.current_time())
             reply = self._decide(request, span)
             if isinstance(reply, Chosen):
                 await self._gossip(booking_of(request, reply))

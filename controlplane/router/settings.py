@@ -31,6 +31,9 @@ class RouterSettings(Group):
     report_stale_s: float = Field(
         5.0, gt=0, description="a load report older than this no longer counts"
     )
+    inhibit_s: float = Field(
+        5.0, ge=0, description="a worker that failed a request is avoided for so long"
+    )
     snapshot_timeout_s: float = Field(
         5.0, gt=0, description="deadline of one snapshot chunk; then again after a growing pause"
     )

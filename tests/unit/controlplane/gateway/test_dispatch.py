@@ -211,8 +211,13 @@ async def test_before_the_first_byte_another_worker_is_tried(
         assert client.read.endswith(DONE)
         assert client.headers["x-tokenplane-worker"] == "b"
         assert ours.routed[1].exclude == ("a",)
+        assert [route.attempt for route in ours.routed] == [1, 2]
         await records(ours, 1)
-        assert [worker for worker, phase in ours.phases() if phase is Phase.ENDED] == ["a", "b"]
+        ends = [each for each in ours.progress if each.phase is Phase.ENDED]
+        assert [(p.worker, p.attempt, p.worker_failed) for p in ends] == [
+            ("a", 1, True),
+            ("b", 2, False),
+        ]
 
 
 async def test_an_engine_that_is_full_is_left_for_another(anyio_backend: str) -> None:

@@ -218,6 +218,45 @@ def test_a_worker_that_has_just_failed_is_not_tried_again() -> None:
     assert chosen(ask(core, exclude=(WorkerId("a"),))).worker == "b"
 
 
+def failed(name: str) -> Progress:
+    return Progress(
+        RequestId("x"), WorkerId(name), 1, Phase.ENDED, outcome="engine_lost", worker_failed=True
+    )
+
+
+def test_kr19_a_worker_that_failed_somebody_is_left_alone_for_a_while() -> None:
+    core = router("a", "b")
+    core.progress(failed("a"), 10.0)
+    for i in range(4):
+        assert chosen(ask(core, str(i), 14.9)).worker == "b"
+    assert chosen(ask(core, "later", 15.1)).worker == "a"
+
+
+def test_kr19_nobody_is_left_without_a_worker_by_it() -> None:
+    core = router("a", "b")
+    core.progress(failed("a"), 10.0)
+    assert chosen(ask(core, exclude=(WorkerId("b"),), now_s=11.0)).worker == "a"
+
+
+def test_kr19_the_registry_has_the_last_word() -> None:
+    core = router("a", "b")
+    core.progress(failed("a"), 10.0)
+    core.progress(failed("stranger"), 10.0)
+    core.worker_joined(record("b", state=WorkerState.DRAINING))
+    assert chosen(ask(core, "1", 11.0)).worker == "a"
+    core.worker_joined(record("b"))
+    assert chosen(ask(core, "2", 11.0)).worker == "b"
+    core.worker_joined(record("a", incarnation=2))  # another life
+    assert chosen(ask(core, "3", 11.0, explain=True)).terms[-1].excluded == ""
+
+
+def test_a_worker_passed_over_for_its_failure_is_explained() -> None:
+    core = router("a", "b")
+    core.failed([WorkerId("a")], 10.0)
+    terms = chosen(ask(core, now_s=11.0, explain=True)).terms
+    assert [(t.worker, t.excluded) for t in terms if t.excluded] == [("a", "inhibited")]
+
+
 def test_nobody_to_choose_is_an_answer_with_its_reason() -> None:
     core = router("a")
     unknown = ask(core, model="other")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import islice, permutations
 
 import pytest
 
@@ -13,8 +13,10 @@ from proto.progress import Booking, Phase, Progress
 A, B = WorkerId("a"), WorkerId("b")
 
 
-def booking(request: str, worker: WorkerId = A, prefill: int = 100, decode: int = 10) -> Booking:
-    return Booking(RequestId(request), worker, prefill, decode)
+def booking(
+    request: str, worker: WorkerId = A, prefill: int = 100, decode: int = 10, attempt: int = 1
+) -> Booking:
+    return Booking(RequestId(request), worker, prefill, decode, attempt)
 
 
 def said(phase: Phase, request: str = "1", worker: WorkerId = A, attempt: int = 1) -> Progress:
@@ -47,8 +49,8 @@ def test_prefill_ends_at_the_first_token_and_the_rest_at_the_end(ledger: Ledger)
 
 
 def test_words_that_come_twice_count_once(ledger: Ledger) -> None:
-    ledger.book_elsewhere(booking("1"), 0.0)
-    ledger.book_elsewhere(booking("1"), 0.0)
+    ledger.book(booking("1"), 0.0)
+    ledger.book(booking("1"), 0.0)
     assert sums(ledger) == (1, 100, 10)
     for phase in (Phase.FIRST_TOKEN, Phase.FIRST_TOKEN, Phase.ENDED, Phase.ENDED):
         ledger.hear(said(phase), 1.0)
@@ -61,7 +63,7 @@ def test_a_booking_from_elsewhere_ends_in_whatever_order_its_words_come(
 ) -> None:
     for word in order:
         if word == "booked":
-            ledger.book_elsewhere(booking("1"), 0.0)
+            ledger.book(booking("1"), 0.0)
         else:
             ledger.hear(said(Phase(word)), 0.0)
     assert sums(ledger) == (0, 0, 0)
@@ -70,7 +72,7 @@ def test_a_booking_from_elsewhere_ends_in_whatever_order_its_words_come(
 
 def test_a_booking_that_comes_after_its_first_token_counts_no_prefill(ledger: Ledger) -> None:
     ledger.hear(said(Phase.FIRST_TOKEN), 0.0)
-    ledger.book_elsewhere(booking("1"), 0.1)
+    ledger.book(booking("1"), 0.1)
     assert sums(ledger) == (1, 0, 10)
 
 
@@ -92,26 +94,27 @@ def test_a_retry_on_the_same_worker_counts_although_the_first_attempt_ended(
 ) -> None:
     ledger.book(booking("1"), 0.0)
     ledger.hear(said(Phase.ENDED, attempt=1), 0.0)
-    ledger.book(booking("1"), 0.1)
+    ledger.book(booking("1", attempt=2), 0.1)
     assert sums(ledger) == (1, 100, 10)
 
 
 def test_late_words_about_an_attempt_do_not_end_the_next_one(ledger: Ledger) -> None:
     ledger.book(booking("1"), 0.0)
     ledger.hear(said(Phase.DISPATCHED, attempt=1), 0.0)
-    ledger.book(booking("1", prefill=70), 0.1)
+    ledger.book(booking("1", prefill=70, attempt=2), 0.1)
     ledger.hear(said(Phase.ENDED, attempt=1), 0.2)
+    ledger.book(booking("1", attempt=1), 0.2)
     assert sums(ledger) == (1, 70, 10)
     ledger.hear(said(Phase.ENDED, attempt=2), 0.3)
     assert sums(ledger) == (0, 0, 0)
 
 
-def test_a_retry_that_another_router_booked_counts_from_its_first_word(ledger: Ledger) -> None:
-    ledger.book_elsewhere(booking("1"), 0.0)
-    ledger.hear(said(Phase.ENDED, attempt=1), 0.1)
-    ledger.hear(said(Phase.DISPATCHED, attempt=2), 0.2)
-    ledger.book_elsewhere(booking("1", prefill=70), 0.3)
-    assert sums(ledger) == (1, 70, 10)
+def test_a_retry_whose_first_word_comes_before_its_booking_counts(ledger: Ledger) -> None:
+    ledger.book(booking("1"), 0.0)
+    ledger.hear(said(Phase.FIRST_TOKEN, attempt=2), 0.2)
+    assert sums(ledger) == (0, 0, 0)  # nobody serves the first attempt any more
+    ledger.book(booking("1", prefill=70, attempt=2), 0.3)
+    assert sums(ledger) == (1, 0, 10)
 
 
 def test_silence_ends_a_booking_and_age_does_not(ledger: Ledger) -> None:
@@ -128,10 +131,10 @@ def test_silence_ends_a_booking_and_age_does_not(ledger: Ledger) -> None:
 def test_an_end_is_remembered_for_a_while_and_then_forgotten(ledger: Ledger) -> None:
     ledger.hear(said(Phase.ENDED), 0.0)
     ledger.expire(ENDED_KEPT_S / 2)
-    ledger.book_elsewhere(booking("1"), ENDED_KEPT_S / 2)
+    ledger.book(booking("1"), ENDED_KEPT_S / 2)
     assert sums(ledger) == (0, 0, 0)
     ledger.expire(ENDED_KEPT_S * 2)
-    ledger.book_elsewhere(booking("1"), ENDED_KEPT_S * 2)
+    ledger.book(booking("1"), ENDED_KEPT_S * 2)
     assert sums(ledger) == (1, 100, 10)
 
 
@@ -142,3 +145,39 @@ def test_a_worker_that_leaves_takes_its_work_along(ledger: Ledger) -> None:
     assert (sums(ledger, A), sums(ledger, B)) == ((0, 0, 0), (1, 100, 10))
     ledger.hear(said(Phase.ENDED), 0.0)  # a late word about it changes nothing
     assert (sums(ledger, A), len(ledger)) == ((0, 0, 0), 1)
+
+
+def all_bookings(ledger: Ledger, part: int) -> list[Booking]:
+    """What another router is told that asks for so many at a time."""
+    told: list[Booking] = []
+    after = (WorkerId(""), RequestId(""))
+    while more := list(islice(ledger.bookings(after), part)):
+        told += more
+        after = (more[-1].worker, more[-1].request)
+    return told
+
+
+@pytest.mark.parametrize("part", [1, 2, 100])
+def test_another_ledger_that_is_told_everything_comes_to_the_same(
+    ledger: Ledger, part: int
+) -> None:
+    for number in range(4):
+        ledger.book(booking(f"a{number}", A, attempt=number + 1), 0.0)
+        ledger.book(booking(f"b{number}", B), 0.0)
+    ledger.hear(said(Phase.FIRST_TOKEN, "a1", attempt=2), 0.0)
+    ledger.hear(said(Phase.ENDED, "b2", B), 0.0)
+    told, other = all_bookings(ledger, part), Ledger(silence_s=60)
+    assert len(told) == len(ledger) == 7
+    for each in (*told, *told):
+        other.book(each, 1.0)
+    assert (sums(other, A), sums(other, B)) == (sums(ledger, A), sums(ledger, B))
+    assert all_bookings(other, part) == told
+
+
+def test_what_ended_while_it_was_being_told_does_not_come_back(ledger: Ledger) -> None:
+    ledger.book(booking("1"), 0.0)
+    told, other = all_bookings(ledger, 10), Ledger(silence_s=60)
+    other.hear(said(Phase.ENDED), 0.0)
+    for each in told:
+        other.book(each, 0.1)
+    assert sums(other) == (0, 0, 0)
