@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from controlplane.cli.options import Names, OutPath, written_arm
 from controlplane.replay.cells import LOADS, Course
-from controlplane.replay.ladder import DEGRADED, RUNGS, Score, climb, plan, verdicts, with_best
+from controlplane.replay.ladder import RUNGS, Score, climb, plan, verdicts, with_best
 from controlplane.replay.ladder_report import LadderReport, summary, tables
 from controlplane.replay.report import Setting, Targets
 from controlplane.replay.trace import TraceUnreadable
@@ -43,7 +43,7 @@ class LadderSettings(CommandSettings):
         None, description="a recorded trace to add: .jsonl or .jsonl.gz"
     )
     arms: Names[Annotated[str, AfterValidator(written_arm)]] = Field(
-        tuple(filter(_there_is, (*RUNGS, *DEGRADED))),
+        tuple(filter(_there_is, RUNGS)),
         description="arms to compare, separated by commas",
     )
     traces: Names[str] = Field((), description="these traces only, by name; default: all")

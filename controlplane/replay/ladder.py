@@ -1,6 +1,6 @@
 """The ladder: every arm on every cell, and what that says of one of them, the subject.
 
-The rungs go from knowing nothing to knowing everything. Below stand the same policy with KV events
+The rungs go from knowing nothing to knowing everything. After them comes the subject with KV events
 that come late or get lost. `kv best` is no arm of its own: for each cell it is whichever of the
 four weights did best in that very cell, which nobody could know beforehand.
 """
@@ -23,6 +23,7 @@ BLIND = "round_robin"
 ORACLE = "oracle"
 KV_BEST = "kv best"
 KV_WEIGHTS = tuple(f"kv:prefill_weight={weight}" for weight in (1, 2, 4, 8))
+LATE_OR_LOST = ("kv_delay_s=0.1", "kv_delay_s=1", "kv_delay_s=10", "kv_loss=0.01", "kv_loss=0.1")
 RUNGS = (
     "random",
     BLIND,
@@ -34,10 +35,7 @@ RUNGS = (
     "lmetric",
     SUBJECT,
     ORACLE,
-)
-DEGRADED = tuple(
-    f"{SUBJECT}:{how}"
-    for how in ("kv_delay_s=0.1", "kv_delay_s=1", "kv_delay_s=10", "kv_loss=0.01", "kv_loss=0.1")
+    *(f"{SUBJECT}:{how}" for how in LATE_OR_LOST),
 )
 DEGRADED_LOADS = (0.8, 0.95)
 MARGIN = 0.03
@@ -84,8 +82,13 @@ def plan(
         for trace in traces
         for load in loads
         for name in arms
-        if name not in DEGRADED or load in DEGRADED_LOADS
+        if load in DEGRADED_LOADS or not degraded(name)
     ]
+
+
+def degraded(name: str) -> bool:
+    """Whether the arm hears late, or not everything."""
+    return any(option.startswith(("kv_delay_s=", "kv_loss=")) for option in name.split(":"))
 
 
 def climb(
@@ -133,7 +136,7 @@ def verdicts(scores: Sequence[Score]) -> list[Verdict]:
     return found
 
 
-_RIVALS = set(RUNGS) - {SUBJECT, ORACLE}
+_RIVALS = {name for name in RUNGS if name.partition(":")[0] not in (SUBJECT, ORACLE)}
 
 
 def _run(course: Course, cell: Cell, of: Arm, on_outcome: Callable[[], None]) -> Score:

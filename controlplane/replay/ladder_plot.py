@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from controlplane.replay.ladder import DEGRADED, ORACLE, SUBJECT, Score
+from controlplane.replay.ladder import ORACLE, SUBJECT, Score, degraded
 from controlplane.replay.ladder_report import LadderReport
 
 BEHIND_MAX = 0.3
@@ -25,7 +25,7 @@ def save(path: Path, report: LadderReport) -> None:
     column; the figure in it is goodput in percent. Raises OSError, ValueError."""
     cells = list(dict.fromkeys((s.trace, s.load) for s in report.scores))
     arms = list(dict.fromkeys(s.arm for s in report.scores))
-    arms.sort(key=lambda name: name in DEGRADED)
+    arms.sort(key=degraded)
     size = (3.0 + 0.5 * len(cells), 1.6 + 0.32 * len(arms))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -36,7 +36,7 @@ def save(path: Path, report: LadderReport) -> None:
     axes.set_xticks(range(len(cells)), [f"{load:.0%}" for _, load in cells], fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.axhline(sum(name not in DEGRADED for name in arms) - 0.5, color="white", linewidth=4)
+    axes.axhline(len(arms) - sum(map(degraded, arms)) - 0.5, color="white", linewidth=4)
     _name_traces(axes, [trace for trace, _ in cells])
     figure.savefig(path)
 

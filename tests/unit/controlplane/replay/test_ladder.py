@@ -9,7 +9,6 @@ from controlplane.cli.replay import main
 from controlplane.replay.cells import Cell, Course
 from controlplane.replay.ladder import (
     BLIND,
-    DEGRADED,
     KV_BEST,
     KV_WEIGHTS,
     SUBJECT,
@@ -24,6 +23,7 @@ from controlplane.replay.ladder_plot import save
 from controlplane.replay.ladder_report import LadderReport, summary, tables
 from controlplane.replay.report import Distribution, PolicyReport, Targets
 
+LATE = f"{SUBJECT}:kv_delay_s=1"
 SETTINGS = {"ttft_target_ms": 5000.0, "tpot_target_ms": 100.0, "workers": 8, "requests": 100}
 
 
@@ -46,19 +46,19 @@ def a_cell(
     subject: float, blind: float = 0.5, best: float = 0.8, oracle: float = 1.0
 ) -> list[Score]:
     weights = [score(name, best - 0.01 * nth) for nth, name in enumerate(reversed(KV_WEIGHTS))]
-    others = [score(BLIND, blind), score("lmetric", 0.6), score(DEGRADED[0], 0.95)]
+    others = [score(BLIND, blind), score("lmetric", 0.6), score(LATE, 0.95)]
     return [*others, *reversed(weights), score(SUBJECT, subject), score("oracle", oracle)]
 
 
 def test_degraded_arms_run_at_some_loads_only_and_a_trace_is_run_in_one_go() -> None:
-    runs = plan(["a", "b"], [0.5, 0.8], ["kv", DEGRADED[0]])
+    runs = plan(["a", "b"], [0.5, 0.8], ["kv", LATE])
     assert runs == [
         (Cell("a", 0.5), "kv"),
         (Cell("a", 0.8), "kv"),
-        (Cell("a", 0.8), DEGRADED[0]),
+        (Cell("a", 0.8), LATE),
         (Cell("b", 0.5), "kv"),
         (Cell("b", 0.8), "kv"),
-        (Cell("b", 0.8), DEGRADED[0]),
+        (Cell("b", 0.8), LATE),
     ]
 
 
