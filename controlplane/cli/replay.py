@@ -211,7 +211,8 @@ def _runs(settings: ReplaySettings, trace: Trace, names: list[Words], notes: Con
         if settings.live:
             return anyio.run(_live_runs, settings, trace, on_progress)
         scenario = _scenario(settings, trace, names)
-        jobs = [partial(simulate, scenario, arm(policy)) for policy in settings.policy]
+        targets = _targets(settings)
+        jobs = [partial(simulate, scenario, arm(policy, targets)) for policy in settings.policy]
         return run_all(jobs, lambda job, ended: on_progress(settings.policy[job], ended))
 
 

@@ -18,6 +18,7 @@ from enum import StrEnum
 
 from pydantic import ValidationError
 
+from controlplane.replay.report import Targets
 from controlplane.router.settings import RouterSettings
 
 
@@ -49,8 +50,9 @@ class Arm:
             raise ValueError(f"{self.name}: kv_loss must be at least 0 and below 1")
 
 
-def arm(text: str) -> Arm:
-    """The arm that is written so; ValueError says what is wrong with it."""
+def arm(text: str, targets: Targets | None = None) -> Arm:
+    """The arm that is written so; ValueError says what is wrong with it. Its router promises
+    `targets` unless the text says otherwise."""
     policy, *options = SHORT.get(text, text).split(":")
     given = {}
     for option in options:
@@ -60,8 +62,11 @@ def arm(text: str) -> Arm:
         given[name] = value
     knowledge = Knowledge(given.pop("knowledge", Knowledge.EVENTS))
     kv_delay_s, kv_loss = float(given.pop("kv_delay_s", 0)), float(given.pop("kv_loss", 0))
+    promised = {}
+    if targets is not None:
+        promised = {"slo_ttft_ms": targets.ttft_ms, "slo_tpot_ms": targets.tpot_ms}
     try:
-        settings = RouterSettings.model_validate({"policy": policy, **given})
+        settings = RouterSettings.model_validate({"policy": policy, **promised, **given})
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{text}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -101,7 +101,7 @@ def climb(
         ended_of[number] = ended
         on_progress(sum(ended_of))
 
-    jobs = [partial(_run, course, cell, arm(name)) for cell, name in runs]
+    jobs = [partial(_run, course, cell, arm(name, course.targets)) for cell, name in runs]
     return run_all(jobs, on_run_progress)
 
 

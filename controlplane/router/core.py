@@ -9,19 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import NamedTuple
 
-import numpy as np
-
+from controlplane.router.capacity import Capacities
 from controlplane.router.filters import demands
 from controlplane.router.fleet import Fleet, Rows
 from controlplane.router.index import PrefixIndex
 from controlplane.router.inhibition import Inhibitions
 from controlplane.router.ledger import Ledger
+from controlplane.router.overlap import Overlaps
 from controlplane.router.policies.base import (
     Candidates,
     Floats,
-    Ints,
     Prompt,
     State,
     decode_blocks,
@@ -51,21 +49,14 @@ INHIBITED = "inhibited"
 """Why a worker is passed over that has just failed somebody."""
 
 
-class _Seating(NamedTuple):
-    """Of a fleet, by row: where each worker sits in the index, and its block size."""
-
-    as_of: int
-    seats: Ints
-    block_tokens: Ints
-
-
 class RouterCore:
     """Workers, their blocks, their work, and the policy that weighs them."""
 
     def __init__(self, settings: RouterSettings, name: str, rng: random.Random) -> None:
-        self.index = PrefixIndex()
+        self._overlaps = Overlaps(settings)
         self.ledger = Ledger(settings.booking_silence_s)
         self._inhibitions = Inhibitions(settings.inhibit_s)
+        self._capacities = Capacities()
         self._settings = settings
         self._knobs = settings.knobs
         self.name = name
@@ -73,7 +64,11 @@ class RouterCore:
         self._states: dict[tuple[str, str], State] = {}
         self._fleets: dict[str, Fleet] = {}
         self._models: dict[WorkerId, str] = {}
-        self._seatings: dict[str, _Seating] = {}
+
+    @property
+    def index(self) -> PrefixIndex:
+        """What agents say of their engines' caches."""
+        return self._overlaps.index
 
     @property
     def workers(self) -> Mapping[WorkerId, WorkerRecord]:
@@ -90,20 +85,19 @@ class RouterCore:
         self._models[record.worker] = record.model
         fleet = self._fleets.get(record.model)
         if fleet is None:
-            fleet = Fleet(self.ledger, self._settings.report_stale_s)
+            fleet = Fleet(self.ledger, self._capacities, self._settings.report_stale_s)
             self._fleets[record.model] = fleet
         row = fleet.row(record.worker)
         if row is not None and fleet.record(row).incarnation != record.incarnation:
             self._inhibitions.lift(record.worker)
         fleet.put(record)
-        self._seatings.pop(record.model, None)
         self.index.join(record.worker)
 
     def worker_left(self, worker: WorkerId) -> None:
         """A worker is gone, with its blocks and its work."""
         if worker in self._models:
             self._leave_fleet(worker)
-            self.index.leave(worker)
+            self._overlaps.leave(worker)
             self.ledger.forget(worker)
             self._inhibitions.lift(worker)
 
@@ -116,7 +110,7 @@ class RouterCore:
             return
         removed, stored = unpack(batch.removed), unpack(batch.stored)
         if batch.cleared:
-            self.index.clear(batch.worker)
+            self._overlaps.emptied(batch.worker)
         if removed:
             self.index.remove(batch.worker, removed)
         if stored:
@@ -161,7 +155,8 @@ class RouterCore:
         if not len(rows):
             return _nobody(fleet.refusals(request, made))
         rows, inhibited = self._without_inhibited(fleet, rows, now_s)
-        candidates = fleet.candidates(rows, self._cached_tokens(request, fleet))
+        cached_tokens = self._overlaps.cached_tokens(request, fleet, now_s)
+        candidates = fleet.candidates(rows, cached_tokens, now_s)
         costs = weigh(_prompt(request), candidates, self._state(name, request.model))
         chosen = pick(candidates, costs, self._rng, self._settings.temperature)
         record = fleet.record(int(rows[chosen]))
@@ -178,6 +173,7 @@ class RouterCore:
             terms=_terms(candidates, costs, refused) if request.explain else (),
         )
         self.ledger.book(booking_of(request, reply), now_s)
+        self._overlaps.expect(request, record, now_s)
         return reply
 
     def _without_inhibited(
@@ -192,25 +188,6 @@ class RouterCore:
         if not len(kept):
             return rows, {}
         return kept, {worker: INHIBITED for worker in workers if worker in avoided}
-
-    def _cached_tokens(self, request: RouteRequest, fleet: Fleet) -> Ints:
-        """Leading tokens of the prompt that each worker of the fleet holds, by row."""
-        cached: Ints = np.zeros(len(fleet), dtype=np.int64)
-        seating = self._seating(request.model, fleet)
-        for size in request.blocks.keys() & set(fleet.block_sizes):
-            depths = self.index.match(np.frombuffer(request.blocks[size], dtype="<u8"))
-            cached += np.where(seating.block_tokens == size, depths.take(seating.seats) * size, 0)
-        return cached
-
-    def _seating(self, model: str, fleet: Fleet) -> _Seating:
-        """Where the index has the workers of a model's fleet."""
-        known = self._seatings.get(model)
-        if known is None or known.as_of != self.index.seatings:
-            seats = [self.index.seat(worker) for worker in fleet.workers]
-            sizes = [fleet.record(row).block_tokens for row in range(len(fleet))]
-            known = _Seating(self.index.seatings, np.array(seats), np.array(sizes))
-            self._seatings[model] = known
-        return known
 
     def _catch_up(self) -> None:
         """Bring the rows of those workers up to date whose bookings have changed."""
@@ -229,9 +206,9 @@ class RouterCore:
         model = self._models.pop(worker)
         fleet = self._fleets[model]
         fleet.remove(worker)
-        self._seatings.pop(model, None)
         if not len(fleet):
             del self._fleets[model]
+            self._overlaps.forget(fleet)
 
 
 def check(request: RouteRequest) -> None:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.router.capacity import WARM_UP_S, Capacities, Curve
 from controlplane.router.filters import Demand, standing
-from controlplane.router.ledger import InFlight, Ledger
-from controlplane.router.policies.base import Candidates, Ints
+from controlplane.router.ledger import LATELY_S, InFlight, Ledger
+from controlplane.router.policies.base import Candidates, Floats, Ints
 from proto.ids import WorkerId
 from proto.load import LoadReport
 from proto.route import RouteRequest
@@ -30,7 +31,7 @@ from proto.workers import WorkerRecord
 Rows = NDArray[np.intp]
 
 FIRST_ROWS = 16
-_BLOCK_TOKENS, _QUEUED, _DECODE, _REQUESTS, _CAPACITY = range(5)
+_BLOCK_TOKENS, _QUEUED, _DECODE, _REQUESTS, _CAPACITY, _STEP = range(6)
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Known:
     """What the last report shows beyond the ledger."""
     excess: InFlight = field(default_factory=InFlight)
     """What the last two reports both show beyond the ledger."""
+    first_s: float | None = None
+    """When it was first heard of."""
     refused: str = ""
     """Why it can take no request at all."""
 
@@ -52,8 +55,10 @@ class Known:
 class Fleet:
     """One row a worker, without holes: the last row moves to where one leaves. Pure."""
 
-    def __init__(self, ledger: Ledger, report_stale_s: float) -> None:
+    def __init__(self, ledger: Ledger, capacities: Capacities, report_stale_s: float) -> None:
         self._ledger = ledger
+        self._capacities = capacities
+        self._curves_version = -1
         self._report_stale_s = report_stale_s
         self._oldest_s = math.inf
         """No report that counts was heard before this."""
@@ -61,8 +66,12 @@ class Fleet:
         self._workers: list[WorkerId] = []
         self._rows: dict[WorkerId, int] = {}
         self._sizes: Counter[int] = Counter()
-        self._columns: NDArray[np.int64] = np.zeros((5, FIRST_ROWS), dtype=np.int64)
+        self._columns: NDArray[np.int64] = np.zeros((6, FIRST_ROWS), dtype=np.int64)
+        self._lately: Floats = np.zeros((2, FIRST_ROWS))
+        self._curves: Floats = np.full((len(Curve._fields), FIRST_ROWS), np.nan)
         self._eligible = np.zeros(FIRST_ROWS, dtype=bool)
+        self.changes = 0
+        """Rises whenever a row is another worker's, or another block size's."""
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -76,6 +85,11 @@ class Fleet:
     def block_sizes(self) -> Collection[int]:
         """Every block size that a worker has, in tokens."""
         return self._sizes.keys()
+
+    @property
+    def block_tokens(self) -> Ints:
+        """By row."""
+        return self._columns[_BLOCK_TOKENS, : len(self._workers)]
 
     def record(self, row: int) -> WorkerRecord:
         return self._known[row].record
@@ -94,20 +108,26 @@ class Fleet:
         else:
             self._drop_size(self._known[row].record.block_tokens)
             self._known[row].record = record
+        self.changes += 1
         self._sizes[record.block_tokens] += 1
         self._columns[_BLOCK_TOKENS, row] = record.block_tokens
         self._columns[_CAPACITY, row] = record.total_blocks * record.block_tokens
+        self._columns[_STEP, row] = record.max_batched_tokens
+        self._curves_version = -1
         self._judge(row)
         self._weigh(row)
 
     def remove(self, worker: WorkerId) -> None:
         """A worker is gone."""
+        self.changes += 1
         row, last = self._rows.pop(worker), len(self._workers) - 1
         self._drop_size(self._known[row].record.block_tokens)
         if row != last:
             self._workers[row], self._known[row] = self._workers[last], self._known[last]
             self._rows[self._workers[row]] = row
             self._columns[:, row] = self._columns[:, last]
+            self._lately[:, row] = self._lately[:, last]
+            self._curves[:, row] = self._curves[:, last]
             self._eligible[row] = self._eligible[last]
         del self._workers[last], self._known[last]
 
@@ -118,6 +138,10 @@ class Fleet:
         beyond = _beyond(report, known.record.block_tokens, self._ledger.of(report.worker))
         known.excess = beyond if known.report is None else _both(known.beyond, beyond)
         known.report, known.heard_s, known.beyond = report, now_s, beyond
+        if known.first_s is None:
+            known.first_s = now_s
+        if now_s - known.first_s >= WARM_UP_S:
+            self._capacities.observe(known.record, report.steps)
         self._oldest_s = min(self._oldest_s, now_s)
         self._judge(row)
         self._weigh(row)
@@ -159,11 +183,15 @@ class Fleet:
                 refused[worker] = reason
         return refused
 
-    def candidates(self, rows: Rows, cached_tokens: Ints) -> Candidates:
+    def candidates(self, rows: Rows, cached_tokens: Ints, now_s: float) -> Candidates:
         """What a policy sees of these rows; `cached_tokens` is by row of the whole fleet."""
+        if self._curves_version != self._capacities.version:
+            self._learn()
         every = len(rows) == len(self._workers)
         workers = self._workers if every else [self._workers[row] for row in rows.tolist()]
-        columns = self._columns[:, : len(rows)] if every else self._columns[:, rows]
+        chosen = slice(len(rows)) if every else rows
+        columns = self._columns[:, chosen]
+        lately_tokens, booked_s = self._lately[:, chosen]
         return Candidates(
             workers=workers,
             block_tokens=columns[_BLOCK_TOKENS],
@@ -172,7 +200,17 @@ class Fleet:
             decode_tokens=columns[_DECODE],
             requests=columns[_REQUESTS],
             capacity_tokens=columns[_CAPACITY],
+            step_tokens=columns[_STEP],
+            prefill_rate=lately_tokens * np.exp((booked_s - now_s) / LATELY_S) / LATELY_S,
+            curves=self._curves[:, chosen],
         )
+
+    def _learn(self) -> None:
+        """Some class's curve is another."""
+        self._curves_version = self._capacities.version
+        for row, known in enumerate(self._known):
+            curve = self._capacities.curve(known.record)
+            self._curves[:, row] = np.nan if curve is None else curve
 
     def _judge(self, row: int) -> None:
         known = self._known[row]
@@ -188,11 +226,14 @@ class Fleet:
             booked.decode_blocks + more.decode_blocks
         ) * known.record.block_tokens
         self._columns[_REQUESTS, row] = booked.requests + more.requests
+        self._lately[:, row] = booked.lately_tokens, max(booked.booked_s, 0.0)
 
     def _grow(self, rows: int) -> None:
         room = len(self._eligible)
         if rows > room:
             self._columns = np.pad(self._columns, ((0, 0), (0, room)))
+            self._lately = np.pad(self._lately, ((0, 0), (0, room)))
+            self._curves = np.pad(self._curves, ((0, 0), (0, room)), constant_values=np.nan)
             self._eligible = np.pad(self._eligible, (0, room))
 
     def _drop_size(self, block_tokens: int) -> None:

@@ -13,6 +13,7 @@ request does not touch a later one on the same worker.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -20,6 +21,7 @@ from enum import Enum, auto
 from proto.ids import RequestId, WorkerId
 from proto.progress import Booking, Phase, Progress
 
+LATELY_S = 10.0
 ENDED_KEPT_S = 5.0
 """How long the end of an attempt is remembered, so that a late word does not bring it back."""
 
@@ -31,6 +33,14 @@ class InFlight:
     requests: int = 0
     prefill_tokens: int = 0
     decode_blocks: int = 0
+    lately_tokens: float = 0.0
+    """Prompt tokens booked, each counting e times less for every `LATELY_S` since."""
+    booked_s: float = -math.inf
+    """When `lately_tokens` was right."""
+
+    def prefill_rate(self, now_s: float) -> float:
+        """Prompt tokens a second, of late."""
+        return self.lately_tokens * math.exp((self.booked_s - now_s) / LATELY_S) / LATELY_S
 
 
 class _Stage(Enum):
@@ -91,6 +101,10 @@ class Ledger:
         sums = self._sums.setdefault(booking.worker, InFlight())
         sums.requests += 1
         sums.prefill_tokens += entry.prefill_tokens
+        sums.lately_tokens = (
+            sums.prefill_rate(entry.heard_s) * LATELY_S + booking.new_prefill_tokens
+        )
+        sums.booked_s = entry.heard_s
         sums.decode_blocks += entry.decode_blocks
         self._bookings += 1
         self._changed.add(booking.worker)

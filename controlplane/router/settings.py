@@ -19,8 +19,32 @@ class RouterSettings(Group):
         description="policy kv: what a block to prefill counts against a block being decoded;"
         " more favours time to first token and cache hits, less the pace of running answers",
     )
+    slo_ttft_ms: float = Field(
+        2_000.0, gt=0, description="policy slo: time to first token that is promised"
+    )
+    slo_tpot_ms: float = Field(
+        100.0, gt=0, description="policy slo: time per output token that is promised"
+    )
+    slo_broken_ms: float = Field(
+        30_000.0,
+        ge=0,
+        description="policy slo: what a request that misses its targets weighs, in"
+        " milliseconds of added latency",
+    )
     temperature: float = Field(
         0.0, ge=0, description="0: the lowest cost wins; more: spread over nearly equal workers"
+    )
+    coming_s: float = Field(
+        10.0,
+        ge=0,
+        description="how long a worker is taken to hold, or to be computing, a prompt it was"
+        " given, before its agent says so; 0: not at all",
+    )
+    assumed_s: float = Field(
+        120.0, ge=0, description="the same for workers whose engines tell nothing of their caches"
+    )
+    assumed_tokens: int = Field(
+        1 << 24, ge=1, description="tokens that may be guessed of so; the oldest guesses go first"
     )
     booking_silence_s: float = Field(
         60.0,
@@ -50,7 +74,12 @@ class RouterSettings(Group):
     @property
     def knobs(self) -> Knobs:
         """What policies may look at."""
-        return Knobs(prefill_weight=self.prefill_weight)
+        return Knobs(
+            prefill_weight=self.prefill_weight,
+            slo_ttft_ms=self.slo_ttft_ms,
+            slo_tpot_ms=self.slo_tpot_ms,
+            slo_broken_ms=self.slo_broken_ms,
+        )
 
     @field_validator("policy")
     @classmethod

@@ -46,6 +46,13 @@ class Candidates:
     """In flight, queued ones included."""
     capacity_tokens: Ints
     """Tokens that its KV cache holds; 0 if it does not say."""
+    step_tokens: Ints
+    """Prompt tokens that it computes in one step, at most."""
+    prefill_rate: Floats
+    """Prompt tokens a second that it was given to compute, of late."""
+    curves: Floats
+    """How fast it is: shape (4, rows), the fields of `controlplane.router.capacity.Curve`; not a
+    number where that is not known yet."""
 
     def __len__(self) -> int:
         return len(self.workers)
@@ -62,6 +69,9 @@ class Knobs(msgspec.Struct, frozen=True):
     """What an operator may turn; `controlplane.router.settings` says what each does."""
 
     prefill_weight: float
+    slo_ttft_ms: float
+    slo_tpot_ms: float
+    slo_broken_ms: float
 
 
 class State:

@@ -6,6 +6,7 @@ from controlplane.router.policies.base import Policy
 from controlplane.router.policies.blind import random_choice, round_robin
 from controlplane.router.policies.kv import kv
 from controlplane.router.policies.load import least_loaded, power_of_two
+from controlplane.router.policies.slo import slo
 
 POLICIES: dict[str, Policy] = {
     "kv": kv,
@@ -13,6 +14,7 @@ POLICIES: dict[str, Policy] = {
     "power_of_two": power_of_two,
     "random": random_choice,
     "round_robin": round_robin,
+    "slo": slo,
 }
 
 

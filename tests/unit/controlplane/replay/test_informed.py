@@ -7,7 +7,8 @@ import pytest
 from controlplane.replay.report import Status, policy_report
 from tests.unit.controlplane.replay.test_simulate import TARGETS, run, sharing
 
-LATE = ("kv", "kv:kv_delay_s=0.1", "kv:kv_delay_s=1", "kv:kv_delay_s=10", "kv:kv_delay_s=1e6")
+LATE = tuple(f"kv:coming_s=0:kv_delay_s={delay}" for delay in ("0", "0.1", "1", "10", "1e6"))
+"""Without guesses, which would make up for much of what is not heard."""
 LOSSY = ("kv", "kv:kv_loss=0.01", "kv:kv_loss=0.1")
 SLACK = 0.02
 
@@ -21,6 +22,15 @@ def test_the_later_the_news_the_fewer_hits_and_never_a_cliff() -> None:
     # Conversations go on after some seconds: who hears within a second misses next to nothing.
     assert hits[2] > prompt - SLACK
     assert deaf <= ten_seconds
+
+
+def test_guesses_make_up_for_much_of_what_is_not_heard() -> None:
+    some = sharing()
+    deaf, guessing = (
+        policy_report(run(some, name), 0.0, TARGETS).hit_rate
+        for name in (LATE[-1], "kv:kv_delay_s=1e6")
+    )
+    assert guessing > deaf + 0.05
 
 
 def test_what_is_lost_is_made_good() -> None:

@@ -1,0 +1,107 @@
+"""Guesses: made by decisions, given up by age and number, never longer than the prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane.router.guesses import STRIDE_TOKENS, Guesses
+from proto.hashing import BlockHasher, Scope, Words
+from proto.ids import WorkerId
+
+A, B = WorkerId("a"), WorkerId("b")
+BLOCK_TOKENS = 32
+STRIDE = STRIDE_TOKENS // BLOCK_TOKENS
+"""Blocks."""
+HASHER = BlockHasher(b"k", Scope("m"), 1)
+"""One number a block, to be read off."""
+
+
+def chain(blocks: int, *branch: int) -> Words:
+    """A prompt of so many blocks; `branch` makes it differ from others after its first 48."""
+    shared = np.arange(1, 49, dtype=np.uint32)
+    own = np.arange(100, 100 + blocks, dtype=np.uint32) + sum(branch) * 1_000
+    return HASHER.names(np.concatenate([shared, own])[:blocks])
+
+
+def held(guesses: Guesses, names: Words, now_s: float) -> dict[WorkerId, int]:
+    guesses.expire(now_s)
+    return guesses.by_worker(guesses.match(names, BLOCK_TOKENS))
+
+
+def test_a_prompt_is_expected_where_it_was_sent() -> None:
+    guesses = Guesses(10.0, 1 << 20)
+    guesses.expect(A, chain(40), BLOCK_TOKENS, 0.0)
+    assert held(guesses, chain(40), 1.0) == {A: 40}
+    assert held(guesses, chain(8, 9), 1.0) == {}
+
+
+def test_siblings_share_what_they_share_to_a_stride() -> None:
+    guesses = Guesses(10.0, 1 << 20)
+    guesses.expect(A, chain(100, 1), BLOCK_TOKENS, 0.0)
+    depth = held(guesses, chain(100, 2), 0.0)[A]
+    assert 48 - STRIDE < depth <= 48
+
+
+def test_a_guess_is_given_up_by_age_and_kept_by_use() -> None:
+    guesses = Guesses(10.0, 1 << 20)
+    guesses.expect(A, chain(64), BLOCK_TOKENS, 0.0)
+    guesses.expect(A, chain(64), BLOCK_TOKENS, 8.0)
+    assert held(guesses, chain(64), 17.0) == {A: 64}
+    assert held(guesses, chain(64), 18.0) == {}
+    assert len(guesses) == 0
+
+
+def test_what_is_used_longer_ago_goes_first_and_ends_go_before_beginnings() -> None:
+    guesses = Guesses(100.0, 4 * STRIDE_TOKENS)
+    guesses.expect(A, chain(48, 1), BLOCK_TOKENS, 0.0)
+    guesses.expect(B, chain(32, 2), BLOCK_TOKENS, 1.0)
+    assert len(guesses) == 4 * STRIDE_TOKENS
+    assert held(guesses, chain(48, 1), 2.0) == {A: 32, B: 32}
+
+
+def test_a_worker_that_leaves_takes_its_guesses_along() -> None:
+    guesses = Guesses(10.0, 1 << 20)
+    guesses.expect(A, chain(32), BLOCK_TOKENS, 0.0)
+    guesses.expect(B, chain(32), BLOCK_TOKENS, 0.0)
+    guesses.forget(A)
+    assert held(guesses, chain(32), 0.0) == {B: 32}
+    guesses.forget(A)
+    guesses.expect(A, chain(16), BLOCK_TOKENS, 0.0)
+    assert held(guesses, chain(32), 0.0) == {A: 16, B: 32}
+
+
+def test_zero_seconds_is_no_guess_at_all() -> None:
+    guesses = Guesses(0.0, 1 << 20)
+    guesses.expect(A, chain(32), BLOCK_TOKENS, 0.0)
+    assert held(guesses, chain(32), 0.0) == {}
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([A, B]), st.integers(1, 90), st.integers(0, 2), st.floats(0, 6)),
+        max_size=25,
+    ),
+    st.integers(1, 90),
+    st.integers(0, 2),
+)
+def test_a_match_is_never_longer_than_what_a_list_of_prompts_says(
+    sent: list[tuple[WorkerId, int, int, float]], blocks: int, branch: int
+) -> None:
+    guesses, model, now_s = Guesses(10.0, 1 << 20), [], 0.0
+    for worker, length, own, pause_s in sent:
+        now_s += pause_s
+        guesses.expect(worker, chain(length, own), BLOCK_TOKENS, now_s)
+        model.append((worker, chain(length, own), now_s))
+    asked = chain(blocks, branch)
+    truth: dict[WorkerId, int] = {}
+    for worker, names, at_s in model:
+        if at_s + 10.0 > now_s:
+            both = min(len(names), len(asked))
+            same = int(np.cumprod(names[:both] == asked[:both]).sum())
+            truth[worker] = max(truth.get(worker, 0), same)
+    found = held(guesses, asked, now_s)
+    for worker in (A, B):
+        assert truth.get(worker, 0) - STRIDE < found.get(worker, 0) <= truth.get(worker, 0)
