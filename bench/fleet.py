@@ -36,6 +36,7 @@ from proto.wire.ports import Bus
 BARS = (
     Bar("event loop blocked by our own code, longest", "ours", "at most", 10.0),
     Bar("KV batches lost", "ours", "at most", 0.0),
+    Bar("snapshots to repair", "ours", "at most", 0.0),
     Bar("RSS, growth in the second half", "ours", "at most", 1.0),
 )
 WORKERS = 1_000
