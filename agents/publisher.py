@@ -20,6 +20,7 @@ import msgspec
 from agents.adapters.protocol import EngineLoad
 from agents.live import Change, LiveSet
 from agents.metrics import AgentMetrics
+from agents.steps import StepMeter
 from proto.codec import Producer
 from proto.hashing import Words, pack
 from proto.ids import Incarnation, WorkerId
@@ -65,6 +66,7 @@ class Outbox:
         self._load_subject = subjects.load(worker)
         self._kv = Producer(worker, incarnation, clock)
         self._load = Producer(worker, incarnation, clock)
+        self._steps = StepMeter()
         self._changed = anyio.Event()
         self._plenty = anyio.Event()
         self._order = anyio.Lock()  # what is sealed first leaves first
@@ -110,6 +112,7 @@ class Outbox:
                 preemptions=load.preemptions,
                 cached_tokens=load.cached_tokens,
                 queried_tokens=load.queried_tokens,
+                steps=self._steps.take(load, anyio.current_time()),
             )
             await self._send(batches)
             await self._publish(self._load_subject, self._load.seal(report))

@@ -52,6 +52,29 @@ class EngineFacts(msgspec.Struct, frozen=True):
     """False: nobody tells us what the engine caches."""
 
 
+class EngineWork(msgspec.Struct, frozen=True):
+    """What an engine has done since it started."""
+
+    steps: int
+    prefill_tokens: int
+    """Of prompts, computed and not found in cache."""
+    generated_tokens: int
+    gaps: int
+    """Times between two tokens of one stream."""
+    gaps_s: float
+    """Their sum."""
+
+    def since(self, before: EngineWork) -> EngineWork:
+        """What was done between two looks at one life."""
+        return EngineWork(
+            self.steps - before.steps,
+            self.prefill_tokens - before.prefill_tokens,
+            self.generated_tokens - before.generated_tokens,
+            self.gaps - before.gaps,
+            self.gaps_s - before.gaps_s,
+        )
+
+
 class EngineLoad(msgspec.Struct, frozen=True):
     """What the engine is busy with at one moment. Counters run from the engine's start."""
 
@@ -66,6 +89,8 @@ class EngineLoad(msgspec.Struct, frozen=True):
     queried_tokens: int
     started_s: float | None
     """When this life of the engine began, if it tells."""
+    work: EngineWork | None = None
+    """None where the engine does not count it."""
 
     def is_later_life(self, before: EngineLoad) -> bool:
         """Whether the engine has started anew since `before`: it says so, or its counters fell."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from agents.adapters.protocol import EngineLoad, EngineUnfit
+from agents.adapters.protocol import EngineLoad, EngineUnfit, EngineWork
 
 CACHE_CONFIG = "vllm:cache_config_info"
 PROCESS_START = "process_start_time_seconds"
@@ -20,9 +20,16 @@ CACHED = "vllm:prefix_cache_hits_total"
 PROMPT_TOKENS = "vllm:request_prompt_tokens_sum"
 PROMPTS = "vllm:request_prompt_tokens_count"
 
-LOAD_FAMILIES = frozenset(
-    {RUNNING, WAITING, USAGE, PREEMPTIONS, QUERIED, CACHED, PROMPT_TOKENS, PROMPTS, PROCESS_START}
-)
+STEPS = "vllm:iteration_tokens_total_count"
+PREFILLED = "vllm:prompt_tokens_total"
+GENERATED = "vllm:generation_tokens_total"
+GAPS = "vllm:inter_token_latency_seconds_count"
+GAPS_S = "vllm:inter_token_latency_seconds_sum"
+
+WORK_FAMILIES = frozenset({STEPS, PREFILLED, GENERATED, GAPS, GAPS_S})
+LOAD_FAMILIES = WORK_FAMILIES | {
+    RUNNING, WAITING, USAGE, PREEMPTIONS, QUERIED, CACHED, PROMPT_TOKENS, PROMPTS, PROCESS_START,
+}  # fmt: skip
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -63,11 +70,24 @@ def read_load(text: str, cache: CacheConfig, rank: int | None) -> EngineLoad:
             cached_tokens=int(values.get(CACHED, 0)),
             queried_tokens=int(values.get(QUERIED, 0)),
             started_s=values.get(PROCESS_START),
+            work=_work(values),
         )
     except KeyError as error:
         raise EngineUnfit(f"/metrics has no {error.args[0]}: is this vLLM?") from error
     except (ValueError, OverflowError) as error:  # NaN and infinity are no counts
         raise EngineUnfit(f"/metrics: {error}") from error
+
+
+def _work(values: Mapping[str, float]) -> EngineWork | None:
+    if not values.keys() >= WORK_FAMILIES:
+        return None
+    return EngineWork(
+        steps=int(values[STEPS]),
+        prefill_tokens=int(values[PREFILLED] - values.get(CACHED, 0)),
+        generated_tokens=int(values[GENERATED]),
+        gaps=int(values[GAPS]),
+        gaps_s=values[GAPS_S],
+    )
 
 
 def _new_tokens_per_prompt(values: Mapping[str, float]) -> float:

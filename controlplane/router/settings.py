@@ -12,7 +12,7 @@ from controlplane.runtime.settings import Group
 class RouterSettings(Group):
     """How a router decides and how it keeps itself true."""
 
-    policy: str = Field("kv", description="how a worker is chosen when a request does not say")
+    policy: str = Field("slo", description="how a worker is chosen when a request does not say")
     prefill_weight: float = Field(
         8.0,
         ge=0,

@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 PROMPT = "Tell the whole story from the beginning. " * 20
-TOKENS = 120
+TOKENS = 90
 ENGINES = 4
 """One dies in each test, and is left alone for a while afterwards."""
 
@@ -27,7 +27,7 @@ Ask = Callable[[openai.OpenAI, str, Callable[[int], None]], Said]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
-    with up(tmp_path_factory.mktemp("up"), "--engines", str(ENGINES), "--speed", "2") as running:
+    with up(tmp_path_factory.mktemp("up"), "--engines", str(ENGINES), "--speed", "0.25") as running:
         yield running
 
 
