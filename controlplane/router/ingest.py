@@ -119,6 +119,10 @@ class Lane:
         Raises ValueError if its names are not whole; that one then counts as lost."""
         if len(batch.stored) % HASH_BYTES or len(batch.removed) % HASH_BYTES:
             raise ValueError("a batch with a piece of a name")
+        in_order = sequence == self.sequence + 1 and incarnation == self.incarnation
+        if in_order and not (self.needs or self._held or self._installing):
+            self.sequence = self._known = sequence
+            return (batch,)
         voided = self.registered(incarnation)
         if incarnation < self.incarnation or sequence <= self.sequence or sequence in self._held:
             return voided
@@ -139,9 +143,11 @@ class Lane:
         voided = self.registered(incarnation)
         if voided:
             count = digest = 0
-        if incarnation < self.incarnation or self._installing is not None:
+        if incarnation < self.incarnation:
             return voided
         self._known = max(self._known, report.kv_sequence)
+        if self._installing is not None:
+            return voided
         if report.kv_sequence > self.sequence:
             self.needs = self.needs or "behind"
         elif report.kv_sequence == self.sequence:

@@ -129,6 +129,15 @@ class TestGaps:
         assert install(lane, 1, 3) == []
         assert (lane.sequence, lane.needs) == (3, "gap")
 
+    def test_what_a_report_says_during_an_installation_is_not_forgotten(self, lane: Lane) -> None:
+        """Batch 5 was sent before the report, and is lost."""
+        hear(lane, 1, 1, 4)
+        pieces = lane.install(snapshot(1, 3))
+        next(pieces)
+        lane.check(report(5, 1, 1), 1, 0, 0)
+        assert len(list(pieces)) == 1
+        assert (lane.sequence, lane.needs) == (4, "gap")
+
     def test_two_gaps_need_one_snapshot(self, lane: Lane) -> None:
         hear(lane, 1, 1, 3, 5)
         assert install(lane, 1, 4) == [5]
