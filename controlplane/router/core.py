@@ -27,7 +27,7 @@ from controlplane.router.policies.base import (
 )
 from controlplane.router.policies.catalog import policy
 from controlplane.router.settings import RouterSettings
-from proto.hashing import HASH_BYTES, unpack
+from proto.hashing import HASH_BYTES
 from proto.ids import WorkerId
 from proto.kv import KvBatch, Tier
 from proto.load import LoadReport
@@ -108,13 +108,9 @@ class RouterCore:
         """
         if batch.worker not in self.index or batch.tier is not Tier.GPU:
             return
-        removed, stored = unpack(batch.removed), unpack(batch.stored)
+        self.index.apply(batch.worker, batch.cleared, batch.removed, batch.stored)
         if batch.cleared:
             self._overlaps.emptied(batch.worker)
-        if removed:
-            self.index.remove(batch.worker, removed)
-        if stored:
-            self.index.store(batch.worker, stored)
 
     def observe_load(self, report: LoadReport, now_s: float) -> None:
         """Take in what a worker says it is busy with."""

@@ -11,9 +11,8 @@ A cell is two words side by side, name and mark, so that both come with one cach
 
 from __future__ import annotations
 
-from array import array
+import mmap
 from collections.abc import Callable, Sequence
-from mmap import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +22,10 @@ from proto.hashing import Words
 
 CELL_WORDS = 2
 CELL_BYTES = 16
+PAGE_CELLS = mmap.PAGESIZE // CELL_BYTES
 HALF = 32
 """Bits of a name that choose its first home; the others choose the second."""
 THROWN_OUT_MAX = 200
-FETCHED_MIN = 16
-"""Names of a batch whose cells are worth fetching side by side, before one after the other is
-written."""
 
 Places = NDArray[np.int64]
 Pairs = NDArray[np.uint64]
@@ -54,8 +51,8 @@ class Cuckoo:
         """`cells` is a power of two, at most 2**32."""
         # Pages come zeroed, when they are first touched, and small: numpy would ask for huge ones,
         # the first touch of which takes milliseconds.
-        pages = mmap(-1, cells * CELL_BYTES)
-        self._words = np.frombuffer(pages, dtype=np.uint64)
+        self._memory = mmap.mmap(-1, cells * CELL_BYTES)
+        self._words = np.frombuffer(self._memory, dtype=np.uint64)
         self._cells = self._words.reshape(cells, CELL_WORDS)
         self._at = self._words.data
         self._mask = (cells - 1) * CELL_WORDS
@@ -71,6 +68,12 @@ class Cuckoo:
     def cells(self) -> int:
         return len(self._cells)
 
+    def touch(self, first_cell: int, cells: int) -> None:
+        """Have the memory of a range of cells given to us; they are empty, as all of the table."""
+        self._cells[first_cell : first_cell + cells : PAGE_CELLS] = 0
+
+    # --- name by name
+
     def mark(self, name: int) -> int:
         """The mark of one name."""
         words, mask = self._at, self._mask
@@ -82,28 +85,12 @@ class Cuckoo:
             return words[at + 1]
         return self._homeless.get(name, 0) if self._homeless else 0
 
-    def marks(self, names: Words) -> Words:
-        """The mark of each name."""
-        words, (first, second) = self._words, self._homes(names)
-        at = np.where(words.take(first) == names, first, second)
-        missing = words.take(at) != names
-        at += 1
-        marks: Words = words.take(at)
-        if missing.any():
-            marks[missing] = 0
-            if self._homeless:
-                for i in np.flatnonzero(missing).tolist():
-                    marks[i] = self._homeless.get(names.item(i), 0)
-        return marks
-
     def rewrite(self, names: Sequence[int], successor: Callable[[int], int]) -> list[Moved]:
         """Give each name the successor of its mark, 0 standing for absence on either side.
 
         `successor` must be a plain function of the mark; it is called once for each run of equal
         marks. Returns what became of those whose mark has changed. There must be room.
         """
-        if len(names) >= FETCHED_MIN:
-            self._fetch(names)
         words, mask, homeless = self._at, self._mask, self._homeless
         moved: list[Moved] = []
         run_old = run_new = -1
@@ -151,14 +138,66 @@ class Cuckoo:
             self._names += move.names * ((not move.old) - (not move.new))
         return moved
 
-    def pop(self, names: Sequence[int]) -> Pairs:
-        """Delete those of the names that are there; returns them with their marks."""
-        marks = {name: mark for name in names if (mark := self.mark(name))}
-        self.rewrite(tuple(marks), _absent)
-        return np.array(tuple(marks.items()), dtype=np.uint64).reshape(-1, CELL_WORDS)
+    # --- many at once
+
+    def marks(self, names: Words) -> Words:
+        """The mark of each name."""
+        marks = self._look_up(names)[1]
+        if self._homeless:
+            for i in np.flatnonzero(marks == 0).tolist():
+                marks[i] = self._homeless.get(names.item(i), 0)
+        return marks
+
+    def update(self, names: Words, decide: Callable[[Words], Words]) -> None:
+        """Give each name a new mark, which `decide` chooses, seeing the marks of all.
+
+        No name may be 0 or come twice. There must be room.
+        """
+        if self._homeless:
+            new = decide(self.marks(names)).tolist()
+            for name, mark in zip(names.tolist(), new, strict=True):
+                self.rewrite((name,), _always(mark))
+            return
+        at, old = self._look_up(names)
+        new = decide(old)
+        kept = np.flatnonzero((old != new) & (old != 0))
+        cells, marks = at[kept], new[kept]
+        gone = cells[marks == 0]
+        self._words[cells + 1] = marks
+        self._words[gone] = 0
+        self._names -= len(gone)
+        fresh = np.flatnonzero((old == 0) & (new != 0))
+        self.put(names[fresh], new[fresh])
+
+    def put(self, names: Words, marks: Words) -> None:
+        """Add names that are not there. None may be 0 or come twice; there must be room."""
+        words = self._words
+        first, second = self._homes(names)
+        at = np.where(words.take(first) == 0, first, second)
+        vacant = np.flatnonzero(words.take(at) == 0)
+        words[at[vacant]] = names[vacant]
+        # Of several names for one cell one stays; the others, too, must throw somebody out.
+        placed = words.take(at) == names
+        words[at[placed] + 1] = marks[placed]
+        self._names += len(names)
+        for i in np.flatnonzero(~placed).tolist():
+            self._throw_out(names.item(i), marks.item(i))
+
+    def pop(self, names: Words) -> Pairs:
+        """Delete those of the names that are there; returns them with their marks. None may be 0
+        or come twice."""
+        marks = self.marks(names)
+        there = marks != 0
+        taken = names[there]
+        self.update(taken, np.zeros_like)
+        return np.stack((taken, marks[there]), axis=1)
 
     def empty(self, first_cell: int, cells: int) -> Pairs:
-        """Delete what is in a range of cells, and with the first one the homeless; returns it."""
+        """Delete what is in a range of cells, and with the first one the homeless; returns it.
+
+        Ranges follow each other from the first cell on, and nothing is added meanwhile: their
+        memory is given back.
+        """
         range_ = self._cells[first_cell : first_cell + cells]
         pairs: Pairs = range_[range_[:, 0] != 0]
         range_[:] = 0
@@ -167,23 +206,8 @@ class Cuckoo:
             pairs = np.concatenate((pairs, homeless))
             self._homeless.clear()
         self._names -= len(pairs)
+        self._give_back(first_cell // PAGE_CELLS, (first_cell + cells) // PAGE_CELLS)
         return pairs
-
-    def put(self, pairs: Pairs) -> None:
-        """Add names that are not there, each one once; there must be room."""
-        words = self._words
-        names, marks = pairs[:, 0], pairs[:, 1]
-        self._names += len(names)
-        for home in range(2):
-            at = self._homes(names)[home]
-            vacant = words.take(at) == 0
-            words[at[vacant]] = names[vacant]
-            # Of several names for one cell one stays.
-            placed = words.take(at) == names
-            words[at[placed] + 1] = marks[placed]
-            names, marks = names[~placed], marks[~placed]
-        for name, mark in zip(names.tolist(), marks.tolist(), strict=True):
-            self._throw_out(name, mark)
 
     def marked(self, marks: NDArray[np.uint64], first_cell: int, cells: int) -> list[int]:
         """Names in a range of cells, and with the first one the homeless, that bear one of these
@@ -194,14 +218,26 @@ class Cuckoo:
             names += [name for name, mark in self._homeless.items() if mark in marks]
         return names
 
+    def _give_back(self, first_page: int, end_page: int) -> None:
+        """Bit by bit, as to give back all at once takes milliseconds, too."""
+        end_page = min(end_page, self.cells // PAGE_CELLS)
+        if first_page < end_page:
+            start, end = first_page * mmap.PAGESIZE, end_page * mmap.PAGESIZE
+            self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+    # --- homes
+
     def _homes(self, names: Words) -> tuple[Places, Places]:
         mask = np.uint64(self._mask)
         return (names & mask).view(np.int64), (names >> np.uint64(HALF) & mask).view(np.int64)
 
-    def _fetch(self, names: Sequence[int]) -> None:
-        """Bring the cells of these names near."""
-        for homes in self._homes(np.frombuffer(array("Q", names), dtype=np.uint64)):
-            self._words.take(homes)
+    def _look_up(self, names: Words) -> tuple[Places, Words]:
+        """Where each name lies that has a home, and its mark; somewhere and 0 for others."""
+        words, (first, second) = self._words, self._homes(names)
+        at = np.where(words.take(first) == names, first, second)
+        marks: Words = words.take(at + 1)
+        marks *= words.take(at) == names
+        return at, marks
 
     def _throw_out(self, name: int, mark: int) -> None:
         """Put a name where others are: each takes the place of the next, until one is free."""
@@ -225,6 +261,5 @@ class Cuckoo:
             del self._homeless[name]
 
 
-def _absent(mark: int) -> int:
-    del mark
-    return 0
+def _always(mark: int) -> Callable[[int], int]:
+    return lambda _: mark

@@ -17,7 +17,7 @@ from collections import OrderedDict
 import numpy as np
 
 from controlplane.router.index import Depths, PrefixIndex
-from proto.hashing import Words
+from proto.hashing import HASH_BYTES, Words, pack
 from proto.ids import WorkerId
 
 STRIDE_TOKENS = 512
@@ -42,9 +42,9 @@ class Guesses:
         """The worker was given a prompt with these blocks."""
         self.expire(now_s)
         self.join(worker)
-        sampled: list[int] = _sampled(names, _stride(block_tokens)).tolist()
-        self._index.store(worker, sampled)
-        for name in reversed(sampled):
+        sampled = _sampled(names, _stride(block_tokens))
+        self._index.apply(worker, stored=pack(sampled))
+        for name in reversed(sampled.tolist()):
             key = worker, name
             self._until_s[key] = now_s + self._kept_s
             self._until_s.move_to_end(key)
@@ -93,7 +93,7 @@ class Guesses:
                 pass
 
     def _give_up(self, worker: WorkerId, name: int) -> None:
-        self._index.remove(worker, [name])
+        self._index.apply(worker, removed=name.to_bytes(HASH_BYTES, "little"))
 
 
 def _stride(block_tokens: int) -> int:

@@ -10,7 +10,7 @@ are counted for all workers at once. With 512 workers that is about 400 bytes a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,23 +52,12 @@ class HolderSets:
         width_bytes = self.rows.shape[1] * WORD_BYTES
         return np.frombuffer(mask.to_bytes(width_bytes, "little"), dtype=np.uint64)
 
-    def adding(self, bit: int, live: int) -> Callable[[int], int]:
-        """A function from a set's number to that of the same set with `bit`, of live bits only."""
-
-        def successor(number: int) -> int:
-            mask = self.masks[number]
-            return number if mask & bit else self._number((mask & live) | bit)
-
-        return successor
-
-    def removing(self, bit: int, live: int) -> Callable[[int], int]:
-        """A function from a set's number to that of the same set without `bit`."""
-
-        def successor(number: int) -> int:
-            mask = self.masks[number]
-            return self._number(mask & live & ~bit) if mask & bit else number
-
-        return successor
+    def after(self, number: int, bit: int, stored: bool, live: int) -> int:
+        """The number of the same set with `bit`, or without it; of others only `live` bits stay."""
+        mask = self.masks[number]
+        if bool(mask & bit) is stored:
+            return number
+        return self._number(mask & live | bit if stored else mask & live & ~bit)
 
     def burying(self, number: int) -> int:
         """The successor of a set whose last member has left is the empty set."""

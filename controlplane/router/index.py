@@ -11,36 +11,26 @@ A worker that leaves, or empties its cache, costs O(1): its bit is retired and c
 sweep takes it out of the sets, and out of the table what nobody holds any longer, in slices; only
 then is the bit given out again.
 
-Memory is 36 to 107 bytes a block (`blocktable`), however many workers hold it, and about 400 bytes
+Memory is 37 to 112 bytes a block (`blocktable`), however many workers hold it, and about 400 bytes
 a different set of holders (`holders`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.router.blocktable import BlockTable
-from controlplane.router.cuckoo import Moved
+from controlplane.router.changes import Changes, Holder
 from controlplane.router.gallop import runs
 from controlplane.router.holders import HolderSets, Rows
-from proto.hashing import Words
+from proto.hashing import HASH_BYTES, Words
 from proto.ids import WorkerId
 
 Depths = NDArray[np.int64]
 """Leading blocks held, by seat."""
-
-
-@dataclass(slots=True)
-class _Holder:
-    """A worker's bit, and what the blocks that it holds add up to."""
-
-    bit: int
-    blocks: int = 0
-    digest: int = 0
 
 
 class PrefixIndex:
@@ -49,7 +39,8 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._table = BlockTable()
         self._sets = HolderSets()
-        self._holders: dict[WorkerId, _Holder] = {}
+        self._changes = Changes(self._table, self._sets)
+        self._holders: dict[WorkerId, Holder] = {}
         self._live = 0
         """Every bit that belongs to a worker; retired bits are not in it."""
         self._live_row: Rows = self._sets.row(0)
@@ -63,6 +54,7 @@ class PrefixIndex:
 
     def __len__(self) -> int:
         """How many different blocks are held by anybody (or wait to be swept)."""
+        self.settle()
         return len(self._table)
 
     def __contains__(self, worker: WorkerId) -> bool:
@@ -75,22 +67,25 @@ class PrefixIndex:
     @property
     def holder_sets(self) -> int:
         """How many different sets of workers hold blocks."""
+        self.settle()
         return len(self._sets)
 
     def count(self, worker: WorkerId) -> int:
         """How many blocks the worker holds."""
+        self.settle()
         holder = self._holders.get(worker)
         return holder.blocks if holder else 0
 
     def digest(self, worker: WorkerId) -> int:
         """Exclusive or of the names the worker holds."""
+        self.settle()
         holder = self._holders.get(worker)
         return holder.digest if holder else 0
 
     def seat(self, worker: WorkerId) -> int:
         """Where the worker is in what `match` gives; changes when it leaves or empties its cache.
         KeyError if it is not there."""
-        return self._holders[worker].bit.bit_length() - 1
+        return self._holders[worker].seat
 
     def by_worker(self, depths: Depths) -> dict[WorkerId, int]:
         """An answer of `match` in words; workers that hold nothing are left out."""
@@ -100,12 +95,13 @@ class PrefixIndex:
     def join(self, worker: WorkerId) -> None:
         """Know a worker; it holds nothing yet. Joining twice is fine."""
         if worker not in self._holders:
-            bit = self._free.pop() if self._free else self._new_bit()
-            self._holders[worker] = _Holder(bit)
-            self._seat(self._live | bit)
+            seat = self._free.pop() if self._free else self._new_seat()
+            self._holders[worker] = Holder(seat, 1 << seat)
+            self._seat(self._live | 1 << seat)
 
     def leave(self, worker: WorkerId) -> None:
         """Forget a worker and everything it held."""
+        self.settle()
         holder = self._holders.pop(worker, None)
         if holder is not None:
             self._retired |= holder.bit
@@ -117,19 +113,29 @@ class PrefixIndex:
             self.leave(worker)
             self.join(worker)
 
-    def store(self, worker: WorkerId, names: Sequence[int]) -> None:
-        """The worker holds these, too. The name 0 is ignored: it has one chance in 2**64."""
-        holder = self._holders[worker]
-        for move in self._move(names, self._sets.adding(holder.bit, self._live)):
-            holder.blocks += move.names
-            holder.digest ^= move.digest
+    def apply(
+        self, worker: WorkerId, cleared: bool = False, removed: bytes = b"", stored: bytes = b""
+    ) -> None:
+        """The worker, which is there, holds nothing any more if `cleared`, then no longer holds
+        what is removed, then holds what is stored, too: packed names.
 
-    def remove(self, worker: WorkerId, names: Sequence[int]) -> None:
-        """The worker no longer holds these; what it did not hold is ignored."""
-        holder = self._holders[worker]
-        for move in self._move(names, self._sets.removing(holder.bit, self._live)):
-            holder.blocks -= move.names
-            holder.digest ^= move.digest
+        What it does not hold, or holds already, is ignored; so is the name 0, which has one chance
+        in 2**64. Raises ValueError, and changes nothing, for names that are not whole.
+        """
+        if len(removed) % HASH_BYTES or len(stored) % HASH_BYTES:
+            raise ValueError("removed or stored is not a whole number of names")
+        if cleared:
+            self.clear(worker)
+        holder, changes = self._holders[worker], self._changes
+        if removed and changes.gather(holder, False, removed):
+            changes.make(self._live)
+        if stored and changes.gather(holder, True, stored):
+            changes.make(self._live)
+
+    def settle(self) -> None:
+        """Make the changes that have only been heard so far. Whoever asks does so first."""
+        if self._changes:
+            self._changes.make(self._live)
 
     def match(self, names: Words) -> Depths:
         """How many leading blocks of a prompt each worker holds, by seat.
@@ -137,6 +143,7 @@ class PrefixIndex:
         Exact for sets that are prefix-closed. While a worker's is not, as its lane waits for a
         snapshot, it is given what it holds before its first hole, or more.
         """
+        self.settle()
         first = self._table.mark(names.item(0)) if len(names) else 0
         if not self._sets.masks[first] & self._live:
             return np.zeros(self.seats, dtype=np.int64)
@@ -148,9 +155,10 @@ class PrefixIndex:
         return depths
 
     def sweep(self, entries_max: int) -> bool:
-        """Go on with what is put off: growth of the table, and taking out what is retired. Does a
-        slice of about `entries_max` entries; True if more is to be done."""
-        if self._table.settle(entries_max):
+        """Go on with what is put off: changes, growth of the table, taking out what is retired.
+        Does a slice of about `entries_max` entries; True if more is to be done."""
+        self.settle()
+        if self._table.settle():
             return True
         if self._sweeping is None:
             if not self._retired:
@@ -166,19 +174,14 @@ class PrefixIndex:
         """The table has nothing to settle each time that this goes on."""
         yield from self._sets.strip(retired, entries_max)
         self._retired &= ~retired
-        self._free += _bits_of(retired)
+        self._free += _seats_of(retired)
         # A name may be thrown out of its cell meanwhile, or moved as the table grows, to where the
         # sweep has been already: so it goes round until nothing is left.
         while dead := self._sets.dead():
             for first in range(0, self._table.cells, entries_max):
                 names = self._table.marked(np.array(dead, dtype=np.uint64), first, entries_max)
-                self._move(names, self._sets.burying)
+                self._sets.move(self._table.rewrite(names, self._sets.burying))
                 yield
-
-    def _move(self, names: Sequence[int], successor: Callable[[int], int]) -> list[Moved]:
-        moved = self._table.rewrite(names, successor)
-        self._sets.move(moved)
-        return moved
 
     def _same(self, mark: int, other: int) -> bool:
         """Whether the same workers hold what bears these marks."""
@@ -191,14 +194,14 @@ class PrefixIndex:
         self._live_row = self._sets.row(live)
         self.seatings += 1
 
-    def _new_bit(self) -> int:
+    def _new_seat(self) -> int:
         self.seats += 1
         self._sets.reserve_bits(self.seats)
-        return 1 << (self.seats - 1)
+        return self.seats - 1
 
 
-def _bits_of(mask: int) -> Iterator[int]:
+def _seats_of(mask: int) -> Iterator[int]:
     while mask:
         lowest = mask & -mask
-        yield lowest
+        yield lowest.bit_length() - 1
         mask ^= lowest

@@ -60,8 +60,7 @@ class Overlaps:
             guesses.expect(record.worker, names, record.block_tokens, now_s)
 
     def emptied(self, worker: WorkerId) -> None:
-        """The worker holds nothing any more."""
-        self.index.clear(worker)
+        """The worker held nothing any more: what it was about to hold is lost, too."""
         self._coming.forget(worker)
 
     def leave(self, worker: WorkerId) -> None:

@@ -11,12 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from controlplane.router import blocktable
 from controlplane.router.blocktable import BlockTable
-from proto.hashing import digest
+from proto.hashing import Words, digest
 
 names_of_two_cells = st.integers(1, 12).map(lambda i: i << 40 | 8 << 32 | i << 9 | 12)
 """In a table of 256 cells they all have the same two homes; as it grows, more and more."""
 spread = st.integers(1, 400).map(lambda i: i * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
-names = st.lists(st.one_of(spread, names_of_two_cells), max_size=40)
+one = st.one_of(spread, names_of_two_cells)
+names = st.lists(one, max_size=40)
 
 
 class TableMachine(RuleBasedStateMachine):
@@ -29,7 +30,7 @@ class TableMachine(RuleBasedStateMachine):
     @initialize(cells=st.integers(1, 8))
     def in_small_slices(self, cells: int) -> None:
         """A growth goes on for many steps."""
-        blocktable.SLICE_CELLS, blocktable.SLICE_CELLS_A_NAME = cells, 2
+        blocktable.SLICE_CELLS, blocktable.SLICE_CELLS_A_NAME = cells, 4
 
     def teardown(self) -> None:
         blocktable.SLICE_CELLS, blocktable.SLICE_CELLS_A_NAME = self.slices
@@ -59,9 +60,21 @@ class TableMachine(RuleBasedStateMachine):
             told[move.old, move.new][1] ^= move.digest
         assert told == {key: [len(each), digest(each)] for key, each in changed.items()}
 
-    @rule(cells=st.integers(1, 60))
-    def settle(self, cells: int) -> None:
-        self.table.settle(cells)
+    @rule(names=st.lists(one, unique=True, min_size=1, max_size=40), data=st.data())
+    def update(self, names: Sequence[int], data: st.DataObject) -> None:
+        new = data.draw(st.lists(st.integers(0, 4), min_size=len(names), max_size=len(names)))
+
+        def decide(old: Words) -> Words:
+            assert old.tolist() == [self.naive.get(name, 0) for name in names]
+            return np.array(new, dtype=np.uint64)
+
+        self.table.update(np.array(names, dtype=np.uint64), decide)
+        self.naive.update(zip(names, new, strict=True))
+        self.naive = {name: mark for name, mark in self.naive.items() if mark}
+
+    @rule(names=st.integers(0, 40))
+    def settle(self, names: int) -> None:
+        self.table.settle(names)
 
     @rule(names=names)
     def look_up(self, names: Sequence[int]) -> None:
@@ -71,7 +84,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(marks=st.sets(st.integers(1, 4), min_size=1), step=st.integers(1, 50))
     def find_marked(self, marks: set[int], step: int) -> None:
-        while self.table.settle(step):
+        while self.table.settle():
             pass
         found = [
             name

@@ -5,15 +5,16 @@ What workers hold is prefix-closed: paths in a tree, with all that comes before 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from controlplane.router.index import PrefixIndex
-from proto.hashing import BlockHasher, Scope, digest
+from proto.hashing import BlockHasher, Scope, digest, pack
 from proto.ids import WorkerId
 
 WORKERS = [WorkerId(f"w{i}") for i in range(70)]
@@ -77,8 +78,14 @@ class IndexMachine(RuleBasedStateMachine):
     def store(self, worker: WorkerId, path: Path) -> None:
         """All of it, also what is held already."""
         if worker in self.naive:
-            self.index.store(worker, names_of(path))
+            self.tell(worker, stored=names_of(path))
             self.naive[worker].update(names_of(path))
+
+    def tell(
+        self, worker: WorkerId, *, removed: Sequence[int] = (), stored: Sequence[int] = ()
+    ) -> None:
+        packed = [pack(np.array(names, dtype=np.uint64)) for names in (removed, stored)]
+        self.index.apply(worker, False, *packed)
 
     @rule(path=paths)
     def store_everywhere(self, path: Path) -> None:
@@ -91,7 +98,7 @@ class IndexMachine(RuleBasedStateMachine):
         chain = LONG[which]
         for start in range(0, len(chain), piece):
             if worker in self.naive:
-                self.index.store(worker, chain[start : start + piece])
+                self.tell(worker, stored=chain[start : start + piece])
                 self.naive[worker].update(chain[start : start + piece])
 
     @rule(worker=workers, path=paths, more=paths)
@@ -101,13 +108,13 @@ class IndexMachine(RuleBasedStateMachine):
         gone = behind(path, held) if path else set()
         absent = [name for name in names_of(more) if name not in held]
         if worker in self.naive:
-            self.index.remove(worker, [*gone, *absent])
+            self.tell(worker, removed=[*gone, *absent])
             held -= gone
 
     @rule(worker=workers, which=long_chains, left=st.integers(0, 2_500))
     def remove_much(self, worker: WorkerId, which: int, left: int) -> None:
         if worker in self.naive:
-            self.index.remove(worker, LONG[which][left:])
+            self.tell(worker, removed=LONG[which][left:])
             self.naive[worker].difference_update(LONG[which][left:])
 
     @rule(worker=workers)
@@ -138,14 +145,16 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.index.by_worker(depths) == wanted
         assert depths.sum() == sum(wanted.values()), "an empty seat has a depth"
 
-    @invariant()
-    def counts_and_digests_agree(self) -> None:
+    @rule()
+    def ask(self) -> None:
+        """Only now and then: many changes are to be made at once."""
         for worker, held in self.naive.items():
             assert self.index.count(worker) == len(held)
             assert self.index.digest(worker) == digest(tuple(held))
 
     def teardown(self) -> None:
         """Swept to the end, nothing is left of what nobody holds."""
+        self.ask()
         while self.index.sweep(500):
             pass
         assert len(self.index) == len(set().union(*self.naive.values()))

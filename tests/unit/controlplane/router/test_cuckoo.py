@@ -91,7 +91,7 @@ def test_a_name_that_comes_twice_moves_once() -> None:
 
 
 def test_what_is_popped_or_emptied_is_told_and_gone(crowded: Cuckoo) -> None:
-    assert crowded.pop([SAME_HOMES[2], 77]).tolist() == [[SAME_HOMES[2], 3]]
+    assert crowded.pop(words([SAME_HOMES[2], 77])).tolist() == [[SAME_HOMES[2], 3]]
     rest = [pair for first in range(0, CELLS, 3) for pair in crowded.empty(first, 3).tolist()]
     assert sorted(rest) == [[SAME_HOMES[i], i + 1] for i in (0, 1, 3, 4, 5, 6)]
     assert len(crowded) == 0
@@ -100,9 +100,26 @@ def test_what_is_popped_or_emptied_is_told_and_gone(crowded: Cuckoo) -> None:
 def test_many_are_put_at_once_as_one_by_one(crowded: Cuckoo) -> None:
     table = Cuckoo(CELLS)
     set_all(table, SAME_HOMES[:1], 1)
-    table.put(words([word for i in range(1, 7) for word in (SAME_HOMES[i], i + 1)]).reshape(-1, 2))
+    table.put(words(SAME_HOMES[1:]), words([2, 3, 4, 5, 6, 7]))
     assert table.marks(words(SAME_HOMES)).tolist() == crowded.marks(words(SAME_HOMES)).tolist()
     assert len(table) == len(SAME_HOMES)
+
+
+@pytest.mark.parametrize("cells", [CELLS, 64 * CELLS])
+def test_many_are_updated_at_once_as_one_by_one(cells: int) -> None:
+    table = Cuckoo(cells)
+    set_all(table, SAME_HOMES[:4], 4)
+    names = words([*SAME_HOMES, 77])
+    seen: list[int] = []
+
+    def decide(old: Words) -> Words:
+        seen.extend(old.tolist())
+        return words([0, 4, 9, 4, 3, 0, 1, 1])
+
+    table.update(names, decide)
+    assert seen == [4, 4, 4, 4, 0, 0, 0, 0]
+    assert table.marks(names).tolist() == [0, 4, 9, 4, 3, 0, 1, 1]
+    assert len(table) == 6
 
 
 def test_marked_names_are_found_range_by_range(crowded: Cuckoo) -> None:
