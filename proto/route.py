@@ -42,6 +42,10 @@ class Term(msgspec.Struct, frozen=True):
     overlap_blocks: int = 0
     queued_prefill_tokens: int = 0
     decode_blocks: int = 0
+    requests: int = 0
+    """In flight on the worker, queued ones included."""
+    values: dict[str, float] = {}
+    """What else the policy makes of it, such as `ttft_ms`: predicted time to first token."""
     excluded: str = ""
     """The filter that took the candidate out, empty if it took part."""
 

@@ -7,6 +7,9 @@
 | `tp.<cluster>.route`                 | `RouteRequest`      | gateway -> one router  |
 | `tp.<cluster>.progress.<worker>`     | `Progress`          | gateway -> routers, agent |
 | `tp.<cluster>.ledger.<router>`       | `Booking`           | router -> routers      |
+| `tp.<cluster>.decisions`             | `Decision`          | router -> everyone     |
+| `tp.<cluster>.explain`               | `ExplainRequest`    | anyone -> routers      |
+| `tp.<cluster>.explained.<request>`   | `Explained`         | router -> who asked    |
 | `tp.<cluster>.agent.<worker>.<verb>` | `KvSnapshotRequest` | router -> one agent    |
 | `tp.<cluster>.registry.<verb>`       | `WorkersRequest`    | anyone -> one registry |
 | `tp.<cluster>.requests`              | `RequestRecord`     | gateway -> stream      |
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 from urllib.parse import quote, unquote
 
-from proto.ids import ServiceId, WorkerId, check_name
+from proto.ids import RequestId, ServiceId, WorkerId, check_name
 
 ROOT = "tp"
 
@@ -66,6 +69,17 @@ class Subjects:
     @property
     def every_ledger(self) -> str:
         return f"{self._root}.ledger.*"
+
+    @property
+    def decisions(self) -> str:
+        return f"{self._root}.decisions"
+
+    @property
+    def explain(self) -> str:
+        return f"{self._root}.explain"
+
+    def explained(self, request: RequestId) -> str:
+        return f"{self._root}.explained.{check_name(request, 'request')}"
 
     def snapshot(self, worker: WorkerId) -> str:
         return f"{self._root}.agent.{check_name(worker, 'worker')}.snapshot"

@@ -24,6 +24,7 @@ COMMANDS = {
     "replay": Command("controlplane.cli.replay", "main", "replay a trace, in virtual time or live"),
     "generate": Command("controlplane.cli.generate", "main", "write a trace of conversations"),
     "bench": Command("controlplane.cli.bench", "main", "measure it beside a peer"),
+    "explain": Command("controlplane.cli.explain", "main", "why a request went where it went"),
     "key": Command("controlplane.cli.key", "main", "make an API key for a tenant"),
     "gateway": Command("controlplane.compose", "gateway", "run the gateway service"),
     "router": Command("controlplane.compose", "router", "run the router service"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -106,3 +107,11 @@ class Layout:
         draft = self.state.with_suffix(".draft")
         draft.write_text(json.dumps(state, indent=2))
         draft.replace(self.state)
+
+    def read_state(self) -> Mapping[str, Any] | None:
+        """What `write_state` wrote last, None when no cluster runs here."""
+        try:
+            state: Mapping[str, Any] = json.loads(self.state.read_text())
+        except FileNotFoundError:
+            return None
+        return state

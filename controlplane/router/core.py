@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from itertools import islice
 
 from controlplane.router.capacity import Capacities
+from controlplane.router.explain import RETRY_AFTER_S, Decisions, made, nobody
 from controlplane.router.filters import demands
 from controlplane.router.fleet import Fleet, Rows
 from controlplane.router.index import PrefixIndex
@@ -18,10 +18,9 @@ from controlplane.router.inhibition import Inhibitions
 from controlplane.router.ledger import Ledger
 from controlplane.router.overlap import Overlaps
 from controlplane.router.policies.base import (
-    Candidates,
-    Floats,
     Prompt,
     State,
+    Weighed,
     decode_blocks,
     pick,
 )
@@ -33,18 +32,14 @@ from proto.kv import KvBatch, Tier
 from proto.load import LoadReport
 from proto.progress import Booking, Progress
 from proto.route import (
-    NO_WORKER,
     UNKNOWN_MODEL,
     Chosen,
     Rejected,
     RouteReply,
     RouteRequest,
-    Term,
 )
 from proto.workers import WorkerRecord
 
-RETRY_AFTER_S = 1.0
-REFUSALS_TOLD = 8
 INHIBITED = "inhibited"
 """Why a worker is passed over that has just failed somebody."""
 
@@ -55,6 +50,7 @@ class RouterCore:
     def __init__(self, settings: RouterSettings, name: str, rng: random.Random) -> None:
         self._overlaps = Overlaps(settings)
         self.ledger = Ledger(settings.booking_silence_s)
+        self.decisions = Decisions()
         self._inhibitions = Inhibitions(settings.inhibit_s)
         self._capacities = Capacities()
         self._settings = settings
@@ -146,18 +142,21 @@ class RouterCore:
             return Rejected(UNKNOWN_MODEL, f"no worker serves {request.model!r}", RETRY_AFTER_S)
         self._catch_up()
         fleet.age(now_s)
-        made = demands(request, fleet.block_sizes)
-        rows = fleet.sift(request, made)
+        asked = demands(request, fleet.block_sizes)
+        rows = fleet.sift(request, asked)
         if not len(rows):
-            return _nobody(fleet.refusals(request, made))
+            return nobody(fleet.refusals(request, asked))
         rows, inhibited = self._without_inhibited(fleet, rows, now_s)
         cached_tokens = self._overlaps.cached_tokens(request, fleet, now_s)
         candidates = fleet.candidates(rows, cached_tokens, now_s)
-        costs = weigh(_prompt(request), candidates, self._state(name, request.model))
-        chosen = pick(candidates, costs, self._rng, self._settings.temperature)
+        found = weigh(_prompt(request), candidates, self._state(name, request.model))
+        weighed = found if isinstance(found, Weighed) else Weighed(found)
+        chosen = pick(candidates, weighed.costs, self._rng, self._settings.temperature)
         record = fleet.record(int(rows[chosen]))
         block_tokens = record.block_tokens
-        refused = {**fleet.refusals(request, made), **inhibited} if request.explain else {}
+        out = {**fleet.refusals(request, asked), **inhibited} if len(rows) < len(fleet) else {}
+        kept = made(request, name, candidates, weighed, chosen, refused=out, now_s=now_s)
+        self.decisions.keep(kept)
         reply = Chosen(
             worker=record.worker,
             incarnation=record.incarnation,
@@ -166,7 +165,7 @@ class RouterCore:
             policy=name,
             overlap_blocks=int(candidates.cached_tokens[chosen]) // block_tokens,
             block_tokens=block_tokens,
-            terms=_terms(candidates, costs, refused) if request.explain else (),
+            terms=kept.terms() if request.explain else (),
         )
         self.ledger.book(booking_of(request, reply), now_s)
         self._overlaps.expect(request, record, now_s)
@@ -237,23 +236,3 @@ def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:
 
 def _prompt(request: RouteRequest) -> Prompt:
     return Prompt(request.prompt_tokens, request.expected_output_tokens)
-
-
-def _nobody(refused: Mapping[WorkerId, str]) -> Rejected:
-    why = ", ".join(f"{w} is {reason}" for w, reason in islice(refused.items(), REFUSALS_TOLD))
-    if len(refused) > REFUSALS_TOLD:
-        why += f", and {len(refused) - REFUSALS_TOLD} more"
-    return Rejected(NO_WORKER, f"no worker can take it now: {why}", RETRY_AFTER_S)
-
-
-def _terms(
-    candidates: Candidates, costs: Floats, refused: Mapping[WorkerId, str]
-) -> tuple[Term, ...]:
-    columns = (
-        costs.tolist(),
-        (candidates.cached_tokens // candidates.block_tokens).tolist(),
-        candidates.queued_prefill_tokens.tolist(),
-        (candidates.decode_tokens // candidates.block_tokens).tolist(),
-    )
-    weighed = [Term(*row) for row in zip(candidates.workers, *columns, strict=True)]
-    return (*weighed, *(Term(w, 0.0, excluded=why) for w, why in refused.items()))

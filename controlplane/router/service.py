@@ -9,22 +9,23 @@ from functools import partial
 from itertools import islice
 
 import anyio
-import msgspec
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 from opentelemetry.trace import Span, SpanKind
 
 from controlplane.registry.view import RegistryView
 from controlplane.router.core import RouterCore, booking_of, check
+from controlplane.router.explain import Made, in_a_line
 from controlplane.router.listener import Listener
 from controlplane.router.metrics import RouterMetrics
 from controlplane.router.settings import RouterSettings
 from controlplane.router.snapshots import Repair
+from controlplane.router.teller import Teller
 from controlplane.runtime.tracing import extract, tracer
 from proto.codec import Producer, Reader, Unreadable
 from proto.ids import ServiceId, new_incarnation
 from proto.progress import Booking
-from proto.route import Chosen, RouteReply, RouteRequest, Term
+from proto.route import Chosen, RouteReply, RouteRequest
 from proto.subjects import Subjects
 from proto.wire.errors import BusError, RequestRefused
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo
@@ -67,6 +68,7 @@ class RouterService:
         self._producer = Producer(core.name, new_incarnation(clock()), clock)
         self._repair = Repair(settings, bus, subjects, core, metrics, self._producer)
         self._listener = Listener(bus, subjects, core, self._repair, metrics, clock)
+        self._teller = Teller(settings, bus, subjects, core, self._producer, clock)
         self._requests = Reader[RouteRequest](RouteRequest)
         self._leave = anyio.Event()
         self._left = anyio.Event()
@@ -77,6 +79,7 @@ class RouterService:
             unsubscribe = self._view.subscribe(partial(self._listener.on_change, tasks))
             try:
                 tasks.start_soon(self._housekeeping)
+                tasks.start_soon(self._teller.run)
                 with anyio.move_on_after(FIRST_SNAPSHOTS_S):
                     await self._repair.all_tried()
                 if untrue := self._repair.untrue():
@@ -119,17 +122,15 @@ class RouterService:
         return self._producer.seal(reply)
 
     def _decide(self, request: RouteRequest, span: Span) -> RouteReply:
-        """A recorded span tells of every candidate, also to callers that do not ask for it."""
-        explained = request
-        if span.is_recording() and not request.explain:
-            explained = msgspec.structs.replace(request, explain=True)
         began_s = time.perf_counter()
-        reply = self.core.decide(explained, anyio.current_time())
+        reply = self.core.decide(request, anyio.current_time())
         self._metrics.decision_s.observe(time.perf_counter() - began_s)
         self._count(request, reply)
-        _describe(span, request, reply)
-        if isinstance(reply, Chosen) and not request.explain:
-            reply = msgspec.structs.replace(reply, terms=())
+        made = self.core.decisions.last if isinstance(reply, Chosen) else None
+        if made is not None:
+            self._teller.note(made)
+        if span.is_recording():
+            _describe(span, request, reply, made)
         return reply
 
     async def _gossip(self, booking: Booking) -> None:
@@ -160,9 +161,8 @@ class RouterService:
                 await checkpoint()
 
 
-def _describe(span: Span, request: RouteRequest, reply: RouteReply) -> None:
-    if not span.is_recording():
-        return
+def _describe(span: Span, request: RouteRequest, reply: RouteReply, made: Made | None) -> None:
+    """A recorded span tells of every candidate, the best ones if there are many."""
     span.set_attribute("tokenplane.request", request.request)
     span.set_attribute("gen_ai.request.model", request.model)
     span.set_attribute("tokenplane.prompt_tokens", request.prompt_tokens)
@@ -170,18 +170,9 @@ def _describe(span: Span, request: RouteRequest, reply: RouteReply) -> None:
         span.set_attribute("tokenplane.worker", reply.worker)
         span.set_attribute("tokenplane.policy", reply.policy)
         span.set_attribute("tokenplane.overlap_blocks", reply.overlap_blocks)
-        terms = [_compact(term) for term in islice(reply.terms, SPAN_CANDIDATES)]
-        span.set_attribute("tokenplane.candidates", terms)
     else:
         span.set_attribute("tokenplane.rejected", reply.reason)
         span.set_attribute("tokenplane.rejected.detail", reply.detail)
-
-
-def _compact(term: Term) -> str:
-    """One candidate on one line, for people who read traces."""
-    if term.excluded:
-        return f"{term.worker} excluded={term.excluded}"
-    return (
-        f"{term.worker} cost={term.cost:g} overlap_blocks={term.overlap_blocks}"
-        f" queued_prefill_tokens={term.queued_prefill_tokens} decode_blocks={term.decode_blocks}"
-    )
+    if made is not None:
+        terms = [in_a_line(term) for term in islice(made.terms(), SPAN_CANDIDATES)]
+        span.set_attribute("tokenplane.candidates", terms)

@@ -58,6 +58,9 @@ class RouterSettings(Group):
     inhibit_s: float = Field(
         5.0, ge=0, description="a worker that failed a request is avoided for so long"
     )
+    decisions_share: float = Field(
+        0.01, ge=0, le=1, description="share of decisions that is published, with all candidates"
+    )
     snapshot_timeout_s: float = Field(
         5.0, gt=0, description="deadline of one snapshot chunk; then again after a growing pause"
     )

@@ -55,6 +55,13 @@ async def open_carriers(settings: CommonSettings, client_name: str) -> AsyncIter
             yield Carriers(bus, store, http, frames)
 
 
+@asynccontextmanager
+async def open_bus(settings: CommonSettings, client_name: str) -> AsyncIterator[Bus]:
+    """NATS alone, for commands that only ask. Raises `BusUnavailable`."""
+    async with NatsBus(_nats_settings(settings.nats, client_name)) as bus:
+        yield bus
+
+
 async def _check(store: Store, settings: CommonSettings) -> None:
     """An etcd client connects when it is first used: use it now, so that a wrong address ends
     the start and not a request."""

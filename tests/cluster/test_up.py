@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,6 +145,20 @@ def test_the_whole_surface_of_the_openai_client(cluster: UpCluster, case: Case) 
             await case(client, cluster.model)
 
     anyio.run(exercise)
+
+
+def test_a_decision_is_explained(cluster: UpCluster) -> None:
+    body = {"model": cluster.model, "prompt": PROMPT, "max_tokens": 2}
+    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=20)
+    request = answer.headers["x-request-id"]
+    told = cluster.tokenplane("explain", "--cluster", "test", request, "--json")
+    [decision] = json.loads(told.stdout)
+    assert decision["worker"] == answer.headers["x-tokenplane-worker"]
+    assert {term["worker"] for term in decision["terms"]} == {"engine-0", "engine-1"}
+    shown = cluster.tokenplane("explain", "--cluster", "test", request)
+    assert decision["worker"] in shown.stdout and "overlap blocks" in shown.stdout
+    unknown = cluster.tokenplane("explain", "--cluster", "test", "nobody", status=1)
+    assert "no router of cluster 'test' remembers 'nobody'" in unknown.stderr
 
 
 @pytest.mark.parametrize("victim", ["engine-0", "agent-0", "router", "nats", "etcd", "gateway"])

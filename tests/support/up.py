@@ -28,6 +28,20 @@ class UpCluster:
         self.process = process
         self._state = state
         self._output = output
+        self._home = state.parent.parent.parent
+
+    def tokenplane(self, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        """Another command of the same user."""
+        ended = subprocess.run(
+            [sys.executable, "-m", "controlplane.cli.main", *words],
+            env={**os.environ, "TOKENPLANE_HOME": str(self._home), "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == status, ended.stderr
+        return ended
 
     @property
     def state(self) -> Mapping[str, Any]:

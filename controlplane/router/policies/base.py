@@ -11,9 +11,9 @@ over a few dozen would take.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -83,8 +83,17 @@ class State:
         self.last_turn: WorkerId | None = None
 
 
-Policy = Callable[[Prompt, Candidates, State], Floats]
-"""One cost a row; infinite: not this one, though at least one is finite."""
+class Weighed(NamedTuple):
+    """What a policy found."""
+
+    costs: Floats
+    """One a row; infinite: not this one, though at least one is finite."""
+    values: Mapping[str, Floats] = {}
+    """What the costs are made of, by name and row, to explain them."""
+
+
+Policy = Callable[[Prompt, Candidates, State], Weighed | Floats]
+"""Weighs the candidates; costs alone will do where there is nothing more to explain."""
 
 
 def prefill_tokens(prompt: Prompt, candidates: Candidates) -> Ints:

@@ -25,7 +25,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from controlplane.router.policies.base import Candidates, Floats, Prompt, State, prefill_tokens
+from controlplane.router.policies.base import (
+    Candidates,
+    Floats,
+    Prompt,
+    State,
+    Weighed,
+    prefill_tokens,
+)
 from controlplane.router.policies.kv import kv
 
 BUSY_MAX = 0.9
@@ -37,10 +44,10 @@ LEFT = 0.5
 """Of a running answer, on average, when another request comes."""
 
 
-def slo(prompt: Prompt, candidates: Candidates, state: State) -> Floats:
+def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
     """Milliseconds of latency added to all, and a price for each promise broken."""
     if np.isnan(candidates.curves).all():
-        return kv(prompt, candidates, state)
+        return Weighed(kv(prompt, candidates, state))
     knobs = state.knobs
     base_ms, token_ms, request_ms, kv_token_ms = _known(candidates.curves)
     streams = candidates.requests
@@ -59,16 +66,14 @@ def slo(prompt: Prompt, candidates: Candidates, state: State) -> Floats:
     pace_ms = step_ms / (1 - _busy(rate * token_ms))
     pace_after_ms = (step_ms + slower_ms) / (1 - _busy((rate + more) * token_ms))
 
-    latency_ms = (
-        ttft_ms
-        + pace_after_ms * output
-        + streams * (uncached * token_ms + slower_ms * output * LEFT)
-    )
+    own_ms = ttft_ms + pace_after_ms * output
+    harm_ms = streams * (uncached * token_ms + slower_ms * output * LEFT)
     kept = good(pace_after_ms, knobs.slo_tpot_ms)
     broken = streams * (good(pace_ms, knobs.slo_tpot_ms) - kept)
     broken += 1 - good(ttft_ms, knobs.slo_ttft_ms) * kept
-    costs: Floats = latency_ms + knobs.slo_broken_ms * broken
-    return costs
+    costs: Floats = own_ms + harm_ms + knobs.slo_broken_ms * broken
+    told = {"ttft_ms": ttft_ms, "tpot_ms": pace_after_ms, "harm_ms": harm_ms, "broken": broken}
+    return Weighed(costs, told)
 
 
 def _known(curves: Floats) -> Floats:

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from controlplane.router.policies.base import Candidates, Floats, Prompt, State, pick
+from controlplane.router.policies.base import Candidates, Floats, Prompt, State, Weighed, pick
 from controlplane.router.policies.blind import round_robin
 from controlplane.router.policies.catalog import POLICIES, policy
 from controlplane.router.policies.kv import kv
@@ -24,9 +24,14 @@ def costs(*values: float) -> Floats:
     return np.array(values)
 
 
+def weigh(name: str, prompt: Prompt, candidates: Candidates, where: State) -> Floats:
+    found = policy(name)(prompt, candidates, where)
+    return found.costs if isinstance(found, Weighed) else found
+
+
 def winner(name: str, prompt: Prompt, candidates: Candidates, weight: float = 1.0) -> str:
     where = state(weight)
-    weighed = policy(name)(prompt, candidates, where)
+    weighed = weigh(name, prompt, candidates, where)
     return candidates.workers[pick(candidates, weighed, where.rng, 0.0)]
 
 
@@ -105,8 +110,7 @@ def test_an_idle_fleet_is_used_whole(name: str) -> None:
     where, prompt = state(), Prompt(100, 10)
     candidates = table(*(Row(str(i)) for i in range(4)))
     chosen = Counter(
-        pick(candidates, policy(name)(prompt, candidates, where), where.rng, 0.0)
-        for _ in range(400)
+        pick(candidates, weigh(name, prompt, candidates, where), where.rng, 0.0) for _ in range(400)
     )
     assert min(chosen[i] for i in range(4)) > 50
 
