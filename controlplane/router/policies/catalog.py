@@ -5,12 +5,14 @@ from __future__ import annotations
 from controlplane.router.policies.base import Policy
 from controlplane.router.policies.blind import random_choice, round_robin
 from controlplane.router.policies.kv import kv
+from controlplane.router.policies.lmetric import lmetric
 from controlplane.router.policies.load import least_loaded, power_of_two
 from controlplane.router.policies.slo import slo
 
 POLICIES: dict[str, Policy] = {
     "kv": kv,
     "least_loaded": least_loaded,
+    "lmetric": lmetric,
     "power_of_two": power_of_two,
     "random": random_choice,
     "round_robin": round_robin,

@@ -104,6 +104,17 @@ def test_least_loaded_counts_requests() -> None:
     assert winner("least_loaded", Prompt(10, 10), candidates) == "b"
 
 
+def test_lmetric_multiplies_new_tokens_by_the_batch_and_neither_is_zero() -> None:
+    prompt = Prompt(160, 10)
+    candidates = table(
+        Row("idle"),
+        Row("holder", overlap=10, requests=99),
+        Row("half", overlap=5, requests=2),
+        Row("crowded holder", overlap=10, requests=400),
+    )
+    assert policy("lmetric")(prompt, candidates, state()).tolist() == [160, 100, 240, 401]
+
+
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"round_robin"}))
 def test_an_idle_fleet_is_used_whole(name: str) -> None:
     """Ties are not settled by name: the first worker would get everything."""
