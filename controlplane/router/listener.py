@@ -127,7 +127,9 @@ class Listener:
     def _on_load(self, tasks: TaskGroup, envelope: Envelope[LoadReport]) -> None:
         report, core = envelope.body, self._core
         lane = self._repair.lanes.get(report.worker)
-        if lane is not None:
+        # A report may overtake the batches that it speaks of, as they wait in another queue: who
+        # lags would take that for a loss, and fall behind for good fetching snapshots.
+        if lane is not None and not self._subscriptions[KvBatch.__name__].waiting:
             if envelope.incarnation < lane.incarnation:
                 return  # the agent's last words before it started anew
             count, digest = core.index.count(report.worker), core.index.digest(report.worker)

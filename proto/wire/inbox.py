@@ -34,6 +34,11 @@ class Inbox(Generic[Item]):
         self._closed = False
         self._taken = 0
 
+    @property
+    def waiting(self) -> int:
+        """Items that were not taken yet."""
+        return len(self._waiting)
+
     def offer(self, item: Item) -> None:
         """Append an item, or count it as dropped."""
         if len(self._waiting) >= self._queue_messages:

@@ -77,6 +77,10 @@ class Subscription(Protocol):
     @property
     def dropped(self) -> int: ...
 
+    @property
+    def waiting(self) -> int:
+        """Messages that have arrived and were not taken yet."""
+
     def __aiter__(self) -> AsyncIterator[Message]: ...
 
 

@@ -112,7 +112,7 @@ def test_lmetric_multiplies_new_tokens_by_the_batch_and_neither_is_zero() -> Non
         Row("half", overlap=5, requests=2),
         Row("crowded holder", overlap=10, requests=400),
     )
-    assert policy("lmetric")(prompt, candidates, state()).tolist() == [160, 100, 240, 401]
+    assert weigh("lmetric", prompt, candidates, state()).tolist() == [160, 100, 240, 401]
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"round_robin"}))
