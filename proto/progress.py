@@ -54,3 +54,5 @@ class Booking(msgspec.Struct, frozen=True, array_like=True):
     decode_blocks: int
     attempt: int = 1
     """As in the `Progress` that will be told of it."""
+    session: int = 0
+    """64 bits that stand for the session that it belongs to; 0: none."""

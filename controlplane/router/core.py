@@ -25,6 +25,7 @@ from controlplane.router.policies.base import (
     pick,
 )
 from controlplane.router.policies.catalog import policy
+from controlplane.router.sessions import Sessions, prefix_key, session_key
 from controlplane.router.settings import RouterSettings
 from proto.hashing import HASH_BYTES
 from proto.ids import WorkerId
@@ -51,6 +52,7 @@ class RouterCore:
         self._overlaps = Overlaps(settings)
         self.ledger = Ledger(settings.booking_silence_s)
         self.decisions = Decisions()
+        self._sessions = Sessions()
         self._inhibitions = Inhibitions(settings.inhibit_s)
         self._capacities = Capacities()
         self._settings = settings
@@ -117,7 +119,7 @@ class RouterCore:
 
     def booked_elsewhere(self, booking: Booking, now_s: float) -> None:
         """Another router has given a worker a request."""
-        self.ledger.book(booking, now_s)
+        self._book(booking, now_s)
 
     def progress(self, progress: Progress, now_s: float) -> None:
         """A gateway says how far a request has come."""
@@ -149,7 +151,7 @@ class RouterCore:
         rows, inhibited = self._without_inhibited(fleet, rows, now_s)
         cached_tokens = self._overlaps.cached_tokens(request, fleet, now_s)
         candidates = fleet.candidates(rows, cached_tokens, now_s)
-        found = weigh(_prompt(request), candidates, self._state(name, request.model))
+        found = weigh(self._prompt(request), candidates, self._state(name, request.model))
         weighed = found if isinstance(found, Weighed) else Weighed(found)
         chosen = pick(candidates, weighed.costs, self._rng, self._settings.temperature)
         record = fleet.record(int(rows[chosen]))
@@ -167,7 +169,7 @@ class RouterCore:
             block_tokens=block_tokens,
             terms=kept.terms() if request.explain else (),
         )
-        self.ledger.book(booking_of(request, reply), now_s)
+        self._book(booking_of(request, reply), now_s)
         self._overlaps.expect(request, record, now_s)
         return reply
 
@@ -183,6 +185,19 @@ class RouterCore:
         if not len(kept):
             return rows, {}
         return kept, {worker: INHIBITED for worker in workers if worker in avoided}
+
+    def _prompt(self, request: RouteRequest) -> Prompt:
+        session = session_key(request)
+        return Prompt(
+            tokens=request.prompt_tokens,
+            expected_output_tokens=request.expected_output_tokens,
+            key=session or prefix_key(request),
+            home=self._sessions.home(session),
+        )
+
+    def _book(self, booking: Booking, now_s: float) -> None:
+        self.ledger.book(booking, now_s)
+        self._sessions.served(booking.session, booking.worker)
 
     def _catch_up(self) -> None:
         """Bring the rows of those workers up to date whose bookings have changed."""
@@ -229,10 +244,9 @@ def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:
         request.request,
         chosen.worker,
         max(1, request.prompt_tokens - cached_tokens),
-        decode_blocks(_prompt(request), chosen.block_tokens),
+        decode_blocks(
+            Prompt(request.prompt_tokens, request.expected_output_tokens), chosen.block_tokens
+        ),
         request.attempt,
+        session_key(request),
     )
-
-
-def _prompt(request: RouteRequest) -> Prompt:
-    return Prompt(request.prompt_tokens, request.expected_output_tokens)

@@ -31,6 +31,13 @@ class RouterSettings(Group):
         description="policy slo: what a request that misses its targets weighs, in"
         " milliseconds of added latency",
     )
+    session_affinity: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="policies kv and slo: share of a prompt that the worker which has its session"
+        " is let off when costs are compared; a hint, 0: none",
+    )
     temperature: float = Field(
         0.0, ge=0, description="0: the lowest cost wins; more: spread over nearly equal workers"
     )
@@ -82,6 +89,7 @@ class RouterSettings(Group):
             slo_ttft_ms=self.slo_ttft_ms,
             slo_tpot_ms=self.slo_tpot_ms,
             slo_broken_ms=self.slo_broken_ms,
+            session_affinity=self.session_affinity,
         )
 
     @field_validator("policy")

@@ -63,6 +63,11 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
 
     tokens: int
     expected_output_tokens: int
+    key: int | None = None
+    """64 bits, equal for prompts that belong together: by their session, else by how they begin.
+    None where nothing is known of either."""
+    home: WorkerId | None = None
+    """The worker that served its session last, which need not be a candidate."""
 
 
 class Knobs(msgspec.Struct, frozen=True):
@@ -72,6 +77,7 @@ class Knobs(msgspec.Struct, frozen=True):
     slo_ttft_ms: float
     slo_tpot_ms: float
     slo_broken_ms: float
+    session_affinity: float
 
 
 class State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controlplane.router.policies.affinity import consistent_hash
 from controlplane.router.policies.base import Policy
 from controlplane.router.policies.blind import random_choice, round_robin
 from controlplane.router.policies.kv import kv
@@ -10,6 +11,7 @@ from controlplane.router.policies.load import least_loaded, power_of_two
 from controlplane.router.policies.slo import slo
 
 POLICIES: dict[str, Policy] = {
+    "consistent_hash": consistent_hash,
     "kv": kv,
     "least_loaded": least_loaded,
     "lmetric": lmetric,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controlplane.router.policies.affinity import head_start_tokens
 from controlplane.router.policies.base import (
     Candidates,
     Floats,
@@ -17,8 +18,10 @@ def kv(prompt: Prompt, candidates: Candidates, state: State) -> Floats:
 
     `prefill_weight * (queued + uncached prompt) + decode`, the form that Dynamo's router
     documents; 0 looks at decode alone. Requirements KR3, KR17. Workers may have blocks of
-    different sizes, so all are counted in blocks of the smallest.
+    different sizes, so all are counted in blocks of the smallest. The worker that has the session
+    gets a head start.
     """
-    weighted = state.knobs.prefill_weight * prefill_tokens(prompt, candidates)
+    tokens = prefill_tokens(prompt, candidates) - head_start_tokens(prompt, candidates, state)
+    weighted = state.knobs.prefill_weight * tokens
     costs: Floats = (weighted + decode_tokens(prompt, candidates)) / candidates.block_tokens.min()
     return costs

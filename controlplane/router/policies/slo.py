@@ -10,7 +10,7 @@ For each candidate, in milliseconds, from the capacity curve of its class (`rout
     broken  = streams * (good(pace before) - good(pace after))
             + 1 - good(TTFT) * good(pace after)
 
-    cost    = latency + BROKEN_MS * broken
+    cost    = latency + BROKEN_MS * broken        less a head start where the session is
 
 `good` is the chance that a latency we predict turns out within its target, a logistic step as wide
 as predictions are wrong. So a worker that keeps its promises only just is spared, and under
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from controlplane.router.policies.affinity import head_start_tokens
 from controlplane.router.policies.base import (
     Candidates,
     Floats,
@@ -71,7 +72,8 @@ def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
     kept = good(pace_after_ms, knobs.slo_tpot_ms)
     broken = streams * (good(pace_ms, knobs.slo_tpot_ms) - kept)
     broken += 1 - good(ttft_ms, knobs.slo_ttft_ms) * kept
-    costs: Floats = own_ms + harm_ms + knobs.slo_broken_ms * broken
+    head_start_ms = token_ms * head_start_tokens(prompt, candidates, state)
+    costs: Floats = own_ms - head_start_ms + harm_ms + knobs.slo_broken_ms * broken
     told = {"ttft_ms": ttft_ms, "tpot_ms": pace_after_ms, "harm_ms": harm_ms, "broken": broken}
     return Weighed(costs, told)
 

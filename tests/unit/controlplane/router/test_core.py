@@ -334,6 +334,30 @@ def test_a_request_may_choose_its_policy_and_a_wrong_one_is_refused() -> None:
         ask(core, policy="magic")
 
 
+def test_kr4_a_session_stays_until_its_worker_is_overloaded() -> None:
+    core = router("a", "b")
+    home = chosen(ask(core, "0", session="s", blocks={}, policy="random")).worker
+    core.progress(Progress(RequestId("0"), home, 1, Phase.ENDED), 0.0)
+    for i in range(1, 9):
+        assert chosen(ask(core, str(i), session="s", blocks={})).worker == home
+        core.progress(Progress(RequestId(str(i)), home, 1, Phase.ENDED), 0.0)
+    for _ in range(2):
+        core.observe_load(report(home, running=9, decode_kv_tokens=9_000), 0.0)
+    assert chosen(ask(core, "x", session="s", blocks={})).worker != home
+
+
+def test_kr4_replicas_know_where_a_session_is() -> None:
+    ours, theirs = router("a", "b"), router("a", "b")
+    request = question("1", session="s")
+    home = chosen(ours.decide(request, 0.0))
+    theirs.booked_elsewhere(booking_of(request, home), 0.0)
+    theirs.progress(Progress(RequestId("1"), home.worker, 1, Phase.ENDED), 0.0)
+    for i in range(6):
+        reply = chosen(ask(theirs, f"t{i}", session="s", blocks={}))
+        assert reply.worker == home.worker
+        theirs.progress(Progress(RequestId(f"t{i}"), home.worker, 1, Phase.ENDED), 0.0)
+
+
 def test_equal_histories_give_equal_decisions() -> None:
     def run() -> list[str]:
         core = router("a", "b", "c", policy="random")
