@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from controlplane.runtime.admin import AdminServer
 from controlplane.runtime.carriers import Carriers, open_carriers
+from controlplane.runtime.garbage import collect_in_short_pauses
 from controlplane.runtime.logs import setup_logging
 from controlplane.runtime.readiness import Readiness
 from controlplane.runtime.service import CannotServe, Phase, Service, serve, stop_on_signals
@@ -103,6 +104,7 @@ async def _main(service: str, settings: CommonSettings, build: Build) -> None:
     async with anyio.create_task_group() as tasks:
         await tasks.start(stop_on_signals, stop, tasks.cancel_scope)
         tasks.start_soon(abandon_the_start)
+        tasks.start_soon(collect_in_short_pauses)
         async with open_carriers(settings, service) as carriers:
             serving = True
             await _serve(settings, build, carriers, stop)
