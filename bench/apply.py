@@ -56,6 +56,7 @@ def run(options: Options) -> Iterator[Row]:
         ours.hold(worker, held)
         if theirs is not None:
             theirs.hold(worker, held)
+    ours.rest()
     for event_blocks in EVENT_BLOCKS:
         blocks = (EVENTS // 16 if options.quick else EVENTS) * event_blocks
         chains = [names_at_random(CHAIN_BLOCKS, rng) for _ in range(blocks // CHAIN_BLOCKS)]

@@ -54,6 +54,7 @@ def _fleet(workers: int, entries: int, options: Options) -> Iterator[Row]:
     ours, theirs = OurIndex(workers), PeerIndex() if peer.installed() else None
     indexes: list[Index] = [ours] if theirs is None else [ours, theirs]
     prompts = fill(indexes, workers, entries, np.random.default_rng(0))
+    ours.rest()
     for (blocks, kind), of_kind in prompts.items():
         answers = [[index.depths(prompt) for prompt in of_kind] for index in indexes]
         assert all(answer == answers[0] for answer in answers), "the sides disagree"

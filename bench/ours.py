@@ -9,6 +9,7 @@ import numpy as np
 
 from controlplane.router.core import RouterCore
 from controlplane.router.ingest import Lane
+from controlplane.router.service import SWEEP_ENTRIES
 from controlplane.router.settings import RouterSettings
 from proto.codec import Producer, Reader
 from proto.hashing import Words, pack
@@ -88,6 +89,11 @@ class OurIndex:
         """The worker holds these blocks."""
         for batch in self.voices[worker].stored_in_pieces(names, PIECE_BLOCKS):
             self.apply(batch)
+
+    def rest(self) -> None:
+        """What a router does every second: finish what is put off, as the growth of a table."""
+        while self._core.index.sweep(SWEEP_ENTRIES):
+            pass
 
     @staticmethod
     def question(names: Words) -> bytes:

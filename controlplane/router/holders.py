@@ -5,7 +5,7 @@ blocks: a block costs a number, however many workers hold it, and a worker is ta
 blocks by rewriting sets.
 
 A set is kept twice: as an int, to be changed and compared, and as a row of words, so that depths
-are counted for all workers at once. With 512 workers that is about 400 bytes a set.
+are counted for all workers at once. With 512 workers that is about 300 bytes a set.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ A worker that leaves, or empties its cache, costs O(1): its bit is retired and c
 sweep takes it out of the sets, and out of the table what nobody holds any longer, in slices; only
 then is the bit given out again.
 
-Memory is 37 to 112 bytes a block (`blocktable`), however many workers hold it, and about 400 bytes
-a different set of holders (`holders`).
+Memory is 37 to 112 bytes a block (`blocktable`), however many workers hold it, and about 300 bytes
+a different set of holders, of 512 workers (`holders`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from numpy.typing import NDArray
 
 from controlplane.router.blocktable import BlockTable
 from controlplane.router.changes import Changes, Holder
-from controlplane.router.gallop import runs
+from controlplane.router.gallop import Gallop
 from controlplane.router.holders import HolderSets, Rows
 from proto.hashing import HASH_BYTES, Words
 from proto.ids import WorkerId
 
 Depths = NDArray[np.int64]
 """Leading blocks held, by seat."""
+
+COUNTED_IN_A_BYTE = 255
+"""Runs of a prompt that can be."""
 
 
 class PrefixIndex:
@@ -40,6 +43,7 @@ class PrefixIndex:
         self._table = BlockTable()
         self._sets = HolderSets()
         self._changes = Changes(self._table, self._sets)
+        self._gallop = Gallop(self._table, self._same)
         self._holders: dict[WorkerId, Holder] = {}
         self._live = 0
         """Every bit that belongs to a worker; retired bits are not in it."""
@@ -147,11 +151,12 @@ class PrefixIndex:
         first = self._table.mark(names.item(0)) if len(names) else 0
         if not self._sets.masks[first] & self._live:
             return np.zeros(self.seats, dtype=np.int64)
-        bounds, marks = runs(names, first, self._table, self._same)
-        rows = np.bitwise_and.accumulate(self._sets.rows[marks] & self._live_row, axis=0)
+        bounds, marks = self._gallop.runs(names, first)
+        rows = np.bitwise_and.accumulate(self._sets.rows.take(marks, axis=0), axis=0)
+        rows &= self._live_row
         holds = np.unpackbits(rows.view(np.uint8), axis=1, count=self.seats, bitorder="little")
-        runs_held = holds.sum(axis=0, dtype=np.min_scalar_type(len(marks)))
-        depths: Depths = bounds[runs_held]
+        counter = np.uint8 if len(marks) <= COUNTED_IN_A_BYTE else np.int64
+        depths: Depths = bounds.take(holds.sum(axis=0, dtype=counter))
         return depths
 
     def sweep(self, entries_max: int) -> bool:
