@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from proto.constraints import UNCONSTRAINED, Constraints
 from proto.ids import RequestId, WorkerId
 
 
@@ -32,6 +33,7 @@ class RouteRequest(msgspec.Struct, frozen=True):
     explain: bool = False
     attempt: int = 1
     """Which attempt to serve the request this is; its progress will bear the same number."""
+    constraints: Constraints = UNCONSTRAINED
 
 
 class Term(msgspec.Struct, frozen=True):

@@ -67,6 +67,11 @@ class WorkerRecord(Record):
     """False: the engine tells nothing of its cache; a router may only guess from its own words."""
     hardware: Hardware = Hardware()
     taints: tuple[str, ...] = ()
+    """Only requests that tolerate all of these come here."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters of the model that the engine has, by the names that it serves them by."""
+    loads_adapters: bool = False
+    """The engine loads an adapter that it does not have when it is asked for it."""
 
 
 class WorkersRequest(Record):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from controlplane.router.capacity import Capacities
 from controlplane.router.explain import RETRY_AFTER_S, Decisions, made, nobody
 from controlplane.router.filters import demands
-from controlplane.router.fleet import Fleet, Rows
+from controlplane.router.fleet import Admission, Fleet
 from controlplane.router.index import PrefixIndex
 from controlplane.router.inhibition import Inhibitions
 from controlplane.router.ledger import Ledger
@@ -145,10 +145,10 @@ class RouterCore:
         self._catch_up()
         fleet.age(now_s)
         asked = demands(request, fleet.block_sizes)
-        rows = fleet.sift(request, asked)
-        if not len(rows):
-            return nobody(fleet.refusals(request, asked))
-        rows, inhibited = self._without_inhibited(fleet, rows, now_s)
+        admitted = fleet.sift(request, asked)
+        if not len(admitted.rows):
+            return nobody(admitted.refused)
+        rows, refused = self._without_inhibited(fleet, admitted, now_s)
         cached_tokens = self._overlaps.cached_tokens(request, fleet, now_s)
         candidates = fleet.candidates(rows, cached_tokens, now_s)
         found = weigh(self._prompt(request), candidates, self._state(name, request.model))
@@ -156,8 +156,7 @@ class RouterCore:
         chosen = pick(candidates, weighed.costs, self._rng, self._settings.temperature)
         record = fleet.record(int(rows[chosen]))
         block_tokens = record.block_tokens
-        out = {**fleet.refusals(request, asked), **inhibited} if len(rows) < len(fleet) else {}
-        kept = made(request, name, candidates, weighed, chosen, refused=out, now_s=now_s)
+        kept = made(request, name, candidates, weighed, chosen, refused=refused, now_s=now_s)
         self.decisions.keep(kept)
         reply = Chosen(
             worker=record.worker,
@@ -173,18 +172,18 @@ class RouterCore:
         self._overlaps.expect(request, record, now_s)
         return reply
 
-    def _without_inhibited(
-        self, fleet: Fleet, rows: Rows, now_s: float
-    ) -> tuple[Rows, Mapping[WorkerId, str]]:
-        """The rows without workers that have just failed, if that leaves any; and those."""
+    def _without_inhibited(self, fleet: Fleet, admitted: Admission, now_s: float) -> Admission:
+        """Less the workers that have just failed, if that leaves any."""
         avoided = self._inhibitions.avoided(now_s)
         if not avoided:
-            return rows, {}
-        workers = [fleet.workers[row] for row in rows.tolist()]
-        kept = rows[[worker not in avoided for worker in workers]]
-        if not len(kept):
-            return rows, {}
-        return kept, {worker: INHIBITED for worker in workers if worker in avoided}
+            return admitted
+        workers = [fleet.workers[row] for row in admitted.rows.tolist()]
+        inhibited = {worker: INHIBITED for worker in workers if worker in avoided}
+        return (
+            admitted.without(inhibited, fleet.workers)
+            if len(inhibited) < len(workers)
+            else admitted
+        )
 
     def _prompt(self, request: RouteRequest) -> Prompt:
         session = session_key(request)

@@ -1,8 +1,9 @@
 """Filters: who cannot take a request at all. The first that says so gives the reason.
 
-There are two kinds. A worker's *standing* is the same for every request: it is asked for once,
-when the worker's record or report changes. A request's *demand* is asked for at its decision, and
-only if the request makes that demand at all.
+There are three kinds. A worker's *standing* is the same for every request: it is asked for once,
+when the worker's record or report changes. *Constraints* (`proto.constraints`) are the same for
+many requests: what comes of them is kept until a worker changes. A *demand* is asked for at the
+decision, and only if the request makes that demand at all.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from controlplane.router.capacity import WARM_UP_S, Capacities, Curve
 from controlplane.router.filters import Demand, standing
 from controlplane.router.ledger import LATELY_S, InFlight, Ledger
 from controlplane.router.policies.base import Candidates, Floats, Ints
+from proto.constraints import Constraints
 from proto.ids import WorkerId
 from proto.load import LoadReport
 from proto.route import RouteRequest
@@ -31,6 +33,8 @@ from proto.workers import WorkerRecord
 Rows = NDArray[np.intp]
 
 FIRST_ROWS = 16
+ADMISSIONS_MAX = 256
+"""Different constraints whose outcome is kept, at most."""
 _BLOCK_TOKENS, _QUEUED, _DECODE, _REQUESTS, _CAPACITY, _STEP = range(6)
 
 
@@ -52,6 +56,20 @@ class Known:
     """Why it can take no request at all."""
 
 
+class Admission(NamedTuple):
+    """Who can take a request: their rows; and why each of the others cannot."""
+
+    rows: Rows
+    refused: Mapping[WorkerId, str]
+
+    def without(self, refused: Mapping[WorkerId, str], workers: Sequence[WorkerId]) -> Admission:
+        """Less those who are refused besides; `workers` are by row."""
+        if not refused:
+            return self
+        kept = [workers[row] not in refused for row in self.rows.tolist()]
+        return Admission(self.rows[kept], {**self.refused, **refused})
+
+
 class Fleet:
     """One row a worker, without holes: the last row moves to where one leaves. Pure."""
 
@@ -69,7 +87,7 @@ class Fleet:
         self._columns: NDArray[np.int64] = np.zeros((6, FIRST_ROWS), dtype=np.int64)
         self._lately: Floats = np.zeros((2, FIRST_ROWS))
         self._curves: Floats = np.full((len(Curve._fields), FIRST_ROWS), np.nan)
-        self._eligible = np.zeros(FIRST_ROWS, dtype=bool)
+        self._admissions: dict[Constraints, Admission] = {}
         self.changes = 0
         """Rises whenever a row is another worker's, or another block size's."""
 
@@ -114,6 +132,7 @@ class Fleet:
         self._columns[_CAPACITY, row] = record.total_blocks * record.block_tokens
         self._columns[_STEP, row] = record.max_batched_tokens
         self._curves_version = -1
+        self._admissions.clear()
         self._judge(row)
         self._weigh(row)
 
@@ -128,8 +147,8 @@ class Fleet:
             self._columns[:, row] = self._columns[:, last]
             self._lately[:, row] = self._lately[:, last]
             self._curves[:, row] = self._curves[:, last]
-            self._eligible[row] = self._eligible[last]
         del self._workers[last], self._known[last]
+        self._admissions.clear()
 
     def observe(self, report: LoadReport, now_s: float) -> None:
         """Take in what a worker says it is busy with."""
@@ -166,22 +185,34 @@ class Fleet:
             else:
                 self._oldest_s = min(self._oldest_s, known.heard_s)
 
-    def sift(self, request: RouteRequest, demands: Sequence[Demand]) -> Rows:
-        """Rows of the workers that can take the request."""
-        rows = np.flatnonzero(self._eligible[: len(self._workers)])
-        for demand in demands:
-            met = [not demand.refuses(request, self._known[row].record) for row in rows.tolist()]
-            rows = rows[met]
-        return rows
-
-    def refusals(self, request: RouteRequest, demands: Sequence[Demand]) -> Mapping[WorkerId, str]:
-        """Why each worker that cannot take the request cannot."""
+    def sift(self, request: RouteRequest, demands: Sequence[Demand]) -> Admission:
+        """Who can take the request, and why the others cannot."""
+        admitted = self._admission(request.constraints)
+        if not demands:
+            return admitted
         refused = {}
-        for worker, known in zip(self._workers, self._known, strict=True):
-            said = (demand.refuses(request, known.record) for demand in demands)
-            if reason := known.refused or next(filter(None, said), ""):
-                refused[worker] = reason
-        return refused
+        for row in admitted.rows.tolist():
+            said = (demand.refuses(request, self._known[row].record) for demand in demands)
+            if reason := next(filter(None, said), ""):
+                refused[self._workers[row]] = reason
+        return admitted.without(refused, self._workers)
+
+    def _admission(self, constraints: Constraints) -> Admission:
+        known = self._admissions.get(constraints)
+        if known is None:
+            if len(self._admissions) >= ADMISSIONS_MAX:
+                self._admissions.clear()
+            known = self._admissions[constraints] = self._admit(constraints)
+        return known
+
+    def _admit(self, constraints: Constraints) -> Admission:
+        rows, refused = [], {}
+        for row, known in enumerate(self._known):
+            if reason := known.refused or constraints.refusal(known.record):
+                refused[self._workers[row]] = reason
+            else:
+                rows.append(row)
+        return Admission(np.array(rows, dtype=np.intp), refused)
 
     def candidates(self, rows: Rows, cached_tokens: Ints, now_s: float) -> Candidates:
         """What a policy sees of these rows; `cached_tokens` is by row of the whole fleet."""
@@ -214,8 +245,10 @@ class Fleet:
 
     def _judge(self, row: int) -> None:
         known = self._known[row]
-        known.refused = standing(known.record, known.report)
-        self._eligible[row] = not known.refused
+        refused = standing(known.record, known.report)
+        if refused != known.refused:
+            known.refused = refused
+            self._admissions.clear()
 
     def _weigh(self, row: int) -> None:
         known = self._known[row]
@@ -229,12 +262,11 @@ class Fleet:
         self._lately[:, row] = booked.lately_tokens, max(booked.booked_s, 0.0)
 
     def _grow(self, rows: int) -> None:
-        room = len(self._eligible)
+        room = self._columns.shape[1]
         if rows > room:
             self._columns = np.pad(self._columns, ((0, 0), (0, room)))
             self._lately = np.pad(self._lately, ((0, 0), (0, room)))
             self._curves = np.pad(self._curves, ((0, 0), (0, room)), constant_values=np.nan)
-            self._eligible = np.pad(self._eligible, (0, room))
 
     def _drop_size(self, block_tokens: int) -> None:
         self._sizes[block_tokens] -= 1

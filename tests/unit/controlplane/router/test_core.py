@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from controlplane.router.core import RouterCore, booking_of, check
+from controlplane.router.fleet import ADMISSIONS_MAX
 from controlplane.router.settings import RouterSettings
+from proto.constraints import Constraints
 from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch
@@ -175,6 +177,80 @@ def test_an_agents_word_on_its_engine_counts_before_the_registrys(
     reply = chosen(ask(core, explain=True))
     assert [(t.worker, t.excluded) for t in reply.terms if t.excluded] == [("bad", why)]
     assert len(chosen(ask(core, "2", 100.0, explain=True)).terms) == 2  # the word has grown old
+
+
+PLACED = {"hardware": {"topology": {"zone": "b", "rack": "7"}}}
+
+
+@pytest.mark.parametrize(
+    ("other", "constraints", "why"),
+    [
+        ({}, Constraints(only=(WorkerId("good"), WorkerId("gone"))), "not_allowed"),
+        ({"taints": ("spot",)}, Constraints(), "tainted"),
+        ({"taints": ("spot", "acme")}, Constraints(tolerations=("spot",)), "tainted"),
+        ({}, Constraints(topology=(("zone", "b"), ("rack", "7"))), "topology"),
+        (PLACED, Constraints(topology=(("zone", "a"),)), "topology"),
+        ({}, Constraints(adapter="poet"), "no_adapter"),
+        ({"adapters": ("poet",)}, Constraints(adapter="jurist"), "no_adapter"),
+    ],
+)
+def test_kr15_what_a_request_demands_is_kept(
+    other: dict[str, object], constraints: Constraints, why: str
+) -> None:
+    """`good` meets everything that is asked; the other one does not."""
+    core = RouterCore(RouterSettings(), "r", random.Random(0))
+    labels = dict(constraints.topology)
+    meets = {"adapters": (constraints.adapter,), "hardware": {"topology": labels}}
+    core.worker_joined(record("good", **meets))
+    core.worker_joined(record("bad", **other))
+    reply = chosen(ask(core, constraints=constraints, explain=True))
+    assert reply.worker == "good"
+    assert [(t.worker, t.excluded) for t in reply.terms if t.excluded] == [("bad", why)]
+    alone = ask(core, "2", constraints=constraints, exclude=(WorkerId("good"),))
+    assert isinstance(alone, Rejected)
+    assert alone.reason == NO_WORKER
+    assert f"bad is {why}" in alone.detail
+
+
+@pytest.mark.parametrize(
+    ("other", "constraints"),
+    [
+        ({}, Constraints(only=(WorkerId("w"),))),
+        ({"taints": ("spot", "acme")}, Constraints(tolerations=("acme", "spot", "more"))),
+        (PLACED, Constraints(topology=(("zone", "b"),))),
+        ({"adapters": ("jurist", "poet")}, Constraints(adapter="poet")),
+        ({"loads_adapters": True}, Constraints(adapter="poet")),
+    ],
+)
+def test_kr15_who_meets_a_demand_may_serve(
+    other: dict[str, object], constraints: Constraints
+) -> None:
+    core = RouterCore(RouterSettings(), "r", random.Random(0))
+    core.worker_joined(record("w", **other))
+    assert chosen(ask(core, constraints=constraints)).worker == "w"
+
+
+def test_what_came_of_a_demand_does_not_outlive_the_record_it_came_of() -> None:
+    core, pinned = router("a", "b"), Constraints(topology=(("zone", "b"),))
+    assert isinstance(ask(core, "1", constraints=pinned), Rejected)
+    core.worker_joined(record("b", **PLACED))
+    assert chosen(ask(core, "2", constraints=pinned)).worker == "b"
+    core.observe_load(report("b", healthy=False), 0.0)
+    assert isinstance(ask(core, "3", constraints=pinned), Rejected)
+    core.observe_load(report("b"), 0.0)
+    assert chosen(ask(core, "4", constraints=pinned)).worker == "b"
+    core.worker_left(WorkerId("a"))
+    assert chosen(ask(core, "5", constraints=pinned)).worker == "b"
+    core.worker_joined(record("b"))
+    assert isinstance(ask(core, "6", constraints=pinned), Rejected)
+
+
+def test_any_number_of_different_demands_is_answered_right() -> None:
+    core = router("a", "b")
+    for nth in range(2 * ADMISSIONS_MAX):
+        name = "ab"[nth % 2]
+        only = Constraints(only=(WorkerId(name),), tolerations=(f"{nth}",))
+        assert chosen(ask(core, f"{nth}", constraints=only)).worker == name
 
 
 def test_a_worker_whose_block_size_was_not_named_is_passed_over() -> None:
