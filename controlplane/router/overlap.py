@@ -66,8 +66,8 @@ class Overlaps:
     def leave(self, worker: WorkerId) -> None:
         """The worker is gone."""
         self.index.leave(worker)
-        self._coming.forget(worker)
-        self._assumed.forget(worker)
+        self._coming.leave(worker)
+        self._assumed.leave(worker)
 
     def forget(self, fleet: Fleet) -> None:
         """Nobody serves that model any more."""

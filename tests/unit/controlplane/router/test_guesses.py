@@ -65,9 +65,9 @@ def test_a_worker_that_leaves_takes_its_guesses_along() -> None:
     guesses = Guesses(10.0, 1 << 20)
     guesses.expect(A, chain(32), BLOCK_TOKENS, 0.0)
     guesses.expect(B, chain(32), BLOCK_TOKENS, 0.0)
-    guesses.forget(A)
+    guesses.leave(A)
     assert held(guesses, chain(32), 0.0) == {B: 32}
-    guesses.forget(A)
+    guesses.leave(A)
     guesses.expect(A, chain(16), BLOCK_TOKENS, 0.0)
     assert held(guesses, chain(32), 0.0) == {A: 16, B: 32}
 
