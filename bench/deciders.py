@@ -72,7 +72,7 @@ class OurDecider:
         answer = await self._bus.request(self._subjects.route, sealed, timeout_s=TIMEOUT_S)
         reply = self._reader.open(answer.data).body
         if not isinstance(reply, Chosen):
-            raise WrongAnswer(f"{reply.reason}: {reply.detail}")
+            raise WrongAnswer(str(reply))
         cached_tokens = reply.overlap_blocks * reply.block_tokens
         return Decision(worker_number(reply.worker), cached_tokens, name)
 

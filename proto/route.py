@@ -13,7 +13,7 @@ class RouteRequest(msgspec.Struct, frozen=True):
 
     `blocks` maps a block size in tokens to the packed names of the prompt's full blocks of that
     size, one entry for every block size among the model's workers. `deadline_s` is how long from
-    now the caller is willing to wait for an answer.
+    now the caller is willing to wait for a worker that is not busy.
     """
 
     request: RequestId
@@ -28,6 +28,11 @@ class RouteRequest(msgspec.Struct, frozen=True):
     exclude: tuple[WorkerId, ...] = ()
     """Workers that have just failed this request."""
     deadline_s: float = 5.0
+    answer_s: float = 0.0
+    """The caller wants some answer within so long, be it `Queued`, to know that the router lives;
+    0: one answer by the deadline will do."""
+    waited_s: float = 0.0
+    """How long it has waited with earlier questions."""
     policy: str = ""
     """Overrides the router's policy for this request; for comparisons."""
     explain: bool = False
@@ -74,9 +79,18 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     retry_after_s: float = 1.0
 
 
+class Queued(msgspec.Struct, frozen=True, tag="queued"):
+    """Nobody is free yet. Said only to who set `answer_s`: ask again at once to go on waiting,
+    with what is left of the deadline. A request keeps its place by that, with any router."""
+
+    ahead: int
+    """How many requests are likely to be served before."""
+
+
 UNKNOWN_MODEL = "unknown_model"
 NO_WORKER = "no_worker"
 ALL_BUSY = "all_busy"
 NOT_READY = "not_ready"
 
-RouteReply = Chosen | Rejected
+Verdict = Chosen | Rejected
+RouteReply = Chosen | Queued | Rejected

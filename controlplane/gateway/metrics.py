@@ -55,6 +55,11 @@ class GatewayMetrics:
             ["reason"],
             registry=registry,
         )
+        self.asked_again = Counter(
+            "tokenplane_gateway_route_asked_again",
+            "Questions to routers that were asked a second time because no answer came",
+            registry=registry,
+        )
         self.retries = Counter(
             "tokenplane_gateway_retries",
             "Attempts on another worker, by why the one before failed",

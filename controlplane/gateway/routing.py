@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import anyio
+import msgspec
 from opentelemetry.trace import SpanKind
 
 from controlplane.gateway.metrics import GatewayMetrics
@@ -23,12 +24,14 @@ from proto.route import (
     NO_WORKER,
     UNKNOWN_MODEL,
     Chosen,
+    Queued,
     Rejected,
     RouteReply,
     RouteRequest,
+    Verdict,
 )
 from proto.subjects import Subjects
-from proto.wire.errors import BusError, RequestRefused
+from proto.wire.errors import BusError, BusTimeout, RequestRefused
 from proto.wire.ports import Bus
 from proto.workers import Role, WorkerState
 
@@ -36,6 +39,10 @@ log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
 
 HASHERS_MAX = 1_024
+QUESTIONS = 2
+"""To routers, before the gateway chooses by itself."""
+ANSWER_SHARE = 0.7
+"""A router that lets us wait says so after this share of the time that it has to answer."""
 FALLBACK = "fallback"
 """The policy that is reported when the gateway chose by itself."""
 
@@ -96,7 +103,7 @@ class Routing:
         hints: Hints,
         attempt: int,
         failed: Collection[WorkerId],
-    ) -> RouteReply:
+    ) -> Verdict:
         """A worker for the prompt, or why there is none, for the `attempt` that comes after those
         of `failed` workers. Raises `RequestRefused` (400) when a
         router finds the request itself wrong."""
@@ -113,12 +120,13 @@ class Routing:
             policy=hints.policy,
             exclude=tuple(failed),
             attempt=attempt,
-            deadline_s=self._settings.route_s,
+            deadline_s=self._settings.queue_s,
+            answer_s=ANSWER_SHARE * self._settings.route_s / QUESTIONS,
         )
         with spans.start_as_current_span("gateway.route", kind=SpanKind.CLIENT) as span:
             began_s = anyio.current_time()
             try:
-                reply = await self._ask_router(route)
+                reply = await self._ask_until_decided(route)
             except (BusError, Unreadable) as error:
                 if isinstance(error, RequestRefused) and error.code < 500:
                     raise
@@ -133,16 +141,36 @@ class Routing:
                 span.set_attribute("tokenplane.rejected", reply.reason)
             return reply
 
+    async def _ask_until_decided(self, route: RouteRequest) -> Verdict:
+        """Where all workers are busy a router answers now and then that we are still waiting. Who
+        has died in the meantime is noticed by that, and the next question goes to another."""
+        began_s = anyio.current_time()
+        while isinstance(reply := await self._ask_router(route), Queued):
+            waited_s = anyio.current_time() - began_s
+            route = msgspec.structs.replace(
+                route, waited_s=waited_s, deadline_s=max(0.0, self._settings.queue_s - waited_s)
+            )
+        return reply
+
     async def _ask_router(self, route: RouteRequest) -> RouteReply:
+        """Replicas share the questions: if one dies over ours, another gets it the second time."""
+        question = self._producer.seal(route)
+        try:
+            return await self._ask_once(question)
+        except BusTimeout:
+            self._metrics.asked_again.inc()
+            return await self._ask_once(question)
+
+    async def _ask_once(self, question: bytes) -> RouteReply:
         answer = await self._bus.request(
             self._subjects.route,
-            self._producer.seal(route),
-            timeout_s=self._settings.route_s,
+            question,
+            timeout_s=self._settings.route_s / QUESTIONS,
             headers=inject(),
         )
         return self._reader.open(answer.data).body
 
-    def _by_myself(self, route: RouteRequest) -> RouteReply:
+    def _by_myself(self, route: RouteRequest) -> Verdict:
         """The worker with the fewest of our own requests; the request plane outlives routers."""
         known = [r for r in self._view.workers.values() if r.model == route.model]
         if not known:

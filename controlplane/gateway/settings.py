@@ -24,7 +24,13 @@ class GatewaySettings(Group):
         32 << 20, ge=1024, description="longest request body; longer ones get a 413"
     )
     route_s: float = Field(
-        2.0, gt=0, description="how long a router may take; then the gateway chooses by itself"
+        2.0,
+        gt=0,
+        description="how long routers may take to answer: after half of it another one is asked,"
+        " after all of it the gateway chooses by itself",
+    )
+    queue_s: float = Field(
+        30.0, ge=0, description="how long a request may wait for a worker that is not busy"
     )
     connect_s: float = Field(2.0, gt=0, description="how long an engine may take to accept")
     first_token_s: float = Field(

@@ -44,7 +44,10 @@ class Informed:
         self._fleet = fleet
         self._delay_s = delay_s
         self._at = at
-        self._core = RouterCore(arm.settings, "replay", random.Random(seed))
+        # Nobody waits at this router's door, and none is turned away: arms are compared by what
+        # they make of all requests.
+        settings = arm.settings.model_copy(update={"busy_prefill_batches": 0.0})
+        self._core = RouterCore(settings, "replay", random.Random(seed))
         self._losses = random.Random(seed)
         self._kv_events = arm.knowledge is Knowledge.EVENTS
         self._lanes = {worker: Lane(worker) for worker in fleet if self._kv_events}

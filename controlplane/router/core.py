@@ -7,10 +7,12 @@ world: time and dice come in from outside.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from controlplane.router.capacity import Capacities
-from controlplane.router.explain import RETRY_AFTER_S, Decisions, made, nobody
+from controlplane.router.drain import Drain
+from controlplane.router.explain import Decisions, made
 from controlplane.router.filters import demands
 from controlplane.router.fleet import Admission, Fleet
 from controlplane.router.index import PrefixIndex
@@ -25,6 +27,7 @@ from controlplane.router.policies.base import (
     pick,
 )
 from controlplane.router.policies.catalog import policy
+from controlplane.router.refusals import WORKERS_TOLD, all_busy, nobody, unknown_model
 from controlplane.router.sessions import Sessions, prefix_key, session_key
 from controlplane.router.settings import RouterSettings
 from proto.hashing import HASH_BYTES
@@ -33,11 +36,10 @@ from proto.kv import KvBatch, Tier
 from proto.load import LoadReport
 from proto.progress import Booking, Progress
 from proto.route import (
-    UNKNOWN_MODEL,
     Chosen,
     Rejected,
-    RouteReply,
     RouteRequest,
+    Verdict,
 )
 from proto.workers import WorkerRecord
 
@@ -61,6 +63,7 @@ class RouterCore:
         self._rng = rng
         self._states: dict[tuple[str, str], State] = {}
         self._fleets: dict[str, Fleet] = {}
+        self._drains: defaultdict[str, Drain] = defaultdict(Drain)
         self._models: dict[WorkerId, str] = {}
 
     @property
@@ -83,7 +86,8 @@ class RouterCore:
         self._models[record.worker] = record.model
         fleet = self._fleets.get(record.model)
         if fleet is None:
-            fleet = Fleet(self.ledger, self._capacities, self._settings.report_stale_s)
+            limits = self._settings.busy_limits
+            fleet = Fleet(self.ledger, self._capacities, self._settings.report_stale_s, limits)
             self._fleets[record.model] = fleet
         row = fleet.row(record.worker)
         if row is not None and fleet.record(row).incarnation != record.incarnation:
@@ -123,7 +127,10 @@ class RouterCore:
 
     def progress(self, progress: Progress, now_s: float) -> None:
         """A gateway says how far a request has come."""
+        before = len(self.ledger)
         self.ledger.hear(progress, now_s)
+        if len(self.ledger) < before and progress.worker in self._models:
+            self._drains[self._models[progress.worker]].ended(now_s)
         if progress.worker_failed:
             self.failed((progress.worker,), now_s)
 
@@ -135,20 +142,22 @@ class RouterCore:
         """Forget bookings that nobody carries any more; returns how many."""
         return self.ledger.expire(now_s)
 
-    def decide(self, request: RouteRequest, now_s: float) -> RouteReply:
+    def decide(self, request: RouteRequest, now_s: float) -> Verdict:
         """Choose a worker and book it, or say why not. ValueError for an unknown policy."""
         name = request.policy or self._settings.policy
         weigh = policy(name)
         fleet = self._fleets.get(request.model)
         if fleet is None:
-            return Rejected(UNKNOWN_MODEL, f"no worker serves {request.model!r}", RETRY_AFTER_S)
+            return unknown_model(request.model)
         self._catch_up()
         fleet.age(now_s)
         asked = demands(request, fleet.block_sizes)
         admitted = fleet.sift(request, asked)
         if not len(admitted.rows):
             return nobody(admitted.refused)
-        rows, refused = self._without_inhibited(fleet, admitted, now_s)
+        rows, refused = fleet.free(self._without_inhibited(fleet, admitted, now_s))
+        if not len(rows):
+            return self.too_busy(request.model, 0, now_s)
         cached_tokens = self._overlaps.cached_tokens(request, fleet, now_s)
         candidates = fleet.candidates(rows, cached_tokens, now_s)
         found = weigh(self._prompt(request), candidates, self._state(name, request.model))
@@ -171,6 +180,26 @@ class RouterCore:
         self._book(booking_of(request, reply), now_s)
         self._overlaps.expect(request, record, now_s)
         return reply
+
+    def anyone_free(self, model: str, now_s: float) -> bool:
+        """Whether some worker of the model could take some request now."""
+        fleet = self._fleets.get(model)
+        if fleet is None:
+            return False
+        self._catch_up()
+        fleet.age(now_s)
+        return fleet.anyone_free()
+
+    def wait_s(self, model: str, ahead: int, now_s: float) -> float | None:
+        """How long a request is likely to wait behind `ahead` others where all are busy, None if
+        that is not known."""
+        return self._drains[model].wait_s(ahead, now_s) if model in self._drains else None
+
+    def too_busy(self, model: str, ahead: int, now_s: float, why: str = "") -> Rejected:
+        """The answer to a request that finds `ahead` others and all workers busy."""
+        fleet = self._fleets.get(model)
+        busy, count = fleet.busy(WORKERS_TOLD) if fleet else ({}, 0)
+        return all_busy(busy, count, self.wait_s(model, ahead, now_s), why)
 
     def _without_inhibited(self, fleet: Fleet, admitted: Admission, now_s: float) -> Admission:
         """Less the workers that have just failed, if that leaves any."""
@@ -218,6 +247,7 @@ class RouterCore:
         if not len(fleet):
             del self._fleets[model]
             self._overlaps.forget(fleet)
+            self._drains.pop(model, None)
 
 
 def check(request: RouteRequest) -> None:

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from controlplane.router.policies.base import Candidates, Floats, Ints, Weighed
 from proto.decisions import Decision
 from proto.ids import RequestId, WorkerId
-from proto.route import NO_WORKER, Rejected, RouteRequest, Term
+from proto.route import RouteRequest, Term
 
 ROWS_MAX = 1 << 17
 """Candidates remembered over all decisions: some ten megabytes."""
-RETRY_AFTER_S = 1.0
-REFUSALS_TOLD = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,14 +135,6 @@ def made(
         values=weighed.values,
         refused=refused,
     )
-
-
-def nobody(refused: Mapping[WorkerId, str]) -> Rejected:
-    """What is answered when nobody can take a request."""
-    why = ", ".join(f"{w} is {reason}" for w, reason in islice(refused.items(), REFUSALS_TOLD))
-    if len(refused) > REFUSALS_TOLD:
-        why += f", and {len(refused) - REFUSALS_TOLD} more"
-    return Rejected(NO_WORKER, f"no worker can take it now: {why}", RETRY_AFTER_S)
 
 
 def in_a_line(term: Term) -> str:

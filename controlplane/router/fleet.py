@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.router.busy import BusyLimits
 from controlplane.router.capacity import WARM_UP_S, Capacities, Curve
 from controlplane.router.filters import Demand, standing
 from controlplane.router.ledger import LATELY_S, InFlight, Ledger
@@ -54,6 +55,8 @@ class Known:
     """When it was first heard of."""
     refused: str = ""
     """Why it can take no request at all."""
+    busy: str = ""
+    """Why it should take none for the moment."""
 
 
 class Admission(NamedTuple):
@@ -73,11 +76,18 @@ class Admission(NamedTuple):
 class Fleet:
     """One row a worker, without holes: the last row moves to where one leaves. Pure."""
 
-    def __init__(self, ledger: Ledger, capacities: Capacities, report_stale_s: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        capacities: Capacities,
+        report_stale_s: float,
+        limits: BusyLimits,
+    ) -> None:
         self._ledger = ledger
         self._capacities = capacities
         self._curves_version = -1
         self._report_stale_s = report_stale_s
+        self._limits = limits
         self._oldest_s = math.inf
         """No report that counts was heard before this."""
         self._known: list[Known] = []
@@ -88,6 +98,8 @@ class Fleet:
         self._lately: Floats = np.zeros((2, FIRST_ROWS))
         self._curves: Floats = np.full((len(Curve._fields), FIRST_ROWS), np.nan)
         self._admissions: dict[Constraints, Admission] = {}
+        self._free = np.zeros(FIRST_ROWS, dtype=bool)
+        """Who could take some request now."""
         self.changes = 0
         """Rises whenever a row is another worker's, or another block size's."""
 
@@ -147,6 +159,7 @@ class Fleet:
             self._columns[:, row] = self._columns[:, last]
             self._lately[:, row] = self._lately[:, last]
             self._curves[:, row] = self._curves[:, last]
+            self._free[row] = self._free[last]
         del self._workers[last], self._known[last]
         self._admissions.clear()
 
@@ -196,6 +209,21 @@ class Fleet:
             if reason := next(filter(None, said), ""):
                 refused[self._workers[row]] = reason
         return admitted.without(refused, self._workers)
+
+    def free(self, admitted: Admission) -> Admission:
+        """Less those who are busy."""
+        taken = admitted.rows[~self._free[admitted.rows]].tolist()
+        busy = {self._workers[row]: self._known[row].busy for row in taken}
+        return admitted.without(busy, self._workers)
+
+    def anyone_free(self) -> bool:
+        """Whether some worker could take some request now."""
+        return bool(self._free[: len(self._workers)].any())
+
+    def busy(self, told_max: int) -> tuple[Mapping[WorkerId, str], int]:
+        """Some of the busy workers with the reason, and how many there are."""
+        busy = [known for known in self._known if known.busy and not known.refused]
+        return {known.record.worker: known.busy for known in busy[:told_max]}, len(busy)
 
     def _admission(self, constraints: Constraints) -> Admission:
         known = self._admissions.get(constraints)
@@ -254,12 +282,14 @@ class Fleet:
         known = self._known[row]
         booked = self._ledger.of(known.record.worker)
         more = known.excess if known.report is not None else _NOTHING
-        self._columns[_QUEUED, row] = booked.prefill_tokens + more.prefill_tokens
-        self._columns[_DECODE, row] = (
-            booked.decode_blocks + more.decode_blocks
-        ) * known.record.block_tokens
+        queued_prefill_tokens = booked.prefill_tokens + more.prefill_tokens
+        decode_tokens = (booked.decode_blocks + more.decode_blocks) * known.record.block_tokens
+        self._columns[_QUEUED, row] = queued_prefill_tokens
+        self._columns[_DECODE, row] = decode_tokens
         self._columns[_REQUESTS, row] = booked.requests + more.requests
         self._lately[:, row] = booked.lately_tokens, max(booked.booked_s, 0.0)
+        known.busy = self._limits.exceeded(known.record, queued_prefill_tokens, decode_tokens)
+        self._free[row] = not (known.refused or known.busy)
 
     def _grow(self, rows: int) -> None:
         room = self._columns.shape[1]
@@ -267,6 +297,7 @@ class Fleet:
             self._columns = np.pad(self._columns, ((0, 0), (0, room)))
             self._lately = np.pad(self._lately, ((0, 0), (0, room)))
             self._curves = np.pad(self._curves, ((0, 0), (0, room)), constant_values=np.nan)
+            self._free = np.pad(self._free, (0, room))
 
     def _drop_size(self, block_tokens: int) -> None:
         self._sizes[block_tokens] -= 1

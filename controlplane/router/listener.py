@@ -46,13 +46,16 @@ class Listener:
         repair: Repair,
         metrics: RouterMetrics,
         clock: Callable[[], float],
+        stir: Callable[[], None],
     ) -> None:
+        """`stir` is called when something has been heard that may have freed a worker."""
         self._bus = bus
         self._subjects = subjects
         self._core = core
         self._repair = repair
         self._metrics = metrics
         self._clock = clock
+        self._stir = stir
         self._subscriptions: dict[str, Subscription] = {}
 
     @asynccontextmanager
@@ -77,6 +80,7 @@ class Listener:
             case Left(record):
                 self._core.worker_left(record.worker)
                 self._repair.forget(record.worker)
+        self._stir()
 
     def dropped(self) -> dict[str, int]:
         """Messages lost since the start because they came faster than they were read, by kind."""
@@ -136,9 +140,11 @@ class Listener:
             self._repair.apply(lane.check(report, envelope.incarnation, count, digest))
             self._repair.heal(report.worker, tasks)
         core.observe_load(report, anyio.current_time())
+        self._stir()
 
     def _on_progress(self, envelope: Envelope[Progress]) -> None:
         self._core.progress(envelope.body, anyio.current_time())
+        self._stir()
 
     def _on_booking(self, envelope: Envelope[Booking]) -> None:
         if envelope.producer != self._core.name:

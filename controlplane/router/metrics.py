@@ -9,6 +9,7 @@ LAG_BUCKETS_S = (
     0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25,
     1.0, 5.0,
 )  # fmt: skip
+WAITED_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SHARE_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -26,6 +27,17 @@ class RouterMetrics:
             "tokenplane_router_decision_seconds",
             "Time to decide, without the bus",
             buckets=DECISION_BUCKETS_S,
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "tokenplane_router_waiting_requests",
+            "Requests waiting for a worker that is not busy",
+            registry=registry,
+        )
+        self.waited_s = Histogram(
+            "tokenplane_router_waited_seconds",
+            "Time that requests waited for a worker before they got one or were refused",
+            buckets=WAITED_BUCKETS_S,
             registry=registry,
         )
         self.predicted_hit = Histogram(

@@ -18,6 +18,7 @@ from controlplane.router.core import RouterCore, booking_of, check
 from controlplane.router.explain import Made, in_a_line
 from controlplane.router.listener import Listener
 from controlplane.router.metrics import RouterMetrics
+from controlplane.router.room import WaitingRoom
 from controlplane.router.settings import RouterSettings
 from controlplane.router.snapshots import Repair
 from controlplane.router.teller import Teller
@@ -25,7 +26,7 @@ from controlplane.runtime.tracing import extract, tracer
 from proto.codec import Producer, Reader, Unreadable
 from proto.ids import ServiceId, new_incarnation
 from proto.progress import Booking
-from proto.route import Chosen, RouteReply, RouteRequest
+from proto.route import Chosen, Queued, RouteReply, RouteRequest, Verdict
 from proto.subjects import Subjects
 from proto.wire.errors import BusError, RequestRefused
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo
@@ -40,7 +41,8 @@ SWEEP_ENTRIES = 4_096
 FIRST_SNAPSHOTS_S = 20.0
 """How long a start waits for agents; later ones are healed while serving."""
 DECISIONS_AT_ONCE = 16
-"""A decision does not wait for anything but the bus taking its booking."""
+"""Beside those that wait for a worker. A decision waits for nothing but the bus taking its
+booking."""
 SPAN_CANDIDATES = 64
 
 
@@ -67,8 +69,12 @@ class RouterService:
         self._metrics = metrics
         self._producer = Producer(core.name, new_incarnation(clock()), clock)
         self._repair = Repair(settings, bus, subjects, core, metrics, self._producer)
-        self._listener = Listener(bus, subjects, core, self._repair, metrics, clock)
+        self._room = WaitingRoom(core, settings.waiting_max)
+        self._listener = Listener(
+            bus, subjects, core, self._repair, metrics, clock, self._room.stir
+        )
         self._teller = Teller(settings, bus, subjects, core, self._producer, clock)
+        self._answers_at_once = DECISIONS_AT_ONCE + settings.waiting_max
         self._requests = Reader[RouteRequest](RouteRequest)
         self._leave = anyio.Event()
         self._left = anyio.Event()
@@ -80,6 +86,7 @@ class RouterService:
             try:
                 tasks.start_soon(self._housekeeping)
                 tasks.start_soon(self._teller.run)
+                tasks.start_soon(self._room.usher)
                 with anyio.move_on_after(FIRST_SNAPSHOTS_S):
                     await self._repair.all_tried()
                 if untrue := self._repair.untrue():
@@ -90,19 +97,21 @@ class RouterService:
                 unsubscribe()
 
     async def drain(self) -> None:
-        """Leave the group of replicas; requests that have come are answered."""
+        """Leave the group of replicas; requests that have come are answered, those that wait for
+        a worker with the advice to wait elsewhere."""
         self._leave.set()
         await self._left.wait()
 
     async def _serve(self, task_status: TaskStatus[None]) -> None:
         """Answer until told to leave, and finish what is under way."""
         endpoint = Endpoint(
-            "route", self._subjects.route, self._answer, concurrency=DECISIONS_AT_ONCE
+            "route", self._subjects.route, self._answer, concurrency=self._answers_at_once
         )
         service = ServiceInfo("tokenplane-router", VERSION, "chooses a worker for a prompt")
         async with self._bus.serve(service, [endpoint]):
             task_status.started()
             await self._leave.wait()
+            self._room.close()
         self._left.set()
 
     async def _answer(self, message: Message) -> bytes:
@@ -115,23 +124,31 @@ class RouterService:
         with spans.start_as_current_span(
             "router.decide", context=extract(message.headers), kind=SpanKind.SERVER
         ) as span:
-            self.core.failed(request.exclude, anyio.current_time())
-            reply = self._decide(request, span)
-            if isinstance(reply, Chosen):
-                await self._gossip(booking_of(request, reply))
+            reply = await self._reply(request, span)
         return self._producer.seal(reply)
 
-    def _decide(self, request: RouteRequest, span: Span) -> RouteReply:
+    async def _reply(self, request: RouteRequest, span: Span) -> RouteReply:
+        began_s = anyio.current_time()
+        if not request.waited_s:
+            self.core.failed(request.exclude, began_s)
+        reply = await self._room.answer(request, partial(self._decide, request, span))
+        waited_s = request.waited_s + anyio.current_time() - began_s
+        span.set_attribute("tokenplane.waited_ms", waited_s * 1000)
+        self._count(request, reply, waited_s)
+        if isinstance(reply, Chosen):
+            await self._gossip(booking_of(request, reply))
+        return reply
+
+    def _decide(self, request: RouteRequest, span: Span) -> Verdict:
         began_s = time.perf_counter()
-        reply = self.core.decide(request, anyio.current_time())
+        verdict = self.core.decide(request, anyio.current_time())
         self._metrics.decision_s.observe(time.perf_counter() - began_s)
-        self._count(request, reply)
-        made = self.core.decisions.last if isinstance(reply, Chosen) else None
+        made = self.core.decisions.last if isinstance(verdict, Chosen) else None
         if made is not None:
             self._teller.note(made)
         if span.is_recording():
-            _describe(span, request, reply, made)
-        return reply
+            _describe(span, request, verdict, made)
+        return verdict
 
     async def _gossip(self, booking: Booking) -> None:
         subject = self._subjects.ledger(ServiceId(self.core.name))
@@ -140,7 +157,11 @@ class RouterService:
         except BusError as error:
             log.debug("the other routers were not told of a booking: %s", error)
 
-    def _count(self, request: RouteRequest, reply: RouteReply) -> None:
+    def _count(self, request: RouteRequest, reply: RouteReply, waited_s: float) -> None:
+        if isinstance(reply, Queued):
+            self._metrics.decisions.labels(request.policy, "queued").inc()
+            return
+        self._metrics.waited_s.observe(waited_s)
         if isinstance(reply, Chosen):
             self._metrics.decisions.labels(reply.policy, "chosen").inc()
             cached_tokens = reply.overlap_blocks * reply.block_tokens
@@ -153,6 +174,8 @@ class RouterService:
             await anyio.sleep(HOUSEKEEPING_S)
             self._metrics.expired.inc(self.core.expire(anyio.current_time()))
             self._metrics.blocks.set(len(self.core.index))
+            self._metrics.waiting.set(len(self._room))
+            self._room.stir()
             self._metrics.in_flight.set(len(self.core.ledger))
             self._metrics.untrue.set(len(self._repair.untrue()))
             for kind, messages in self._listener.dropped().items():
@@ -161,18 +184,18 @@ class RouterService:
                 await checkpoint()
 
 
-def _describe(span: Span, request: RouteRequest, reply: RouteReply, made: Made | None) -> None:
+def _describe(span: Span, request: RouteRequest, verdict: Verdict, made: Made | None) -> None:
     """A recorded span tells of every candidate, the best ones if there are many."""
     span.set_attribute("tokenplane.request", request.request)
     span.set_attribute("gen_ai.request.model", request.model)
     span.set_attribute("tokenplane.prompt_tokens", request.prompt_tokens)
-    if isinstance(reply, Chosen):
-        span.set_attribute("tokenplane.worker", reply.worker)
-        span.set_attribute("tokenplane.policy", reply.policy)
-        span.set_attribute("tokenplane.overlap_blocks", reply.overlap_blocks)
+    if isinstance(verdict, Chosen):
+        span.set_attribute("tokenplane.worker", verdict.worker)
+        span.set_attribute("tokenplane.policy", verdict.policy)
+        span.set_attribute("tokenplane.overlap_blocks", verdict.overlap_blocks)
     else:
-        span.set_attribute("tokenplane.rejected", reply.reason)
-        span.set_attribute("tokenplane.rejected.detail", reply.detail)
+        span.set_attribute("tokenplane.rejected", verdict.reason)
+        span.set_attribute("tokenplane.rejected.detail", verdict.detail)
     if made is not None:
         terms = [in_a_line(term) for term in islice(made.terms(), SPAN_CANDIDATES)]
         span.set_attribute("tokenplane.candidates", terms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
+from controlplane.router.busy import BusyLimits
 from controlplane.router.policies.base import Knobs
 from controlplane.router.policies.catalog import policy
 from controlplane.runtime.settings import Group
@@ -68,6 +69,24 @@ class RouterSettings(Group):
     decisions_share: float = Field(
         0.01, ge=0, le=1, description="share of decisions that is published, with all candidates"
     )
+    busy_prefill_batches: float = Field(
+        16.0,
+        ge=0,
+        description="a worker with more prompt tokens queued than so many of its batches is busy:"
+        " requests wait in the router instead; 0: no limit",
+    )
+    busy_decode_share: float = Field(
+        0.0,
+        ge=0,
+        description="a worker whose sequences would take more than this share of its KV cache is"
+        " busy; shared prefixes count for each sequence, so allow for them; 0: no limit",
+    )
+    waiting_max: int = Field(
+        512,
+        ge=0,
+        description="requests that may wait for a worker that is not busy; 0: none, they are"
+        " refused at once",
+    )
     snapshot_timeout_s: float = Field(
         5.0, gt=0, description="deadline of one snapshot chunk; then again after a growing pause"
     )
@@ -80,6 +99,11 @@ class RouterSettings(Group):
         description="snapshots fetched at the same time; more is a quicker start and a"
         " larger burst",
     )
+
+    @property
+    def busy_limits(self) -> BusyLimits:
+        """What makes a worker busy."""
+        return BusyLimits(self.busy_prefill_batches, self.busy_decode_share)
 
     @property
     def knobs(self) -> Knobs:
