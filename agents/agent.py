@@ -159,6 +159,8 @@ class AgentService:
                 topology=settings.topology,
             ),
             taints=settings.taints,
+            adapters=self._watch.load.adapters if self._watch.load else (),
+            loads_adapters=settings.loads_adapters,
         )
 
     def _state(self) -> WorkerState:

@@ -79,6 +79,11 @@ class AgentSettings(Group):
         {}, description="labels from wide to narrow, such as zone, rack, host"
     )
     taints: tuple[str, ...] = Field((), description="only requests that tolerate these come here")
+    loads_adapters: bool = Field(
+        False,
+        description="the engine loads a LoRA adapter that it does not have when it is asked for"
+        " it, as vLLM does with a LoRA resolver plug-in",
+    )
     load_interval_s: float = Field(
         0.25,
         gt=0,

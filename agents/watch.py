@@ -45,7 +45,7 @@ class Listener(msgspec.Struct, frozen=True):
 
     cache_changed: Callable[[], None]
     state_changed: Callable[[], None]
-    """The engine's facts, its health, or all of its cache at once."""
+    """The engine's facts, its health, its adapters, or all of its cache at once."""
 
 
 class EngineWatch:
@@ -157,11 +157,15 @@ class EngineWatch:
 
     def _answered(self, load: EngineLoad) -> None:
         was_healthy = self.healthy
+        before = self.load.adapters if self.load else ()
         if self._misses:
             self._adapter.recheck()
         self.load, self._misses, self._restart_heard = load, 0, False
         if not was_healthy and self.healthy:
             log.info("the engine is healthy")
+            self._listener.state_changed()
+        elif load.adapters != before:
+            log.info("adapters: %s", ", ".join(load.adapters) or "none")
             self._listener.state_changed()
         self._tick()
 

@@ -91,6 +91,8 @@ class EngineLoad(msgspec.Struct, frozen=True):
     """When this life of the engine began, if it tells."""
     work: EngineWork | None = None
     """None where the engine does not count it."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that it has now, by the names that it serves them by."""
 
     def is_later_life(self, before: EngineLoad) -> bool:
         """Whether the engine has started anew since `before`: it says so, or its counters fell."""

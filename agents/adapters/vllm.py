@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
 ANSWER_BYTES_MAX = 8 << 20
+ADAPTERS_S = 10.0
+"""How often it is asked for its LoRA adapters, which may come and go while it runs."""
 MAX_BATCHED_TOKENS, MAX_RUNNING = 8192, 256
 """vLLM's defaults on a GPU server; it does not tell what it runs with."""
 
@@ -71,6 +74,8 @@ class VllmAdapter:
         self._http = http
         self._options = options
         self._cache: CacheConfig | None = None
+        self._lora: tuple[str, ...] = ()
+        self._lora_read_s = -math.inf
         self._stream = (
             VllmStream(frames, options.events, options.replay, options.rank)
             if options.events
@@ -100,7 +105,10 @@ class VllmAdapter:
         """What it is busy with now; only after a `probe`."""
         assert self._cache is not None, "probe first"
         await self._get("/health")  # the metrics outlive an engine core that has died
-        return read_load(await self._metrics(), self._cache, self._options.rank)
+        if anyio.current_time() >= self._lora_read_s + ADAPTERS_S:
+            await self._model()
+        load = read_load(await self._metrics(), self._cache, self._options.rank)
+        return msgspec.structs.replace(load, adapters=self._lora)
 
     async def follow(self, deliver: Deliver) -> None:
         """Deliver KV events, if there are any."""
@@ -115,11 +123,13 @@ class VllmAdapter:
             self._stream.recheck()
 
     async def _model(self) -> _Model:
-        """The base model: adapters are listed too, each with its parent."""
+        """The base model; adapters are listed too, each with its parent."""
         models = await self._read("/v1/models", _Models)
         base = [model for model in models.data if model.parent is None]
         if not base:
             raise EngineUnfit("/v1/models lists no model")
+        self._lora = tuple(sorted(model.id for model in models.data if model.parent is not None))
+        self._lora_read_s = anyio.current_time()
         return base[0]
 
     async def _tokenizer(self, model: _Model) -> Tokenizer | None:

@@ -10,6 +10,7 @@ from opentelemetry.trace import Span, format_trace_id
 
 from controlplane.gateway.flight import Flight
 from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.models import served
 from controlplane.gateway.openai import Ask
 from controlplane.gateway.routing import Hints
 from controlplane.registry.view import RegistryView
@@ -42,7 +43,7 @@ class Accounting:
         metrics, model = self.metrics, flight.ask.model
         metrics.in_flight.dec()
         # A model that nobody serves must not become a label: clients make those names up.
-        label = model if model in self._view.models else "unknown"
+        label = model if served(self._view, model) else "unknown"
         metrics.requests.labels(label, flight.outcome).inc()
         metrics.tokens.labels(label, "prompt").inc(flight.prompt_tokens)
         metrics.tokens.labels(label, "cached").inc(flight.cached_tokens or 0)

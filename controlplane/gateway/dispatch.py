@@ -24,6 +24,7 @@ from controlplane.gateway.migration import (
     obstacle,
     settle,
 )
+from controlplane.gateway.models import served
 from controlplane.gateway.openai import Api, Ask, ClientError
 from controlplane.gateway.pools import Pools
 from controlplane.gateway.routing import Hints, Routing
@@ -172,7 +173,10 @@ class Dispatcher:
         if said is None or flight.migrations >= self._settings.migrations_max:
             raise final from failure
         try:
-            card = self._view.models[flight.ask.model]
+            known = served(self._view, flight.ask.model)
+            if known is None:
+                raise CannotContinue("nobody serves its model any more")
+            card = known.card
             settle(said, tokens, await self._tokenizers.detokeniser(card))
             leg = continuation(flight.ask, tokens, said, card.context_tokens)
         except CannotContinue as reason:
@@ -191,14 +195,15 @@ class Dispatcher:
     async def _tokenise(self, flight: Flight) -> list[int] | None:
         """Token ids, or None without a usable tokenizer. Raises `ClientError` (400, 404)."""
         ask = flight.ask
-        card = self._view.models.get(ask.model)
-        if card is None:
+        known = served(self._view, ask.model)
+        if known is None:
             raise ClientError(
                 404,
                 f"the model {ask.model!r} does not exist",
                 code="model_not_found",
                 param="model",
             )
+        card = known.card
         with spans.start_as_current_span("gateway.tokenize") as span:
             tokens = await self._tokenizers.tokens(card, ask)
             if tokens is None:

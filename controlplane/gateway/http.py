@@ -17,9 +17,11 @@ from aiohttp import web
 from opentelemetry.trace import SpanKind
 
 from controlplane.gateway.admission import Admission
+from controlplane.gateway.demands import constraints_of
 from controlplane.gateway.dispatch import Dispatcher
 from controlplane.gateway.flight import ClientStalled
 from controlplane.gateway.idempotency import Answers
+from controlplane.gateway.models import context_tokens
 from controlplane.gateway.openai import Api, ClientError, model_list, read, salted
 from controlplane.gateway.routing import Hints
 from controlplane.gateway.settings import GatewaySettings
@@ -118,6 +120,7 @@ class HttpServer:
                     policy=request.headers.get("x-tokenplane-policy", ""),
                     session=request.headers.get("x-tokenplane-session", ""),
                     tenant=tenant,
+                    constraints=constraints_of(request.headers, tenant),
                 )
                 run = partial(self._front.dispatcher.serve, self._request_id(request), ask, hints)
                 if key := request.headers.get("idempotency-key"):
@@ -132,8 +135,7 @@ class HttpServer:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         self._tenant(request)
-        served = {record.model for record in self._front.view.workers.values()}
-        models = {n: c.context_tokens for n, c in self._front.view.models.items() if n in served}
+        models = context_tokens(self._front.view)
         return web.Response(body=model_list(models, int(time.time())), content_type=JSON)
 
     async def _health(self, request: web.Request) -> web.StreamResponse:

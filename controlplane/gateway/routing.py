@@ -12,12 +12,14 @@ import msgspec
 from opentelemetry.trace import SpanKind
 
 from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.models import served
 from controlplane.gateway.openai import Ask
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, Tenant
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import inject, tracer
 from proto.codec import Producer, Reader, Unreadable
+from proto.constraints import UNCONSTRAINED, Constraints
 from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
 from proto.route import (
@@ -54,6 +56,7 @@ class Hints:
     policy: str = ""
     session: str = ""
     tenant: Tenant = ANONYMOUS
+    constraints: Constraints = UNCONSTRAINED
 
 
 class Routing:
@@ -107,11 +110,14 @@ class Routing:
         """A worker for the prompt, or why there is none, for the `attempt` that comes after those
         of `failed` workers. Raises `RequestRefused` (400) when a
         router finds the request itself wrong."""
+        known = served(self._view, ask.model)
+        model, adapter = (known.card.name, known.adapter) if known else (ask.model, "")
+        scope = Scope(model, adapter, ask.cache_salt)
         route = RouteRequest(
             request=request,
-            model=ask.model,
+            model=model,
             prompt_tokens=len(tokens) if tokens is not None else ask.guessed_prompt_tokens,
-            blocks=self._names(ask, tokens) if tokens is not None else {},
+            blocks=self._names(scope, tokens) if tokens is not None else {},
             expected_output_tokens=ask.expected_output_tokens,
             tenant=hints.tenant.name,
             slo_class=hints.tenant.slo_class,
@@ -122,6 +128,7 @@ class Routing:
             attempt=attempt,
             deadline_s=self._settings.queue_s,
             answer_s=ANSWER_SHARE * self._settings.route_s / QUESTIONS,
+            constraints=msgspec.structs.replace(hints.constraints, adapter=adapter),
         )
         with spans.start_as_current_span("gateway.route", kind=SpanKind.CLIENT) as span:
             began_s = anyio.current_time()
@@ -181,9 +188,10 @@ class Routing:
             if r.state is WorkerState.READY
             and r.role is not Role.PREFILL
             and r.worker not in route.exclude
+            and not route.constraints.refusal(r)
         ]
         if not ready:
-            return Rejected(NO_WORKER, "no worker is ready")
+            return Rejected(NO_WORKER, "no worker is ready that meets the request's demands")
         avoided = self._avoided()
         best = min(
             ready,
@@ -208,10 +216,9 @@ class Routing:
         self._inhibited = {w: until for w, until in self._inhibited.items() if until > now_s}
         return set(self._inhibited)
 
-    def _names(self, ask: Ask, tokens: list[int]) -> dict[int, bytes]:
+    def _names(self, scope: Scope, tokens: list[int]) -> dict[int, bytes]:
         """Packed block names for each block size among the model's workers."""
-        sizes = {r.block_tokens for r in self._view.workers.values() if r.model == ask.model}
-        scope = Scope(ask.model, tenant=ask.cache_salt)
+        sizes = {r.block_tokens for r in self._view.workers.values() if r.model == scope.model}
         return {size: pack(self._hasher(scope, size).names(tokens)) for size in sizes}
 
     def _hasher(self, scope: Scope, block_tokens: int) -> BlockHasher:

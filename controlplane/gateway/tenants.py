@@ -61,9 +61,13 @@ class Tenant(BaseModel):
     """Prompt and output tokens together."""
     private_cache: bool = False
     """Nobody else's requests may hit its KV blocks, nor its requests theirs."""
+    tolerations: tuple[str, ...] = ()
+    """Taints of workers that its requests may go to all the same."""
+    pins: bool = False
+    """Its requests may name the workers that they want."""
 
 
-ANONYMOUS = Tenant()
+ANONYMOUS = Tenant(pins=True)
 """Everybody, where no tenants are configured."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import anyio
 import pytest
 
@@ -57,6 +59,31 @@ async def test_the_record_and_the_card_tell_what_the_engine_is() -> None:
         assert record.hardware.topology == {"rack": "r1"}
         card = ModelCard.model_validate_json(world.etcd.entries[KEYS.model(MODEL)].value)
         assert card == ModelCard(name=MODEL, context_tokens=2048)
+
+
+async def test_adapters_come_and_go_while_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.adapters.vllm.ADAPTERS_S", 0.0)
+
+    def serve(world: World, *names: str) -> None:
+        base = {"id": MODEL, "max_model_len": 2048}
+        lora = [{"id": name, "parent": MODEL} for name in names]
+        world.engine.answers["/v1/models"] = json.dumps({"data": [base, *lora]})
+
+    async def told(world: World, *names: str) -> None:
+        def registered() -> tuple[str, ...]:
+            record = world.record()
+            return record.adapters if record else ()
+
+        await wait_until(lambda: registered() == names)
+        assert registered() == names
+
+    async with running(World(loads_adapters=True)) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        for names in (("jurist", "poet"), ("poet",), ()):
+            serve(world, *names)
+            await told(world, *names)
+        record = world.record()
+        assert record is not None and record.loads_adapters
 
 
 async def test_an_agent_that_comes_late_learns_the_past() -> None:

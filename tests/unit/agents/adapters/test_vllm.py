@@ -42,7 +42,9 @@ async def test_adapters_are_not_the_model(engine: MemoryEngine) -> None:
     lora = {"id": "poet", "root": "/loras/poet", "parent": MODEL, "max_model_len": None}
     base = {"id": MODEL, "root": None, "parent": None, "max_model_len": 2048}
     engine.answers["/v1/models"] = json.dumps({"object": "list", "data": [lora, base]})
-    assert (await adapter(engine).probe()).model == MODEL
+    known = adapter(engine)
+    assert (await known.probe()).model == MODEL
+    assert (await known.load()).adapters == ("poet",)
 
 
 async def test_the_tokenizer_lies_where_the_engine_says(

@@ -18,6 +18,7 @@ from controlplane.gateway.service import GatewayService, Surroundings
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.registry.view import RegistryView
 from proto.codec import Producer, Reader
+from proto.constraints import Constraints
 from proto.ids import Incarnation, RequestId, ServiceId, WorkerId
 from proto.progress import Phase, Progress
 from proto.records import RequestRecord
@@ -40,6 +41,7 @@ SUBJECTS, KEYS = Subjects("c"), Keys("c")
 SETTINGS = GatewaySettings(port=0, route_s=0.5, first_token_s=0.5, gap_s=0.3, total_s=5.0)
 PIECES = [f'data: {{"choices": [{{"text": "{i}"}}]}}\n\n'.encode() for i in range(3)]
 DONE = b"data: [DONE]\n\n"
+NO_HINTS = Hints()
 
 
 class Client:
@@ -123,10 +125,10 @@ class World:
             reply = Chosen(WorkerId(names[0]), 1, url, "r", "kv", 0, 16)
         return Producer("r", Incarnation(1), lambda: 0.0).seal(reply)
 
-    async def serve(self, client: Client, **fields: object) -> None:
+    async def serve(self, client: Client, hints: Hints = NO_HINTS, **fields: object) -> None:
         asked = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 3, "stream": True, **fields}
         ask = read(Api.COMPLETIONS, json.dumps(asked).encode())
-        await self.gateway.dispatcher.serve(RequestId("q1"), ask, Hints(), client)
+        await self.gateway.dispatcher.serve(RequestId("q1"), ask, hints, client)
 
     def phases(self) -> list[tuple[str, Phase]]:
         return [(p.worker, p.phase) for p in self.progress]
@@ -134,13 +136,18 @@ class World:
 
 @asynccontextmanager
 async def world(
-    *, router: bool = True, settings: GatewaySettings = SETTINGS, http_server: bool = False
+    *,
+    router: bool = True,
+    settings: GatewaySettings = SETTINGS,
+    http_server: bool = False,
+    adapters: tuple[str, ...] = (),
 ) -> AsyncIterator[World]:
+    """Engine `b` has the adapters."""
     store = MemoryEtcd().connect()
     card = ModelCard(name="m", context_tokens=100)
     await store.put(KEYS.model("m"), card.model_dump_json().encode())
-    for name in ("a", "b"):
-        await store.put(KEYS.worker(WorkerId(name)), record(name).model_dump_json().encode())
+    for each in (record("a"), record("b", adapters=adapters)):
+        await store.put(KEYS.worker(each.worker), each.model_dump_json().encode())
     async with MemoryHub() as hub, anyio.create_task_group() as tasks:
         view, http, bus = RegistryView(store, KEYS), MemoryHttp(), hub.connect("gateway")
         metrics = GatewayMetrics(CollectorRegistry())
@@ -326,6 +333,40 @@ async def test_without_a_router_the_gateway_chooses_by_itself(anyio_backend: str
         assert client.headers["x-tokenplane-policy"] == "fallback"
 
 
+async def test_without_a_router_demands_are_kept_all_the_same(anyio_backend: str) -> None:
+    async with world(router=False) as ours:
+        ours.engine("a", whole)
+        ours.engine("b", whole)
+        for name in "abbaab":
+            client = Client()
+            await ours.serve(client, Hints(constraints=Constraints(only=(WorkerId(name),))))
+            assert client.headers["x-tokenplane-worker"] == name
+        nowhere = Hints(constraints=Constraints(topology=(("zone", "none"),)))
+        with pytest.raises(ClientError, match="demands"):
+            await ours.serve(Client(), nowhere)
+
+
+@pytest.mark.parametrize("router", [True, False])
+async def test_an_adapter_is_served_by_who_has_it_under_names_of_its_own(
+    anyio_backend: str, router: bool
+) -> None:
+    prompt = list(range(32))
+    async with world(router=router, adapters=("poet",)) as ours:
+        for name in "ab":
+            ours.engine(name, whole)
+        client = Client()
+        await ours.serve(client, prompt=prompt)
+        await ours.serve(client, model="poet", prompt=prompt)
+        if router:
+            plain, adapted = ours.routed
+            assert (plain.model, adapted.model) == ("m", "m")
+            assert (plain.constraints.adapter, adapted.constraints.adapter) == ("", "poet")
+            assert len(plain.blocks[16]) == len(adapted.blocks[16]) == 16
+            assert plain.blocks != adapted.blocks
+        else:
+            assert client.headers["x-tokenplane-worker"] == "b"
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "code"),
     [
@@ -339,7 +380,7 @@ async def test_what_cannot_be_served_is_refused_before_any_engine_hears_of_it(
 ) -> None:
     async with world() as ours:
         with pytest.raises(ClientError) as caught:
-            await ours.serve(Client(), **fields)
+            await ours.serve(Client(), NO_HINTS, **fields)
         assert (caught.value.status, caught.value.code) == (status, code)
         assert not ours.routed
         [written] = await records(ours, 1)

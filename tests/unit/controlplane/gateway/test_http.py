@@ -26,6 +26,7 @@ TENANTS = f"""
 keys = ["{key_hash("acme-key")}"]
 slo_class = "interactive"
 priority = 3
+tolerations = ["spot"]
 tokens_per_minute = 100
 
 [tenants.secret]
@@ -80,7 +81,7 @@ async def served_world(folder: Path) -> AsyncIterator[tuple[World, aiohttp.Clien
     [port] = free_ports(1)
     settings = SETTINGS.model_copy(update={"port": port, "tenants": path})
     async with (
-        world(settings=settings, http_server=True) as ours,
+        world(settings=settings, http_server=True, adapters=("poet",)) as ours,
         aiohttp.ClientSession() as session,
     ):
         yield ours, session, f"http://127.0.0.1:{port}"
@@ -99,6 +100,35 @@ async def test_only_those_with_a_key_are_served(tmp_path: Path) -> None:
         await Client(session, url, "acme-key").served()
         [asked] = ours.routed
         assert (asked.tenant, asked.slo_class, asked.priority) == ("acme", "interactive", 3)
+
+
+async def test_what_a_client_demands_reaches_the_router_if_it_may(tmp_path: Path) -> None:
+    where = {"x-tokenplane-topology": "zone=eu, rack=7"}
+    pins = {"x-tokenplane-workers": "a"}
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        acme, secret = Client(session, url, "acme-key"), Client(session, url, "secret-key")
+        acme.headers |= where
+        await acme.served()
+        [asked] = ours.routed
+        assert asked.constraints.topology == (("rack", "7"), ("zone", "eu"))
+        assert asked.constraints.tolerations == ("spot",)
+        acme.headers |= {"x-tokenplane-topology": "eu"}
+        assert (await acme.refused())[:2] == (400, "invalid_header")
+        secret.headers |= pins
+        assert (await secret.refused())[:2] == (403, "pins_not_allowed")
+        assert len(ours.routed) == 1
+
+
+async def test_adapters_are_listed_beside_their_model(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (_, session, url):
+        headers = Client(session, url, "acme-key").headers
+        async with session.get(f"{url}/v1/models", headers=headers) as response:
+            listed = json.loads(await response.read())["data"]
+        assert [(each["id"], each["max_model_len"]) for each in listed] == [
+            ("m", 100),
+            ("poet", 100),
+        ]
 
 
 async def test_tokens_are_reserved_and_settled_to_what_was_used(tmp_path: Path) -> None:

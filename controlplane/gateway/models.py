@@ -1,0 +1,37 @@
+"""What clients may ask for: models, and LoRA adapters, which have names of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from controlplane.registry.view import RegistryView
+from proto.workers import ModelCard
+
+
+class Served(NamedTuple):
+    """What a name stands for."""
+
+    card: ModelCard
+    """Of the model; an adapter is of one."""
+    adapter: str = ""
+
+
+def served(view: RegistryView, name: str) -> Served | None:
+    """The model of that name, else the adapter that some worker has; None if there is neither."""
+    if card := view.models.get(name):
+        return Served(card)
+    for record in view.workers.values():
+        if name in record.adapters and (card := view.models.get(record.model)):
+            return Served(card, name)
+    return None
+
+
+def context_tokens(view: RegistryView) -> Mapping[str, int]:
+    """Every name that some worker answers to, with how long a context may be."""
+    found = {}
+    for record in view.workers.values():
+        if card := view.models.get(record.model):
+            for name in (record.model, *record.adapters):
+                found[name] = card.context_tokens
+    return found
