@@ -13,6 +13,7 @@ import numpy as np
 
 from proto.hashing import Words
 from proto.kv import Tier
+from proto.load import TierSum
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -37,13 +38,22 @@ class LiveSet:
 
     @property
     def blocks(self) -> int:
-        """How many names are live in the GPU tier: the one that every reader keeps."""
+        """How many names are live in the GPU tier."""
         return len(self._gpu.holders)
 
     @property
     def digest(self) -> int:
         """Exclusive or of the names in the GPU tier, as `proto.hashing.digest`."""
         return self._gpu.digest
+
+    @property
+    def slower(self) -> tuple[TierSum, ...]:
+        """What each slower tier holds that holds anything, nearest first."""
+        return tuple(
+            TierSum(which, len(tier.holders), tier.digest)
+            for which, tier in sorted(self._tiers.items())
+            if which is not Tier.GPU and tier.holders
+        )
 
     def add(self, name: int, tier: Tier) -> None:
         """One more block bears this name."""

@@ -107,6 +107,7 @@ class Outbox:
                 kv_sequence=self._kv.sequence,
                 live_blocks=self._live.blocks,
                 digest=self._live.digest,
+                slower=self._live.slower,
                 healthy=healthy,
                 draining=draining,
                 preemptions=load.preemptions,

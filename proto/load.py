@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from proto.ids import WorkerId
+from proto.kv import Tier
 
 
 class StepSums(msgspec.Struct, frozen=True, array_like=True):
@@ -22,11 +23,20 @@ class StepSums(msgspec.Struct, frozen=True, array_like=True):
     accepted_drafts: int = 0
 
 
+class TierSum(msgspec.Struct, frozen=True, array_like=True):
+    """What one tier holds, summed up: how many blocks, and the exclusive or of their names."""
+
+    tier: Tier
+    blocks: int
+    digest: int
+
+
 class LoadReport(msgspec.Struct, frozen=True, array_like=True):
     """One worker at one moment. Counters are gauges unless they say otherwise.
 
     `kv_sequence`, `live_blocks` and `digest` describe the agent's live set of the GPU tier after
-    that KV batch: a reader that has applied exactly `kv_sequence` batches must have the same.
+    that KV batch: a reader that has applied exactly `kv_sequence` batches must have the same. So it
+    is with `slower`, where the agent tells it.
     """
 
     worker: WorkerId
@@ -47,3 +57,5 @@ class LoadReport(msgspec.Struct, frozen=True, array_like=True):
     queried_tokens: int = 0
     """Prompt tokens the engine looked up in its cache, as a counter since the engine started."""
     steps: StepSums = StepSums()
+    slower: tuple[TierSum, ...] | None = None
+    """Each slower tier that holds anything, nearest first; None if the agent does not say."""

@@ -47,8 +47,13 @@ class Term(msgspec.Struct, frozen=True):
     worker: WorkerId
     cost: float
     overlap_blocks: int = 0
+    """Leading blocks of the prompt that it holds in any tier, or is thought to hold."""
     queued_prefill_tokens: int = 0
     decode_blocks: int = 0
+    host_blocks: int = 0
+    """Of the overlap, in host memory and not in the GPU."""
+    disk_blocks: int = 0
+    """Of the overlap, only on disk."""
     requests: int = 0
     """In flight on the worker, queued ones included."""
     values: dict[str, float] = {}
@@ -66,7 +71,11 @@ class Chosen(msgspec.Struct, frozen=True, tag="chosen"):
     router: str
     policy: str
     overlap_blocks: int
+    """Leading blocks that the worker holds in any tier, or is thought to hold."""
     block_tokens: int
+    new_prefill_tokens: int = 0
+    """What of the prompt is to be computed, as booked. What has to be fetched from slower tiers
+    counts in part; even if all of it is cached, one token is computed."""
     terms: tuple[Term, ...] = ()
     """Every candidate, when the request asked for an explanation."""
 

@@ -107,11 +107,9 @@ class Informed:
         """All words have been heard: the router must know exactly what the engines hold, and
         that they have nothing left to do."""
         assert not len(self._core.ledger), "bookings are left over"
-        index = self._core.index
         for worker in self._lanes:
-            said = self._fleet[worker].report()
-            held = (index.count(worker), index.digest(worker))
-            assert held == (said.live_blocks, said.digest), f"{worker}: index has drifted"
+            held = self._core.known.held(worker)
+            assert held.agrees_with(self._fleet[worker].report()), f"{worker}: index has drifted"
 
     def _tell_load(self, worker: SimulatedWorker, now_s: float) -> None:
         if not self._open and not self._missing(worker):
@@ -139,9 +137,8 @@ class Informed:
     def _hear_load(self, report: LoadReport, now_s: float) -> None:
         lane = self._lanes.get(report.worker)
         if lane is not None:
-            index = self._core.index
-            count, digest = index.count(report.worker), index.digest(report.worker)
-            self._apply(lane.check(report, INCARNATION, count, digest))
+            held = self._core.known.held(report.worker)
+            self._apply(lane.check(report, INCARNATION, held))
             self._heal(report.worker, now_s)
         self._core.observe_load(report, now_s)
 
@@ -175,7 +172,7 @@ class Informed:
         except BadSnapshot:
             self._make_do(snapshot.worker, failures, now_s)
             return
-        while self._core.index.sweep(SWEEP_ENTRIES):
+        while self._core.known.sweep(SWEEP_ENTRIES):
             pass
         self._again(snapshot.worker, failures, now_s)
 

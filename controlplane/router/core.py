@@ -30,9 +30,10 @@ from controlplane.router.policies.catalog import policy
 from controlplane.router.refusals import WORKERS_TOLD, all_busy, nobody, unknown_model
 from controlplane.router.sessions import Sessions, prefix_key, session_key
 from controlplane.router.settings import RouterSettings
+from controlplane.router.tiers import Tiers
 from proto.hashing import HASH_BYTES
 from proto.ids import WorkerId
-from proto.kv import KvBatch, Tier
+from proto.kv import KvBatch
 from proto.load import LoadReport
 from proto.progress import Booking, Progress
 from proto.route import (
@@ -68,8 +69,13 @@ class RouterCore:
 
     @property
     def index(self) -> PrefixIndex:
+        """What is in GPUs, as far as agents say."""
+        return self.known.gpu
+
+    @property
+    def known(self) -> Tiers:
         """What agents say of their engines' caches."""
-        return self._overlaps.index
+        return self._overlaps.known
 
     @property
     def workers(self) -> Mapping[WorkerId, WorkerRecord]:
@@ -93,7 +99,7 @@ class RouterCore:
         if row is not None and fleet.record(row).incarnation != record.incarnation:
             self._inhibitions.lift(record.worker)
         fleet.put(record)
-        self.index.join(record.worker)
+        self.known.join(record.worker)
 
     def worker_left(self, worker: WorkerId) -> None:
         """A worker is gone, with its blocks and its work."""
@@ -108,11 +114,8 @@ class RouterCore:
 
         Raises ValueError, and changes nothing, if the names in it are not whole.
         """
-        if batch.worker not in self.index or batch.tier is not Tier.GPU:
-            return
-        self.index.apply(batch.worker, batch.cleared, batch.removed, batch.stored)
-        if batch.cleared:
-            self._overlaps.emptied(batch.worker)
+        if batch.worker in self.known:
+            self._overlaps.apply(batch)
 
     def observe_load(self, report: LoadReport, now_s: float) -> None:
         """Take in what a worker says it is busy with."""
@@ -158,13 +161,14 @@ class RouterCore:
         rows, refused = fleet.free(self._without_inhibited(fleet, admitted, now_s))
         if not len(rows):
             return self.too_busy(request.model, 0, now_s)
-        cached_tokens = self._overlaps.cached_tokens(request, fleet, now_s)
-        candidates = fleet.candidates(rows, cached_tokens, now_s)
+        overlap = self._overlaps.of(request, fleet, now_s)
+        candidates = fleet.candidates(rows, overlap, now_s)
         found = weigh(self._prompt(request), candidates, self._state(name, request.model))
         weighed = found if isinstance(found, Weighed) else Weighed(found)
         chosen = pick(candidates, weighed.costs, self._rng, self._settings.temperature)
         record = fleet.record(int(rows[chosen]))
         block_tokens = record.block_tokens
+        cached_tokens = int(candidates.cached_tokens[chosen])
         kept = made(request, name, candidates, weighed, chosen, refused=refused, now_s=now_s)
         self.decisions.keep(kept)
         reply = Chosen(
@@ -173,8 +177,9 @@ class RouterCore:
             url=record.url,
             router=self.name,
             policy=name,
-            overlap_blocks=int(candidates.cached_tokens[chosen]) // block_tokens,
+            overlap_blocks=int(candidates.overlap.held_tokens[chosen]) // block_tokens,
             block_tokens=block_tokens,
+            new_prefill_tokens=max(1, request.prompt_tokens - cached_tokens),
             terms=kept.terms() if request.explain else (),
         )
         self._book(booking_of(request, reply), now_s)
@@ -266,13 +271,11 @@ def check(request: RouteRequest) -> None:
 
 
 def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:
-    """What a decision costs its worker. At least one token is computed, even when all of the
-    prompt is cached."""
-    cached_tokens = chosen.overlap_blocks * chosen.block_tokens
+    """What a decision costs its worker."""
     return Booking(
         request.request,
         chosen.worker,
-        max(1, request.prompt_tokens - cached_tokens),
+        chosen.new_prefill_tokens,
         decode_blocks(
             Prompt(request.prompt_tokens, request.expected_output_tokens), chosen.block_tokens
         ),

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from controlplane.router.policies.base import Candidates, Floats, Ints, Weighed
+from controlplane.router.policies.base import Candidates, Floats, Ints, Overlap, Weighed
 from proto.decisions import Decision
 from proto.ids import RequestId, WorkerId
 from proto.route import RouteRequest, Term
@@ -31,7 +31,8 @@ class Made:
     prompt_tokens: int
     workers: Sequence[WorkerId]
     chosen: int
-    overlap_blocks: Ints
+    block_tokens: Ints
+    overlap: Overlap
     queued_prefill_tokens: Ints
     decode_blocks: Ints
     requests: Ints
@@ -43,10 +44,12 @@ class Made:
         """Every worker of the model: those weighed first, in the order of their cost."""
         columns = (
             self.costs,
-            self.overlap_blocks,
+            self.overlap.held_tokens // self.block_tokens,
             self.queued_prefill_tokens,
             self.decode_blocks,
             self.requests,
+            self.overlap.host_tokens // self.block_tokens,
+            self.overlap.disk_tokens // self.block_tokens,
         )
         rows = [column.tolist() for column in columns]
         values = {name: column.tolist() for name, column in self.values.items()}
@@ -58,6 +61,8 @@ class Made:
                 queued_prefill_tokens=rows[2][i],
                 decode_blocks=rows[3][i],
                 requests=rows[4][i],
+                host_blocks=rows[5][i],
+                disk_blocks=rows[6][i],
                 values={name: column[i] for name, column in values.items()},
             )
             for i in self.costs.argsort(kind="stable").tolist()
@@ -127,7 +132,8 @@ def made(
         prompt_tokens=request.prompt_tokens,
         workers=tuple(candidates.workers),
         chosen=chosen,
-        overlap_blocks=candidates.cached_tokens // candidates.block_tokens,
+        block_tokens=candidates.block_tokens.copy(),
+        overlap=candidates.overlap,
         queued_prefill_tokens=candidates.queued_prefill_tokens.copy(),
         decode_blocks=candidates.decode_tokens // candidates.block_tokens,
         requests=candidates.requests.copy(),
@@ -143,6 +149,7 @@ def in_a_line(term: Term) -> str:
         return f"{term.worker} excluded={term.excluded}"
     told = (
         f"{term.worker} cost={term.cost:g} overlap_blocks={term.overlap_blocks}"
+        f" host_blocks={term.host_blocks} disk_blocks={term.disk_blocks}"
         f" queued_prefill_tokens={term.queued_prefill_tokens} decode_blocks={term.decode_blocks}"
         f" requests={term.requests}"
     )

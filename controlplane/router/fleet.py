@@ -24,7 +24,7 @@ from controlplane.router.busy import BusyLimits
 from controlplane.router.capacity import WARM_UP_S, Capacities, Curve
 from controlplane.router.filters import Demand, standing
 from controlplane.router.ledger import LATELY_S, InFlight, Ledger
-from controlplane.router.policies.base import Candidates, Floats, Ints
+from controlplane.router.policies.base import Candidates, Floats, Ints, Overlap
 from proto.constraints import Constraints
 from proto.ids import WorkerId
 from proto.load import LoadReport
@@ -242,8 +242,8 @@ class Fleet:
                 rows.append(row)
         return Admission(np.array(rows, dtype=np.intp), refused)
 
-    def candidates(self, rows: Rows, cached_tokens: Ints, now_s: float) -> Candidates:
-        """What a policy sees of these rows; `cached_tokens` is by row of the whole fleet."""
+    def candidates(self, rows: Rows, overlap: Overlap, now_s: float) -> Candidates:
+        """What a policy sees of these rows; `overlap` is by row of the whole fleet."""
         if self._curves_version != self._capacities.version:
             self._learn()
         every = len(rows) == len(self._workers)
@@ -254,7 +254,7 @@ class Fleet:
         return Candidates(
             workers=workers,
             block_tokens=columns[_BLOCK_TOKENS],
-            cached_tokens=cached_tokens if every else cached_tokens[rows],
+            overlap=overlap if every else Overlap(*[column[rows] for column in overlap]),
             queued_prefill_tokens=columns[_QUEUED],
             decode_tokens=columns[_DECODE],
             requests=columns[_REQUESTS],

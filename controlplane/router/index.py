@@ -159,6 +159,17 @@ class PrefixIndex:
         depths: Depths = bounds.take(holds.sum(axis=0, dtype=counter))
         return depths
 
+    def marks(self, names: Words) -> Words:
+        """A mark for each block; blocks of equal marks have equal holders, 0 stands for none."""
+        self.settle()
+        return self._table.marks(names)
+
+    def holds(self, marks: Words, seats: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether who sits there (one a row) holds blocks of these marks (one a column)."""
+        rows = self._sets.rows[marks].view(np.uint8)
+        bits = np.unpackbits(rows, axis=1, count=self.seats, bitorder="little")
+        return bits.T.take(seats, axis=0).view(np.bool_)
+
     def sweep(self, entries_max: int) -> bool:
         """Go on with what is put off: changes, growth of the table, taking out what is retired.
         Does a slice of about `entries_max` entries; True if more is to be done."""

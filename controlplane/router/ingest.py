@@ -11,11 +11,12 @@ What a lane gives back is to be applied at once and in that order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from proto.hashing import HASH_BYTES
 from proto.ids import WorkerId
 from proto.kv import KvBatch, KvSnapshotChunk, KvSnapshotRequest, Tier
-from proto.load import LoadReport
+from proto.load import LoadReport, TierSum
 
 HELD_BYTES_MAX = 4 << 20
 """Kept by a lane that waits for its snapshot: half a million blocks of news."""
@@ -81,12 +82,27 @@ class Snapshot:
         self._chunks.append(chunk)
 
     def pieces(self) -> Iterator[KvBatch]:
-        """The whole set as batches: the first empties the worker, the others store."""
-        yield KvBatch(self.worker, cleared=True)
+        """The whole set as batches: the first ones empty the worker, the others store."""
+        yield from _emptied(self.worker)
         for chunk in self._chunks:
             for start in range(0, len(chunk.names), PIECE_BYTES):
                 names = chunk.names[start : start + PIECE_BYTES]
                 yield KvBatch(self.worker, stored=names, tier=Tier(chunk.tier))
+
+
+class Held(NamedTuple):
+    """Our copy of what a worker holds, summed up."""
+
+    blocks: int = 0
+    """In the GPU tier."""
+    digest: int = 0
+    """Of the GPU tier."""
+    slower: tuple[TierSum, ...] = ()
+
+    def agrees_with(self, report: LoadReport) -> bool:
+        """Whether the worker has just that; of slower tiers not every agent speaks."""
+        near = (self.blocks, self.digest) == (report.live_blocks, report.digest)
+        return near and report.slower in (None, self.slower)
 
 
 class Lane:
@@ -112,7 +128,7 @@ class Lane:
         if incarnation <= self.incarnation:
             return ()
         self._begin(incarnation, "joined")
-        return (KvBatch(self._worker, cleared=True),)
+        return _emptied(self._worker)
 
     def offer(self, incarnation: int, sequence: int, batch: KvBatch) -> Sequence[KvBatch]:
         """Take a batch as it arrives, be it late, early, a second time or of an earlier life.
@@ -135,14 +151,12 @@ class Lane:
             return voided
         return (*voided, *self._advance())
 
-    def check(
-        self, report: LoadReport, incarnation: int, count: int, digest: int
-    ) -> Sequence[KvBatch]:
-        """Hold our copy (`count` blocks, `digest`) against the agent's word. Equal numbers at an
-        equal sequence prove the copy right, whatever was wrong before."""
+    def check(self, report: LoadReport, incarnation: int, held: Held) -> Sequence[KvBatch]:
+        """Hold our copy against the agent's word. Equal numbers at an equal sequence prove the
+        copy right, whatever was wrong before."""
         voided = self.registered(incarnation)
         if voided:
-            count = digest = 0
+            held = Held()
         if incarnation < self.incarnation:
             return voided
         self._known = max(self._known, report.kv_sequence)
@@ -151,7 +165,7 @@ class Lane:
         if report.kv_sequence > self.sequence:
             self.needs = self.needs or "behind"
         elif report.kv_sequence == self.sequence:
-            self._exact = (report.live_blocks, report.digest) == (count, digest)
+            self._exact = held.agrees_with(report)
             if not self._exact:
                 self.needs = self.needs or "digest"
             else:
@@ -240,6 +254,11 @@ class Lane:
 
     def _drop(self, sequence: int) -> None:
         self._held_bytes -= _weight(self._held.pop(sequence))
+
+
+def _emptied(worker: WorkerId) -> Sequence[KvBatch]:
+    """The worker holds nothing, in no tier."""
+    return tuple(KvBatch(worker, cleared=True, tier=tier) for tier in Tier)
 
 
 def _identity(chunk: KvSnapshotChunk) -> tuple[int, int, int]:

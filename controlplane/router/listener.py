@@ -136,8 +136,8 @@ class Listener:
         if lane is not None and not self._subscriptions[KvBatch.__name__].waiting:
             if envelope.incarnation < lane.incarnation:
                 return  # the agent's last words before it started anew
-            count, digest = core.index.count(report.worker), core.index.digest(report.worker)
-            self._repair.apply(lane.check(report, envelope.incarnation, count, digest))
+            held = core.known.held(report.worker)
+            self._repair.apply(lane.check(report, envelope.incarnation, held))
             self._repair.heal(report.worker, tasks)
         core.observe_load(report, anyio.current_time())
         self._stir()

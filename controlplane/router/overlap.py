@@ -9,9 +9,11 @@ import numpy as np
 from controlplane.router.fleet import Fleet
 from controlplane.router.guesses import Guesses
 from controlplane.router.index import PrefixIndex
-from controlplane.router.policies.base import Ints
+from controlplane.router.policies.base import Ints, Overlap
 from controlplane.router.settings import RouterSettings
+from controlplane.router.tiers import Tiers
 from proto.ids import WorkerId
+from proto.kv import KvBatch, Tier
 from proto.route import RouteRequest
 from proto.workers import WorkerRecord
 
@@ -25,32 +27,43 @@ class _Seating(NamedTuple):
 
 
 class Overlaps:
-    """The index of what is known, and two of what is guessed: soon, and for want of events."""
+    """What is known of caches, tier by tier, and what is guessed: soon, and for want of events."""
 
     def __init__(self, settings: RouterSettings) -> None:
-        self.index = PrefixIndex()
+        self.known = Tiers()
+        self._credits = np.array([1.0, settings.host_credit, settings.disk_credit])
+        """By tier."""
         self._coming = Guesses(settings.coming_s, settings.assumed_tokens)
         self._assumed = Guesses(settings.assumed_s, settings.assumed_tokens)
         self._seatings: dict[tuple[PrefixIndex | Guesses, Fleet], _Seating] = {}
 
-    def cached_tokens(self, request: RouteRequest, fleet: Fleet, now_s: float) -> Ints:
-        """Leading tokens of the prompt that each worker of the fleet holds, by row."""
-        cached: Ints = np.zeros(len(fleet), dtype=np.int64)
+    def of(self, request: RouteRequest, fleet: Fleet, now_s: float) -> Overlap:
+        """What each worker of the fleet holds of the prompt, by row.
+
+        What is guessed is taken to be in the GPU, as it will be once the worker has done with the
+        prompt that made the guess.
+        """
+        by_tier: Ints = np.zeros((len(Tier), len(fleet)), dtype=np.int64)
+        guessed: Ints = np.zeros(len(fleet), dtype=np.int64)
         self._coming.expire(now_s)
         self._assumed.expire(now_s)
         for size in request.blocks.keys() & set(fleet.block_sizes):
             names = np.frombuffer(request.blocks[size], dtype="<u8")
             of_size = fleet.block_tokens == size
-            for source in (self.index, self._coming, self._assumed):
+            blocks = self.known.match(names, lambda index: self._seats(index, fleet))
+            np.copyto(by_tier, blocks * size, where=of_size)
+            for source in (self._coming, self._assumed):
                 if len(source):
                     seats = self._seats(source, fleet)
-                    blocks = (
-                        source.match(names)
-                        if isinstance(source, PrefixIndex)
-                        else source.match(names, size)
-                    )
-                    np.maximum(cached, blocks.take(seats) * size, out=cached, where=of_size)
-        return cached
+                    depths = source.match(names, size).take(seats)
+                    np.maximum(guessed, depths * size, out=guessed, where=of_size)
+        credited = (self._credits @ by_tier).astype(np.int64)
+        return Overlap(
+            cached_tokens=np.maximum(credited, guessed),
+            held_tokens=np.maximum(by_tier.sum(axis=0), guessed),
+            host_tokens=by_tier[Tier.HOST],
+            disk_tokens=by_tier[Tier.DISK],
+        )
 
     def expect(self, request: RouteRequest, record: WorkerRecord, now_s: float) -> None:
         """A worker was given the prompt, and will hold its blocks."""
@@ -59,13 +72,15 @@ class Overlaps:
             names = np.frombuffer(packed, dtype="<u8")
             guesses.expect(record.worker, names, record.block_tokens, now_s)
 
-    def emptied(self, worker: WorkerId) -> None:
-        """The worker held nothing any more: what it was about to hold is lost, too."""
-        self._coming.forget(worker)
+    def apply(self, batch: KvBatch) -> None:
+        """An agent says what came of its engine's cache; as `Tiers.apply`."""
+        self.known.apply(batch)
+        if batch.cleared and batch.tier is Tier.GPU:
+            self._coming.forget(batch.worker)
 
     def leave(self, worker: WorkerId) -> None:
         """The worker is gone."""
-        self.index.leave(worker)
+        self.known.leave(worker)
         self._coming.leave(worker)
         self._assumed.leave(worker)
 

@@ -173,14 +173,14 @@ class RouterService:
         while True:
             await anyio.sleep(HOUSEKEEPING_S)
             self._metrics.expired.inc(self.core.expire(anyio.current_time()))
-            self._metrics.blocks.set(len(self.core.index))
+            self._metrics.blocks.set(len(self.core.known))
             self._metrics.waiting.set(len(self._room))
             self._room.stir()
             self._metrics.in_flight.set(len(self.core.ledger))
             self._metrics.untrue.set(len(self._repair.untrue()))
             for kind, messages in self._listener.dropped().items():
                 self._metrics.dropped.labels(kind).set(messages)
-            while self.core.index.sweep(SWEEP_ENTRIES):
+            while self.core.known.sweep(SWEEP_ENTRIES):
                 await checkpoint()
 
 

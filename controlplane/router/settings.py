@@ -42,6 +42,16 @@ class RouterSettings(Group):
     temperature: float = Field(
         0.0, ge=0, description="0: the lowest cost wins; more: spread over nearly equal workers"
     )
+    host_credit: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="share of the computation that a block in a worker's host memory saves; the"
+        " rest is what it takes to fetch it",
+    )
+    disk_credit: float = Field(
+        0.5, ge=0, le=1, description="the same for a block that a worker has only on disk"
+    )
     coming_s: float = Field(
         10.0,
         ge=0,

@@ -26,6 +26,19 @@ Floats = NDArray[np.float64]
 Number = TypeVar("Number", int, Ints)
 
 
+class Overlap(NamedTuple):
+    """What workers hold of a prompt, by row, in tokens of its leading blocks."""
+
+    cached_tokens: Ints
+    """Held, or thought to be, each tier with its credit: computing is saved for so many."""
+    held_tokens: Ints
+    """Held in any tier, or thought to be held."""
+    host_tokens: Ints
+    """Of what is held, in host memory and not in the GPU."""
+    disk_tokens: Ints
+    """Of what is held, only on disk."""
+
+
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """Workers that could take the prompt, as the router sees them at this moment.
@@ -36,8 +49,7 @@ class Candidates:
 
     workers: Sequence[WorkerId]
     block_tokens: Ints
-    cached_tokens: Ints
-    """Leading tokens of the prompt whose KV blocks the worker holds."""
+    overlap: Overlap
     queued_prefill_tokens: Ints
     """Prompt tokens that it has still to compute for others."""
     decode_tokens: Ints
@@ -56,6 +68,12 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.workers)
+
+    @property
+    def cached_tokens(self) -> Ints:
+        """Leading tokens of the prompt that the worker need not compute, as it holds their KV
+        blocks. Those in slower tiers, which have to be fetched, count by their credit."""
+        return self.overlap.cached_tokens
 
 
 class Prompt(msgspec.Struct, frozen=True, gc=False):

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from controlplane.router.core import RouterCore
-from controlplane.router.ingest import BadSnapshot, Lane, Snapshot
+from controlplane.router.ingest import BadSnapshot, Held, Lane, Snapshot
 from controlplane.router.settings import RouterSettings
 from proto.hashing import digest
 from proto.ids import WorkerId
 from proto.kv import KvBatch, KvSnapshotChunk, Tier
-from proto.load import LoadReport
+from proto.load import LoadReport, TierSum
 from tests.unit.controlplane.router.test_core import record
 
 WORKER = WorkerId("w")
@@ -41,29 +41,38 @@ class Agent:
 
     def __init__(self) -> None:
         self.incarnation, self.sequence = 1, 0
-        self.held: set[int] = set()
-        self.past = {(1, 0): frozenset[int]()}
+        self.tiers: dict[Tier, set[int]] = {tier: set() for tier in Tier}
+        self.past = {(1, 0): self.summed_up()}
 
     def restart(self) -> None:
-        self.incarnation, self.sequence, self.held = self.incarnation + 1, 0, set()
+        self.incarnation, self.sequence = self.incarnation + 1, 0
+        for held in self.tiers.values():
+            held.clear()
         self._remember()
 
-    def change(self, stored: set[int], removed: set[int], cleared: bool) -> Word:
-        if cleared:
-            self.held.clear()
-        self.held = (self.held - removed) | stored
+    def change(self, tier: Tier, stored: set[int], removed: set[int], cleared: bool) -> Word:
+        held = set() if cleared else self.tiers[tier]
+        self.tiers[tier] = (held - removed) | stored
         self.sequence += 1
         self._remember()
-        batch = KvBatch(WORKER, packed(stored), packed(removed - stored), cleared)
+        batch = KvBatch(WORKER, packed(stored), packed(removed - stored), cleared, tier)
         return self.incarnation, self.sequence, batch
 
+    def summed_up(self) -> Held:
+        gpu, *slower = [TierSum(t, len(s), digest(sorted(s))) for t, s in self.tiers.items()]
+        return Held(gpu.blocks, gpu.digest, tuple(each for each in slower if each.blocks))
+
     def report(self) -> LoadReport:
-        total = digest(sorted(self.held))
-        return LoadReport(WORKER, 0, 0, 0, 0, 0, 0, self.sequence, len(self.held), total)
+        blocks, total, slower = self.summed_up()
+        numbers = (0, 0, 0, 0, 0, 0, self.sequence, blocks, total)
+        return LoadReport(WORKER, *numbers, slower=slower)
 
     def photograph(self, number: int) -> list[KvSnapshotChunk]:
-        names = sorted(self.held)
-        parts = [names[i : i + CHUNK_NAMES] for i in range(0, len(names), CHUNK_NAMES)] or [[]]
+        parts = [
+            (tier, names[i : i + CHUNK_NAMES])
+            for tier, names in [(tier, sorted(held)) for tier, held in self.tiers.items()]
+            for i in range(0, max(1, len(names)), CHUNK_NAMES)
+        ]
         return [
             KvSnapshotChunk(
                 worker=WORKER,
@@ -72,14 +81,14 @@ class Agent:
                 snapshot=number,
                 chunk=i,
                 last=i == len(parts) - 1,
-                tier=Tier.GPU,
+                tier=tier,
                 names=packed(set(part)),
             )
-            for i, part in enumerate(parts)
+            for i, (tier, part) in enumerate(parts)
         ]
 
     def _remember(self) -> None:
-        self.past[self.incarnation, self.sequence] = frozenset(self.held)
+        self.past[self.incarnation, self.sequence] = self.summed_up()
 
 
 class IngestMachine(RuleBasedStateMachine):
@@ -98,9 +107,17 @@ class IngestMachine(RuleBasedStateMachine):
         self.heard = (0, 0)
         """The latest word of the agent's that has come: incarnation and sequence."""
 
-    @rule(stored=name_sets, removed=name_sets, cleared=st.booleans(), lost=st.booleans())
-    def agent_changes(self, stored: set[int], removed: set[int], cleared: bool, lost: bool) -> None:
-        word = self.agent.change(stored, removed, cleared and bool(removed))
+    @rule(
+        tier=st.sampled_from(Tier),
+        stored=name_sets,
+        removed=name_sets,
+        cleared=st.booleans(),
+        lost=st.booleans(),
+    )
+    def agent_changes(
+        self, tier: Tier, stored: set[int], removed: set[int], cleared: bool, lost: bool
+    ) -> None:
+        word = self.agent.change(tier, stored, removed, cleared and bool(removed))
         if not lost:
             self.on_the_way.append(word)
 
@@ -186,23 +203,22 @@ class IngestMachine(RuleBasedStateMachine):
 
     def _check(self, incarnation: int, report: LoadReport) -> None:
         self.heard = max(self.heard, (incarnation, report.kv_sequence))
-        count, total = self._believed()
-        self._apply(self.lane.check(report, incarnation, count, total))
+        self._apply(self.lane.check(report, incarnation, self._believed()))
 
     def _apply(self, batches: object) -> None:
         assert isinstance(batches, tuple | list)
         for batch in batches:
             self.core.apply(batch)
 
-    def _believed(self) -> tuple[int, int]:
-        return self.core.index.count(WORKER), self.core.index.digest(WORKER)
+    def _believed(self) -> Held:
+        return self.core.known.held(WORKER)
 
     @invariant()
     def a_lane_that_needs_nothing_is_exact(self) -> None:
         if self.lane.needs is None and self.lane.incarnation:
             assert (self.lane.incarnation, self.lane.sequence) >= self.heard
             truth = self.agent.past[self.lane.incarnation, self.lane.sequence]
-            assert self._believed() == (len(truth), digest(sorted(truth)))
+            assert self._believed() == truth
 
     def teardown(self) -> None:
         """Quiescence: what is on the way arrives, a report tells what is wrong, one repair or two
@@ -217,8 +233,7 @@ class IngestMachine(RuleBasedStateMachine):
                 self.pieces = self.lane.install(self.snapshot)
                 self._go_on(10_000)
         assert self.lane.needs is None
-        held = self.agent.held
-        assert self._believed() == (len(held), digest(sorted(held)))
+        assert self._believed() == self.agent.summed_up()
         self.a_lane_that_needs_nothing_is_exact()
 
 

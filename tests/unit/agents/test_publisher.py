@@ -17,7 +17,7 @@ from proto.codec import Envelope, Reader
 from proto.hashing import digest, unpack
 from proto.ids import Incarnation, WorkerId
 from proto.kv import KvBatch, Tier
-from proto.load import LoadReport
+from proto.load import LoadReport, TierSum
 from proto.subjects import Subjects
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.ports import ServiceInfo
@@ -182,12 +182,13 @@ async def test_a_refused_last_batch_is_noticed_by_the_next_report() -> None:
         await world.reader.holds({1, 2})
 
 
-async def test_other_tiers_are_told_and_do_not_count() -> None:
+async def test_other_tiers_are_told_and_counted_apart() -> None:
     async with at_work() as world:
         world.store(1)
         world.store(1, 5, tier=Tier.HOST)
         await world.report()
-        await world.reader.has_report(live_blocks=1, digest=1, kv_sequence=2)
+        host = TierSum(Tier.HOST, 2, 1 ^ 5)
+        await world.reader.has_report(live_blocks=1, digest=1, kv_sequence=2, slower=(host,))
         await world.reader.holds({1})
 
 

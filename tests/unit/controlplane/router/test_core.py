@@ -14,7 +14,7 @@ from controlplane.router.settings import RouterSettings
 from proto.constraints import Constraints
 from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
-from proto.kv import KvBatch
+from proto.kv import KvBatch, Tier
 from proto.load import LoadReport
 from proto.progress import Phase, Progress
 from proto.route import NO_WORKER, UNKNOWN_MODEL, Chosen, Rejected, RouteReply, RouteRequest
@@ -78,6 +78,29 @@ def test_kr8_the_same_text_in_another_scope_is_not_the_same_blocks(scope: Scope)
     core = router("a", "b")
     core.apply(KvBatch(WorkerId("b"), names_of(PROMPT, scope)))
     assert chosen(ask(core)).overlap_blocks == 0
+
+
+def test_blocks_in_slower_tiers_count_in_part() -> None:
+    """Of 20 blocks: a holds 8 in the GPU, b 4 there, 8 in host memory and 5 on disk."""
+    core, names = router("a", "b"), names_of(PROMPT)
+    core.apply(KvBatch(WorkerId("a"), names[: 8 * 8]))
+    core.apply(KvBatch(WorkerId("b"), names[: 4 * 8]))
+    core.apply(KvBatch(WorkerId("b"), names[: 12 * 8], tier=Tier.HOST))
+    core.apply(KvBatch(WorkerId("b"), names[12 * 8 : 17 * 8], tier=Tier.DISK))
+    request = question(explain=True)
+    reply = chosen(core.decide(request, 0.0))
+    overlaps = {t.worker: (t.overlap_blocks, t.host_blocks, t.disk_blocks) for t in reply.terms}
+    assert overlaps == {"a": (8, 0, 0), "b": (17, 8, 5)}
+    assert (reply.worker, reply.overlap_blocks) == ("b", 17)
+    saved = (4 + 8 * 0.8 + 5 * 0.5) * BLOCK
+    assert booking_of(request, reply).new_prefill_tokens == len(PROMPT) - int(saved)
+
+
+def test_a_long_run_on_disk_loses_against_a_shorter_one_in_the_gpu() -> None:
+    core, names = router("a", "b"), names_of(PROMPT)
+    core.apply(KvBatch(WorkerId("a"), names[: 11 * 8]))
+    core.apply(KvBatch(WorkerId("b"), names, tier=Tier.DISK))
+    assert chosen(ask(core)).worker == "a"
 
 
 def test_a_burst_is_spread_before_any_load_report() -> None:

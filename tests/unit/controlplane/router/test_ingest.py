@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
+import msgspec
 import pytest
 
 from controlplane.router.ingest import (
@@ -10,6 +13,7 @@ from controlplane.router.ingest import (
     PIECE_BYTES,
     RETRY_MAX_S,
     BadSnapshot,
+    Held,
     Lane,
     Snapshot,
     retry_pause_s,
@@ -17,10 +21,10 @@ from controlplane.router.ingest import (
 from proto.hashing import HASH_BYTES, unpack
 from proto.ids import WorkerId
 from proto.kv import KvBatch, KvSnapshotChunk, KvSnapshotRequest, Tier
-from proto.load import LoadReport
+from proto.load import LoadReport, TierSum
 
 WORKER = WorkerId("w")
-CLEAR = KvBatch(WORKER, cleared=True)
+CLEAR = tuple(KvBatch(WORKER, cleared=True, tier=tier) for tier in Tier)
 
 
 def batch(name: int) -> KvBatch:
@@ -28,11 +32,12 @@ def batch(name: int) -> KvBatch:
 
 
 def hear(lane: Lane, incarnation: int, *sequences: int) -> list[int]:
-    """Offer batches; returns the numbers of those that were applied (0 for a clearing)."""
+    """Offer batches; returns the numbers of those that were applied (0 for a clearing of all)."""
     return [
         int.from_bytes(each.stored, "little")
         for sequence in sequences
         for each in lane.offer(incarnation, sequence, batch(sequence))
+        if each not in CLEAR[1:]
     ]
 
 
@@ -60,9 +65,9 @@ def snapshot(incarnation: int, sequence: int, names: bytes = b"") -> Snapshot:
 
 def install(lane: Lane, incarnation: int, sequence: int) -> list[int]:
     """Install an empty snapshot; returns the numbers of what is applied on top of it."""
-    applied = list(lane.install(snapshot(incarnation, sequence)))
-    assert applied[0] == CLEAR
-    return [int.from_bytes(each.stored, "little") for each in applied[1:]]
+    applied = tuple(lane.install(snapshot(incarnation, sequence)))
+    assert applied[: len(CLEAR)] == CLEAR
+    return [int.from_bytes(each.stored, "little") for each in applied[len(CLEAR) :]]
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ class TestOrder:
         assert lane.needs is None
 
     def test_a_worker_that_is_registered_needs_a_snapshot(self, lane: Lane) -> None:
-        assert lane.registered(1) == (CLEAR,)
+        assert lane.registered(1) == CLEAR
         assert lane.needs == "joined"
         assert lane.registered(1) == ()
 
@@ -87,7 +92,7 @@ class TestOrder:
 
     def test_or_it_says_that_it_holds_nothing_yet(self, lane: Lane) -> None:
         lane.registered(1)
-        lane.check(report(0, 0, 0), 1, 0, 0)
+        lane.check(report(0, 0, 0), 1, Held())
         assert lane.needs is None
 
     def test_a_late_joiner_needs_a_snapshot_and_keeps_what_it_hears(self, lane: Lane) -> None:
@@ -134,8 +139,8 @@ class TestGaps:
         hear(lane, 1, 1, 4)
         pieces = lane.install(snapshot(1, 3))
         next(pieces)
-        lane.check(report(5, 1, 1), 1, 0, 0)
-        assert len(list(pieces)) == 1
+        lane.check(report(5, 1, 1), 1, Held(0, 0))
+        assert [each for each in pieces if not each.cleared] == [batch(4)]
         assert (lane.sequence, lane.needs) == (4, "gap")
 
     def test_two_gaps_need_one_snapshot(self, lane: Lane) -> None:
@@ -192,12 +197,12 @@ class TestLives:
 
     def test_a_restart_that_only_the_registry_tells_of_voids_the_past(self, lane: Lane) -> None:
         hear(lane, 1, 1, 2, 3)
-        assert lane.registered(2) == (CLEAR,)
+        assert lane.registered(2) == CLEAR
         assert lane.needs == "joined"
 
     def test_a_restart_that_only_a_load_report_tells_of_voids_the_past(self, lane: Lane) -> None:
         hear(lane, 1, 1, 2, 3)
-        assert lane.check(report(5, 4, 7), 2, 3, 0) == (CLEAR,)
+        assert lane.check(report(5, 4, 7), 2, Held(3, 0)) == CLEAR
         assert (lane.incarnation, lane.needs) == (2, "joined")
 
     def test_what_was_held_of_an_earlier_life_is_never_applied(self, lane: Lane) -> None:
@@ -219,21 +224,21 @@ class TestInstalling:
     def test_a_snapshot_is_applied_in_pieces(self, lane: Lane) -> None:
         lane.registered(1)
         applied = list(lane.install(snapshot(1, 5, bytes(PIECE_BYTES + HASH_BYTES))))
-        assert [len(each.stored) for each in applied] == [0, PIECE_BYTES, HASH_BYTES]
+        assert [len(each.stored) for each in applied] == [0, 0, 0, PIECE_BYTES, HASH_BYTES]
 
     def test_what_comes_meanwhile_waits_and_follows(self, lane: Lane) -> None:
         hear(lane, 1, 7)
         pieces = lane.install(snapshot(1, 7, bytes(HASH_BYTES)))
         next(pieces)
         assert hear(lane, 1, 8) == []
-        assert lane.check(report(8, 9, 9), 1, 0, 0) == ()
-        assert [unpack(each.stored) for each in pieces] == [[0], [8]]
+        assert lane.check(report(8, 9, 9), 1, Held(0, 0)) == ()
+        assert [unpack(each.stored) for each in pieces if not each.cleared] == [[0], [8]]
         assert (lane.sequence, lane.needs) == (8, None)
 
     def test_what_comes_during_the_last_steps_follows_in_order(self, lane: Lane) -> None:
         hear(lane, 1, 8, 9)
         pieces = lane.install(snapshot(1, 7))
-        assert [next(pieces), next(pieces)] == [CLEAR, batch(8)]
+        assert (*islice(pieces, 4),) == (*CLEAR, batch(8))
         assert hear(lane, 1, 10) == []
         assert list(pieces) == [batch(9), batch(10)]
 
@@ -257,7 +262,7 @@ class TestInstalling:
         self, lane: Lane
     ) -> None:
         hear(lane, 1, 1, 2, 3)
-        lane.check(report(3, 99, 0), 1, 3, 0)
+        lane.check(report(3, 99, 0), 1, Held(3, 0))
         with pytest.raises(BadSnapshot, match="older"):
             next(lane.install(snapshot(1, 2)))
         assert install(lane, 1, 3) == []
@@ -269,7 +274,7 @@ class TestInstalling:
         """A digest did not match, so the lane goes on with what it has; batches that overtake the
         snapshot are kept and applied on top of it."""
         hear(lane, 1, 1, 2, 3)
-        lane.check(report(3, 99, 0), 1, 3, 0)
+        lane.check(report(3, 99, 0), 1, Held(3, 0))
         assert hear(lane, 1, 4, 5) == [4, 5]
         assert install(lane, 1, 4) == [5]
         assert (lane.sequence, lane.needs) == (5, None)
@@ -290,33 +295,51 @@ class TestReports:
         self, lane: Lane, told: LoadReport, needs: str | None
     ) -> None:
         hear(lane, 1, 1, 2, 3)
-        lane.check(told, 1, 3, 1 ^ 2 ^ 3)
+        lane.check(told, 1, Held(3, 1 ^ 2 ^ 3))
         assert lane.needs == needs
 
     def test_a_report_of_an_earlier_life_says_nothing(self, lane: Lane) -> None:
         hear(lane, 2, 1)
-        assert lane.check(report(9, 9, 9), 1, 1, 1) == ()
+        assert lane.check(report(9, 9, 9), 1, Held(1, 1)) == ()
         assert lane.needs is None
 
     def test_a_report_that_overtakes_its_batch_needs_nothing_once_that_comes(
         self, lane: Lane
     ) -> None:
         hear(lane, 1, 1)
-        lane.check(report(2, 2, 1 ^ 2), 1, 1, 1)
+        lane.check(report(2, 2, 1 ^ 2), 1, Held(1, 1))
         assert lane.needs == "behind"
         assert hear(lane, 1, 2) == [2]
         assert lane.needs is None
 
+    @pytest.mark.parametrize(
+        ("said", "needs"),
+        [
+            (None, None),
+            ((TierSum(Tier.HOST, 1, 5),), None),
+            ((TierSum(Tier.HOST, 1, 4),), "digest"),
+            ((TierSum(Tier.DISK, 1, 5),), "digest"),
+            ((), "digest"),
+        ],
+    )
+    def test_slower_tiers_are_checked_where_the_agent_speaks_of_them(
+        self, lane: Lane, said: tuple[TierSum, ...] | None, needs: str | None
+    ) -> None:
+        hear(lane, 1, 1)
+        told = msgspec.structs.replace(report(1, 1, 1), slower=said)
+        lane.check(told, 1, Held(1, 1, (TierSum(Tier.HOST, 1, 5),)))
+        assert lane.needs == needs
+
     def test_a_digest_that_does_not_match_is_not_healed_by_more_batches(self, lane: Lane) -> None:
         hear(lane, 1, 1)
-        lane.check(report(1, 1, 77), 1, 1, 1)
+        lane.check(report(1, 1, 77), 1, Held(1, 1))
         hear(lane, 1, 2, 3)
         assert lane.needs == "digest"
 
     def test_equal_numbers_prove_a_copy_right_whatever_was_wrong(self, lane: Lane) -> None:
         hear(lane, 1, 1, 3)
         lane.make_do()
-        lane.check(report(3, 2, 5), 1, 2, 5)
+        lane.check(report(3, 2, 5), 1, Held(2, 5))
         assert lane.needs is None
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from controlplane.router.capacity import Curve
-from controlplane.router.policies.base import Candidates
+from controlplane.router.policies.base import Candidates, Overlap
 from proto.ids import WorkerId
 
 BLOCK_TOKENS = 16
@@ -37,7 +37,7 @@ def table(*rows: Row) -> Candidates:
     return Candidates(
         workers=[WorkerId(each.name) for each in rows],
         block_tokens=np.full(len(rows), BLOCK_TOKENS),
-        cached_tokens=overlap,
+        overlap=Overlap(overlap, overlap, 0 * overlap, 0 * overlap),
         queued_prefill_tokens=queued,
         decode_tokens=decode,
         requests=numbers[3],
