@@ -56,3 +56,19 @@ class Booking(msgspec.Struct, frozen=True, array_like=True):
     """As in the `Progress` that will be told of it."""
     session: int = 0
     """64 bits that stand for the session that it belongs to; 0: none."""
+
+
+class BookingsRequest(msgspec.Struct, frozen=True, array_like=True):
+    """A new router asks another for its bookings: those that come, by worker and request, after
+    the one named; from the first one if none is."""
+
+    worker: WorkerId = WorkerId("")
+    request: RequestId = RequestId("")
+
+
+class Bookings(msgspec.Struct, frozen=True, array_like=True):
+    """Bookings that have not ended, in order, each with the prefill that is left of it."""
+
+    bookings: tuple[Booking, ...]
+    last: bool
+    """There are no more; never False without a booking."""

@@ -7,6 +7,7 @@
 | `tp.<cluster>.route`                 | `RouteRequest`      | gateway -> one router  |
 | `tp.<cluster>.progress.<worker>`     | `Progress`          | gateway -> routers, agent |
 | `tp.<cluster>.ledger.<router>`       | `Booking`           | router -> routers      |
+| `tp.<cluster>.bookings`              | `BookingsRequest`   | new router -> one router |
 | `tp.<cluster>.decisions`             | `Decision`          | router -> everyone     |
 | `tp.<cluster>.explain`               | `ExplainRequest`    | anyone -> routers      |
 | `tp.<cluster>.explained.<request>`   | `Explained`         | router -> who asked    |
@@ -14,8 +15,8 @@
 | `tp.<cluster>.registry.<verb>`       | `WorkersRequest`    | anyone -> one registry |
 | `tp.<cluster>.requests`              | `RequestRecord`     | gateway -> stream      |
 
-`route`, `agent` and `registry` are request and reply; `requests` is stored by JetStream and comes
-at least once; all else is at most once, numbered where a loss must be noticed.
+`route`, `bookings`, `agent` and `registry` are request and reply; `requests` is stored by JetStream
+and comes at least once; all else is at most once, numbered where a loss must be noticed.
 
 | key                          | holds          | by    | lease |
 |------------------------------|----------------|-------|-------|
@@ -80,6 +81,10 @@ class Subjects:
 
     def explained(self, request: RequestId) -> str:
         return f"{self._root}.explained.{check_name(request, 'request')}"
+
+    @property
+    def bookings(self) -> str:
+        return f"{self._root}.bookings"
 
     def snapshot(self, worker: WorkerId) -> str:
         return f"{self._root}.agent.{check_name(worker, 'worker')}.snapshot"

@@ -58,6 +58,7 @@ class _Entry:
     heard_s: float
     stage: _Stage = _Stage.PREFILL
     booked: bool = False
+    session: int = 0
     prefill_tokens: int = 0
     decode_blocks: int = 0
 
@@ -94,7 +95,7 @@ class Ledger:
         entry = self._entry(booking.worker, booking.request, booking.attempt, now_s)
         if entry is None or entry.booked or entry.stage is _Stage.ENDED:
             return
-        entry.booked = True
+        entry.booked, entry.session = True, booking.session
         if entry.stage is _Stage.PREFILL:
             entry.prefill_tokens = booking.new_prefill_tokens
         entry.decode_blocks = booking.decode_blocks
@@ -132,7 +133,12 @@ class Ledger:
                 entry = entries[request]
                 if entry.booked:
                     yield Booking(
-                        request, worker, entry.prefill_tokens, entry.decode_blocks, entry.attempt
+                        request,
+                        worker,
+                        entry.prefill_tokens,
+                        entry.decode_blocks,
+                        entry.attempt,
+                        entry.session,
                     )
 
     def forget(self, worker: WorkerId) -> None:

@@ -18,17 +18,17 @@ from controlplane.router.core import RouterCore, booking_of, check
 from controlplane.router.explain import Made, in_a_line
 from controlplane.router.listener import Listener
 from controlplane.router.metrics import RouterMetrics
+from controlplane.router.replicas import Replicas
 from controlplane.router.room import WaitingRoom
 from controlplane.router.settings import RouterSettings
 from controlplane.router.snapshots import Repair
 from controlplane.router.teller import Teller
 from controlplane.runtime.tracing import extract, tracer
 from proto.codec import Producer, Reader, Unreadable
-from proto.ids import ServiceId, new_incarnation
-from proto.progress import Booking
+from proto.ids import new_incarnation
 from proto.route import Chosen, Queued, RouteReply, RouteRequest, Verdict
 from proto.subjects import Subjects
-from proto.wire.errors import BusError, RequestRefused
+from proto.wire.errors import RequestRefused
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class RouterService:
         self._listener = Listener(
             bus, subjects, core, self._repair, metrics, clock, self._room.stir
         )
+        self._replicas = Replicas(bus, subjects, core, self._producer)
         self._teller = Teller(settings, bus, subjects, core, self._producer, clock)
         self._answers_at_once = DECISIONS_AT_ONCE + settings.waiting_max
         self._requests = Reader[RouteRequest](RouteRequest)
@@ -91,6 +92,7 @@ class RouterService:
                     await self._repair.all_tried()
                 if untrue := self._repair.untrue():
                     log.warning("serving while %d workers' blocks are not known yet", len(untrue))
+                await self._replicas.learn()
                 await self._serve(task_status)
                 await anyio.sleep_forever()
             finally:
@@ -108,7 +110,7 @@ class RouterService:
             "route", self._subjects.route, self._answer, concurrency=self._answers_at_once
         )
         service = ServiceInfo("tokenplane-router", VERSION, "chooses a worker for a prompt")
-        async with self._bus.serve(service, [endpoint]):
+        async with self._bus.serve(service, [endpoint, self._replicas.endpoint]):
             task_status.started()
             await self._leave.wait()
             self._room.close()
@@ -136,7 +138,7 @@ class RouterService:
         span.set_attribute("tokenplane.waited_ms", waited_s * 1000)
         self._count(request, reply, waited_s)
         if isinstance(reply, Chosen):
-            await self._gossip(booking_of(request, reply))
+            await self._replicas.tell(booking_of(request, reply))
         return reply
 
     def _decide(self, request: RouteRequest, span: Span) -> Verdict:
@@ -149,13 +151,6 @@ class RouterService:
         if span.is_recording():
             _describe(span, request, verdict, made)
         return verdict
-
-    async def _gossip(self, booking: Booking) -> None:
-        subject = self._subjects.ledger(ServiceId(self.core.name))
-        try:
-            await self._bus.publish(subject, self._producer.seal(booking))
-        except BusError as error:
-            log.debug("the other routers were not told of a booking: %s", error)
 
     def _count(self, request: RouteRequest, reply: RouteReply, waited_s: float) -> None:
         if isinstance(reply, Queued):
