@@ -31,8 +31,7 @@ class Overlaps:
 
     def __init__(self, settings: RouterSettings) -> None:
         self.known = Tiers()
-        self._credits = np.array([1.0, settings.host_credit, settings.disk_credit])
-        """By tier."""
+        self._credits = np.array([settings.host_credit, settings.disk_credit])
         self._coming = Guesses(settings.coming_s, settings.assumed_tokens)
         self._assumed = Guesses(settings.assumed_s, settings.assumed_tokens)
         self._seatings: dict[tuple[PrefixIndex | Guesses, Fleet], _Seating] = {}
@@ -43,27 +42,29 @@ class Overlaps:
         What is guessed is taken to be in the GPU, as it will be once the worker has done with the
         prompt that made the guess.
         """
-        by_tier: Ints = np.zeros((len(Tier), len(fleet)), dtype=np.int64)
-        guessed: Ints = np.zeros(len(fleet), dtype=np.int64)
         self._coming.expire(now_s)
         self._assumed.expire(now_s)
+        near: Ints = np.zeros(len(fleet), dtype=np.int64)
+        guessed: Ints = np.zeros(len(fleet), dtype=np.int64)
+        slower: Ints = np.zeros((len(Tier) - 1, len(fleet)), dtype=np.int64)
         for size in request.blocks.keys() & set(fleet.block_sizes):
             names = np.frombuffer(request.blocks[size], dtype="<u8")
             of_size = fleet.block_tokens == size
-            blocks = self.known.match(names, lambda index: self._seats(index, fleet))
-            np.copyto(by_tier, blocks * size, where=of_size)
+            found = self.known.match(names, lambda index: self._seats(index, fleet))
+            np.copyto(near, found.gpu * size, where=of_size)
+            if found.slower is not None:
+                np.copyto(slower, found.slower * size, where=of_size)
             for source in (self._coming, self._assumed):
                 if len(source):
                     seats = self._seats(source, fleet)
                     depths = source.match(names, size).take(seats)
                     np.maximum(guessed, depths * size, out=guessed, where=of_size)
-        credited = (self._credits @ by_tier).astype(np.int64)
-        return Overlap(
-            cached_tokens=np.maximum(credited, guessed),
-            held_tokens=np.maximum(by_tier.sum(axis=0), guessed),
-            host_tokens=by_tier[Tier.HOST],
-            disk_tokens=by_tier[Tier.DISK],
-        )
+        if not slower.any():
+            cached = np.maximum(near, guessed)
+            return Overlap(cached, cached, *slower)
+        saved = near + (self._credits @ slower).astype(np.int64)
+        held = near + slower.sum(axis=0)
+        return Overlap(np.maximum(saved, guessed), np.maximum(held, guessed), *slower)
 
     def expect(self, request: RouteRequest, record: WorkerRecord, now_s: float) -> None:
         """A worker was given the prompt, and will hold its blocks."""

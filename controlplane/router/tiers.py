@@ -29,6 +29,14 @@ SeatsIn = Callable[[PrefixIndex], Ints]
 """Where an index has the workers of a fleet, by row."""
 
 
+class Found(NamedTuple):
+    """Blocks of a prompt, by row of a fleet."""
+
+    gpu: Ints
+    slower: Ints | None
+    """One row of this a slower tier; None if none of the prompt is there."""
+
+
 class Tiers:
     """Blocks by tier and name. Pure; as exact as the indexes it is made of."""
 
@@ -76,18 +84,16 @@ class Tiers:
         ]
         return Held(self.gpu.count(worker), self.gpu.digest(worker), tuple(slower))
 
-    def match(self, names: Words, seats_in: SeatsIn) -> Ints:
-        """Blocks of a prompt that a worker has in each tier: a row a tier, a column a worker.
+    def match(self, names: Words, seats_in: SeatsIn) -> Found:
+        """Blocks of a prompt that each worker has in each tier, going on where nearer ones end.
 
-        Each tier's go on where the nearer one's end. The GPU's are as exact as `PrefixIndex.match`
-        if nothing of the prompt is in a slower tier, and else exact whatever workers hold.
+        As exact as `PrefixIndex.match` if nothing of the prompt is in a slower tier, and else
+        exact whatever workers hold.
         """
         marks = {tier: index.marks(names) for tier, index in self._slower.items() if len(index)}
         if not any(each.any() for each in marks.values()):
             seats = seats_in(self.gpu)
-            by_tier: Ints = np.zeros((len(Tier), len(seats)), dtype=np.int64)
-            self.gpu.match(names).take(seats, out=by_tier[Tier.GPU])
-            return by_tier
+            return Found(self.gpu.match(names).take(seats), None)
         marks[Tier.GPU] = self.gpu.marks(names)
         bounds, of_runs = _runs(list(marks.values()))
         runs = dict(zip(marks, of_runs, strict=True))
@@ -99,7 +105,8 @@ class Tiers:
                 ends.append(_going_on(held, ends[-1]))
             else:
                 ends.append(ends[-1])
-        return np.diff(bounds[np.array(ends)], axis=0)
+        by_tier = np.diff(bounds[np.array(ends)], axis=0)
+        return Found(by_tier[0], by_tier[1:])
 
     def sweep(self, entries_max: int) -> bool:
         """Go on with what the indexes put off, by a slice; True if more is to be done."""

@@ -82,6 +82,9 @@ def test_what_a_worker_holds_is_read_tier_by_tier(
         sets[worker, tier] = held | set(names) if what == "store" else held - set(names)
         if sweeps:
             tiers.sweep(sweeps)
-    assert tiers.match(PROMPT, seats).T.tolist() == [walk(sets, worker) for worker in WORKERS]
+    found = tiers.match(PROMPT, seats)
+    assert found.slower is not None
+    by_worker = np.vstack([found.gpu, found.slower]).T.tolist()
+    assert by_worker == [walk(sets, worker) for worker in WORKERS]
     for worker in WORKERS:
         assert tiers.held(worker) == summed_up(sets, worker)
