@@ -169,6 +169,19 @@ def test_a_bit_is_given_out_again_only_after_its_sweep(index: PrefixIndex) -> No
     assert depths(index, CHAIN) == {}
 
 
+def test_who_takes_a_seat_after_another_holds_nothing_of_what_that_one_held(
+    index: PrefixIndex,
+) -> None:
+    for worker in (A, B):
+        store(index, worker, CHAIN)
+    seat = index.seat(A)
+    index.leave(A)
+    swept(index)
+    index.join(WorkerId("new"))
+    assert index.seat(WorkerId("new")) == seat
+    assert depths(index, CHAIN) == {B: 10}
+
+
 def test_a_sweep_goes_on_in_slices_while_the_world_does(index: PrefixIndex) -> None:
     store(index, A, [*CHAIN, *names(300, 400)])
     store(index, B, CHAIN[:5])
