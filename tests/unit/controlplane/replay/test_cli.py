@@ -92,7 +92,7 @@ def test_without_a_usable_line_it_ends_with_an_error(
     ("words", "why"),
     [
         (["--block-size", "48"], "block size 48 does not divide 512"),
-        (["--policy", "kv,nonsense"], "there is no policy 'nonsense'; there are: kv,"),
+        (["--policy", "kv,nonsense"], "there is no policy 'nonsense'; there are: "),
         (["--policy", "kv,kv"], "name each once"),
         (["--policy", ""], "there is no policy ''"),
         (["--policy", "kv:prefill_weight"], "write name=value"),
