@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -32,42 +33,38 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
 
 
 def chat(client: openai.OpenAI, model: str, on_chunk: Callable[[int], None]) -> Said:
-    text, reason, tokens, ids = "", None, 0, set()
-    for nth, chunk in enumerate(
-        client.chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": PROMPT}],
-            max_tokens=TOKENS,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
-        )
-    ):
-        ids.add(chunk.id)
-        for choice in chunk.choices:
-            text += choice.delta.content or ""
-            reason = choice.finish_reason or reason
-        tokens = chunk.usage.completion_tokens if chunk.usage else tokens
-        on_chunk(nth)
-    assert len(ids) == 1
-    return text, reason, tokens
+    stream = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": PROMPT}],
+        max_tokens=TOKENS,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    return heard(stream, lambda choice: choice.delta.content, on_chunk)
 
 
 def completion(client: openai.OpenAI, model: str, on_chunk: Callable[[int], None]) -> Said:
+    stream = client.completions.create(
+        model=model,
+        prompt=PROMPT,
+        max_tokens=TOKENS,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    return heard(stream, lambda choice: choice.text, on_chunk)
+
+
+def heard(
+    stream: Any, text_of: Callable[[Any], str | None], on_chunk: Callable[[int], None]
+) -> Said:
+    """All that a stream says; its chunks have one id."""
     text, reason, tokens, ids = "", None, 0, set()
-    for nth, chunk in enumerate(
-        client.completions.create(
-            model=model,
-            prompt=PROMPT,
-            max_tokens=TOKENS,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
-        )
-    ):
+    for nth, chunk in enumerate(stream):
         ids.add(chunk.id)
         for choice in chunk.choices:
-            text += choice.text
+            text += text_of(choice) or ""
             reason = choice.finish_reason or reason
         tokens = chunk.usage.completion_tokens if chunk.usage else tokens
         on_chunk(nth)
