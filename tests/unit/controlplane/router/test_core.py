@@ -295,6 +295,18 @@ def test_workers_of_several_block_sizes_are_compared_by_tokens() -> None:
     assert small.cost == pytest.approx(large.cost, rel=0.05)
 
 
+def test_each_worker_is_matched_in_blocks_of_its_own_size() -> None:
+    core = router("small")
+    core.worker_joined(record("large", block_tokens=64))
+    of_64 = pack(BlockHasher(b"k", Scope("m"), 64).names(PROMPT))
+    core.apply(KvBatch(WorkerId("small"), names_of(PROMPT[: 4 * BLOCK])))
+    core.apply(KvBatch(WorkerId("large"), of_64[: 3 * 8]))
+    blocks = {BLOCK: names_of(PROMPT), 64: of_64}
+    reply = chosen(ask(core, blocks=blocks, explain=True))
+    assert {term.worker: term.overlap_blocks for term in reply.terms} == {"small": 4, "large": 3}
+    assert (reply.worker, reply.new_prefill_tokens) == ("large", len(PROMPT) - 3 * 64)
+
+
 def test_each_model_has_its_own_turns() -> None:
     core = router("a", "b", policy="round_robin")
     core.worker_joined(record("x", model="other"))
