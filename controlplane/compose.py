@@ -15,6 +15,7 @@ from controlplane.registry.service import RegistryService
 from controlplane.registry.view import RegistryView
 from controlplane.router.core import RouterCore
 from controlplane.router.metrics import RouterMetrics
+from controlplane.router.plugins import installed
 from controlplane.router.service import RouterService
 from controlplane.router.settings import RouterSettings
 from controlplane.runtime.process import Kit, run_command
@@ -54,7 +55,7 @@ def registry(argv: Sequence[str]) -> int:
 def build_router(settings: RouterProcess, kit: Kit) -> Sequence[Service]:
     """A router and the view it follows."""
     view = RegistryView(kit.carriers.store, Keys(settings.cluster))
-    core = RouterCore(settings.router, _service_id("router"), random.Random())
+    core = RouterCore(settings.router, _service_id("router"), random.Random(), installed())
     service = RouterService(
         settings.router,
         core,

@@ -41,7 +41,7 @@ from controlplane.replay.report import (
 )
 from controlplane.replay.simulate import Scenario, simulate
 from controlplane.replay.trace import Trace, TraceUnreadable, load_trace
-from controlplane.router.policies.catalog import POLICIES
+from controlplane.router.plugins import installed
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 from proto.hashing import BlockHasher, Scope, Words
 from proto.wire.http import AiohttpClient
@@ -139,7 +139,7 @@ class ReplaySettings(CommandSettings):
     @model_validator(mode="after")
     def _live_knows_policies_only(self) -> Self:
         for name in self.policy if self.live else ():
-            if name not in POLICIES:
+            if name not in installed().policies:
                 raise ValueError(f"{name} is no policy; through a cluster there are no other arms")
         return self
 

@@ -17,6 +17,7 @@ from controlplane.replay.fleet import INCARNATION, MODEL, SimulatedWorker
 from controlplane.replay.trace import TraceRequest
 from controlplane.router.core import RouterCore
 from controlplane.router.ingest import BadSnapshot, Lane, Snapshot, retry_pause_s
+from controlplane.router.plugins import installed
 from proto.hashing import Words, pack
 from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch
@@ -47,7 +48,7 @@ class Informed:
         # Nobody waits at this router's door, and none is turned away: arms are compared by what
         # they make of all requests.
         settings = arm.settings.model_copy(update={"busy_prefill_batches": 0.0})
-        self._core = RouterCore(settings, "replay", random.Random(seed))
+        self._core = RouterCore(settings, "replay", random.Random(seed), installed())
         self._losses = random.Random(seed)
         self._kv_events = arm.knowledge is Knowledge.EVENTS
         self._lanes = {worker: Lane(worker) for worker in fleet if self._kv_events}

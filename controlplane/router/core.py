@@ -13,20 +13,22 @@ from collections.abc import Iterable, Mapping
 from controlplane.router.capacity import Capacities
 from controlplane.router.drain import Drain
 from controlplane.router.explain import Decisions, made
-from controlplane.router.filters import demands
+from controlplane.router.filters import Demand, demands
 from controlplane.router.fleet import Admission, Fleet
 from controlplane.router.index import PrefixIndex
 from controlplane.router.inhibition import Inhibitions
 from controlplane.router.ledger import Ledger
 from controlplane.router.overlap import Overlaps
 from controlplane.router.policies.base import (
+    Candidates,
     Prompt,
     State,
     Weighed,
     decode_blocks,
     pick,
 )
-from controlplane.router.policies.catalog import policy
+from controlplane.router.policies.catalog import FALLBACK, Catalog
+from controlplane.router.policies.guarded import PolicyFailed
 from controlplane.router.refusals import WORKERS_TOLD, all_busy, nobody, unknown_model
 from controlplane.router.sessions import Sessions, prefix_key, session_key
 from controlplane.router.settings import RouterSettings
@@ -51,7 +53,15 @@ INHIBITED = "inhibited"
 class RouterCore:
     """Workers, their blocks, their work, and the policy that weighs them."""
 
-    def __init__(self, settings: RouterSettings, name: str, rng: random.Random) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        name: str,
+        rng: random.Random,
+        catalog: Catalog | None = None,
+    ) -> None:
+        self.catalog = catalog or Catalog()
+        self._filters = [Demand(lambda *_: True, each) for each in self.catalog.filters.values()]
         self._overlaps = Overlaps(settings)
         self.ledger = Ledger(settings.booking_silence_s)
         self.decisions = Decisions()
@@ -147,14 +157,12 @@ class RouterCore:
 
     def decide(self, request: RouteRequest, now_s: float) -> Verdict:
         """Choose a worker and book it, or say why not. ValueError for an unknown policy."""
-        name = request.policy or self._settings.policy
-        weigh = policy(name)
         fleet = self._fleets.get(request.model)
         if fleet is None:
             return unknown_model(request.model)
         self._catch_up()
         fleet.age(now_s)
-        asked = demands(request, fleet.block_sizes)
+        asked = [*demands(request, fleet.block_sizes), *self._filters]
         admitted = fleet.sift(request, asked)
         if not len(admitted.rows):
             return nobody(admitted.refused)
@@ -163,8 +171,7 @@ class RouterCore:
             return self.too_busy(request.model, 0, now_s)
         overlap = self._overlaps.of(request, fleet, now_s)
         candidates = fleet.candidates(rows, overlap, now_s)
-        found = weigh(self._prompt(request), candidates, self._state(name, request.model))
-        weighed = found if isinstance(found, Weighed) else Weighed(found)
+        name, weighed = self._weigh(request, candidates)
         chosen = pick(candidates, weighed.costs, self._rng, self._settings.temperature)
         record = fleet.record(int(rows[chosen]))
         block_tokens = record.block_tokens
@@ -219,6 +226,18 @@ class RouterCore:
             else admitted
         )
 
+    def _weigh(self, request: RouteRequest, candidates: Candidates) -> tuple[str, Weighed]:
+        """What a policy makes of the candidates, and which one: where a user's policy fails,
+        `FALLBACK` decides in its place."""
+        prompt, name = self._prompt(request), request.policy or self._settings.policy
+        try:
+            found = self.catalog.policy(name)(prompt, candidates, self._state(name, request.model))
+        except PolicyFailed as failure:
+            self.catalog.faults.note(name, str(failure))
+            name = FALLBACK
+            found = self.catalog.policy(name)(prompt, candidates, self._state(name, request.model))
+        return name, found if isinstance(found, Weighed) else Weighed(found)
+
     def _prompt(self, request: RouteRequest) -> Prompt:
         session = session_key(request)
         return Prompt(
@@ -255,7 +274,7 @@ class RouterCore:
             self._drains.pop(model, None)
 
 
-def check(request: RouteRequest) -> None:
+def check(request: RouteRequest, catalog: Catalog) -> None:
     """Raises ValueError, saying what is wrong, for a request that no router can answer."""
     if request.prompt_tokens < 1:
         raise ValueError("prompt_tokens must be at least 1: an empty prompt has no place to go")
@@ -267,7 +286,7 @@ def check(request: RouteRequest) -> None:
         if len(names) // HASH_BYTES * block_tokens > request.prompt_tokens:
             raise ValueError(f"blocks[{block_tokens}] names more tokens than the prompt has")
     if request.policy:
-        policy(request.policy)
+        catalog.policy(request.policy)
 
 
 def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:

@@ -29,6 +29,11 @@ class Demand(NamedTuple):
     """Why the worker cannot take this request, "" if it can."""
 
 
+Filter = Callable[[RouteRequest, WorkerRecord], str]
+"""A demand that users add: why the worker cannot take this request, "" if it can. It is asked for
+every request and worker, so it must be quick."""
+
+
 def state(record: WorkerRecord, report: LoadReport | None) -> str:
     """The registry's word: only ready workers are chosen."""
     del report

@@ -83,6 +83,12 @@ class RouterMetrics:
             ["kind"],
             registry=registry,
         )
+        self.plugin_faults = Gauge(
+            "tokenplane_router_plugin_faults",
+            "How often a user's policy or filter has failed since the start",
+            ["plugin"],
+            registry=registry,
+        )
         self.expired = Counter(
             "tokenplane_router_expired_bookings",
             "Bookings dropped because nobody spoke of them any more",

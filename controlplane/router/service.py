@@ -119,7 +119,7 @@ class RouterService:
     async def _answer(self, message: Message) -> bytes:
         try:
             request = self._requests.open(message.data).body
-            check(request)
+            check(request, self.core.catalog)
         except (Unreadable, ValueError) as error:
             self._metrics.unreadable.labels("RouteRequest").inc()
             raise RequestRefused(400, str(error)) from error
@@ -173,10 +173,18 @@ class RouterService:
             self._room.stir()
             self._metrics.in_flight.set(len(self.core.ledger))
             self._metrics.untrue.set(len(self._repair.untrue()))
+            self._tell_faults()
             for kind, messages in self._listener.dropped().items():
                 self._metrics.dropped.labels(kind).set(messages)
             while self.core.known.sweep(SWEEP_ENTRIES):
                 await checkpoint()
+
+    def _tell_faults(self) -> None:
+        faults = self.core.catalog.faults
+        for name, why in faults.take_untold().items():
+            log.error("plug-in %s has failed: %s; later failures are only counted", name, why)
+        for name, count in faults.counts.items():
+            self._metrics.plugin_faults.labels(name).set(count)
 
 
 def _describe(span: Span, request: RouteRequest, verdict: Verdict, made: Made | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from controlplane.router.busy import BusyLimits
+from controlplane.router.plugins import PluginBroken, installed
 from controlplane.router.policies.base import Knobs
-from controlplane.router.policies.catalog import policy
 from controlplane.runtime.settings import Group
 
 
@@ -129,5 +129,8 @@ class RouterSettings(Group):
     @field_validator("policy")
     @classmethod
     def _known(cls, name: str) -> str:
-        policy(name)
+        try:
+            installed().policy(name)
+        except PluginBroken as error:
+            raise ValueError(str(error)) from error
         return name

@@ -10,6 +10,7 @@ import pytest
 
 from controlplane.router.core import RouterCore, booking_of, check
 from controlplane.router.fleet import ADMISSIONS_MAX
+from controlplane.router.policies.catalog import Catalog
 from controlplane.router.settings import RouterSettings
 from proto.constraints import Constraints
 from proto.hashing import BlockHasher, Scope, pack
@@ -412,13 +413,13 @@ def test_a_request_that_makes_no_sense_is_told_why(
     other: dict[str, object], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        check(question("1", **other))
+        check(question("1", **other), Catalog())
 
 
 def test_a_request_that_makes_sense_passes() -> None:
-    check(question())
-    check(question(blocks={}))
-    check(question(prompt_tokens=1, blocks={BLOCK: b""}, policy="random"))
+    check(question(), Catalog())
+    check(question(blocks={}), Catalog())
+    check(question(prompt_tokens=1, blocks={BLOCK: b""}, policy="random"), Catalog())
 
 
 def test_what_is_booked_is_what_is_not_cached_and_at_least_one_token() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from controlplane.router.policies.affinity import BOUND, consistent_hash
 from controlplane.router.policies.base import Prompt, State, Weighed
-from controlplane.router.policies.catalog import policy
+from controlplane.router.policies.catalog import Catalog
 from controlplane.router.settings import RouterSettings
 from proto.ids import WorkerId
 from tests.unit.controlplane.router.policies.tables import Row, table
@@ -85,6 +85,6 @@ def test_kr4_a_home_that_is_gone_changes_nothing(name: str) -> None:
 
 def best(name: str, home: str | None, *rows: Row) -> str:
     prompt = Prompt(1_600, 100, home=None if home is None else WorkerId(home))
-    found = policy(name)(prompt, table(*rows), state())
+    found = Catalog().policy(name)(prompt, table(*rows), state())
     costs = found.costs if isinstance(found, Weighed) else found
     return rows[int(costs.argmin())].name

@@ -10,7 +10,7 @@ import pytest
 
 from controlplane.router.policies.base import Candidates, Floats, Prompt, State, Weighed, pick
 from controlplane.router.policies.blind import round_robin
-from controlplane.router.policies.catalog import POLICIES, policy
+from controlplane.router.policies.catalog import POLICIES, Catalog
 from controlplane.router.policies.kv import kv
 from controlplane.router.settings import RouterSettings
 from tests.unit.controlplane.router.policies.tables import Row, table
@@ -25,7 +25,7 @@ def costs(*values: float) -> Floats:
 
 
 def weigh(name: str, prompt: Prompt, candidates: Candidates, where: State) -> Floats:
-    found = policy(name)(prompt, candidates, where)
+    found = Catalog().policy(name)(prompt, candidates, where)
     return found.costs if isinstance(found, Weighed) else found
 
 
@@ -141,4 +141,4 @@ def test_temperature_spreads_and_zero_does_not() -> None:
 
 def test_an_unknown_policy_names_those_there_are() -> None:
     with pytest.raises(ValueError, match="least_loaded"):
-        policy("magic")
+        Catalog().policy("magic")
