@@ -114,6 +114,7 @@ class LocalCluster:
             {
                 "cluster": self.options.name,
                 "gateway": self.url,
+                "gateway_admin": f"http://127.0.0.1:{self.ports.gateway_admin}",
                 "model": self.options.model,
                 "engines": [f"http://127.0.0.1:{mine.http}" for mine in self.ports.engines],
                 "complete": self.complete,

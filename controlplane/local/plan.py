@@ -26,6 +26,7 @@ class ClusterOptions(CommandSettings):
 
     name: str = Field("local", description="name of the cluster; two names can run side by side")
     engines: int = Field(4, ge=1, le=64, description="how many simulated engines")
+    routers: int = Field(1, ge=1, le=16, description="how many router replicas")
     port: int = Field(8000, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
     model: str = Field("sim", description="the model name that clients ask for")
     profile: str = Field("laptop", description="timing profile of the simulated engines")
@@ -58,14 +59,14 @@ class Ports:
     etcd_peer: int
     gateway: int
     gateway_admin: int
-    router_admin: int
     registry_admin: int
+    routers_admin: tuple[int, ...]
     engines: tuple[EnginePorts, ...]
 
     @staticmethod
     def needed(options: ClusterOptions) -> int:
         """How many free ports to find."""
-        return 8 + 4 * options.engines
+        return 7 + options.routers + 4 * options.engines
 
     @staticmethod
     def assign(options: ClusterOptions, free: Sequence[int]) -> Ports:
@@ -78,8 +79,8 @@ class Ports:
             etcd_peer=next(take),
             gateway=options.port or next(take),
             gateway_admin=next(take),
-            router_admin=next(take),
             registry_admin=next(take),
+            routers_admin=tuple(next(take) for _ in range(options.routers)),
             engines=tuple(
                 EnginePorts(next(take), next(take), next(take), next(take))
                 for _ in range(options.engines)
@@ -121,18 +122,23 @@ def servers(layout: Layout, ports: Ports) -> list[Part]:
 
 
 def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part]:
-    """Registry, router and gateway."""
+    """Registry, routers and gateway."""
     common = _common_environment(options, layout, ports)
 
-    def service(name: str, admin_port: int, **own: str) -> Part:
+    def service(command: str, name: str, admin_port: int, **own: str) -> Part:
         environment = {**common, "TOKENPLANE_ADMIN__PORT": str(admin_port), **own}
-        argv = (sys.executable, "-m", "controlplane.cli.main", name)
+        argv = (sys.executable, "-m", "controlplane.cli.main", command)
         return Part(name, argv, f"{LOOPBACK_URL}:{admin_port}/ready", environment)
 
+    routers = [
+        service("router", f"router-{number}", port, TOKENPLANE_ROUTER__POLICY=options.policy)
+        for number, port in enumerate(ports.routers_admin)
+    ]
+    gateway_port = str(ports.gateway)
     return [
-        service("registry", ports.registry_admin),
-        service("router", ports.router_admin, TOKENPLANE_ROUTER__POLICY=options.policy),
-        service("gateway", ports.gateway_admin, TOKENPLANE_GATEWAY__PORT=str(ports.gateway)),
+        service("registry", "registry", ports.registry_admin),
+        *routers,
+        service("gateway", "gateway", ports.gateway_admin, TOKENPLANE_GATEWAY__PORT=gateway_port),
     ]
 
 

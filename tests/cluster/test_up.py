@@ -161,7 +161,7 @@ def test_a_decision_is_explained(cluster: UpCluster) -> None:
     assert "no router of cluster 'test' remembers 'nobody'" in unknown.stderr
 
 
-@pytest.mark.parametrize("victim", ["engine-0", "agent-0", "router", "nats", "etcd", "gateway"])
+@pytest.mark.parametrize("victim", ["engine-0", "agent-0", "router-0", "nats", "etcd", "gateway"])
 def test_the_cluster_serves_again_after_kill_9_of(cluster: UpCluster, victim: str) -> None:
     before = cluster.pids()
     restarts = cluster.restarts(victim)

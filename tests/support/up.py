@@ -59,14 +59,19 @@ class UpCluster:
     def pids(self) -> dict[str, int]:
         return {name: child["pid"] for name, child in self.state["children"].items()}
 
-    def gauge(self, engine_url: str, name: str) -> float:
-        """One of an engine's own metrics, summed over its labels."""
-        lines = httpx.get(f"{engine_url}/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+    def gauge(self, url: str, name: str) -> float:
+        """One of a process's own metrics, summed over its labels."""
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        mine = (line for line in lines if line.startswith((name + "{", name + " ")))
+        return sum(float(line.rpartition(" ")[2]) for line in mine)
 
     def kill(self, name: str) -> None:
         """`kill -9`, by the process id in the state file."""
         os.kill(self.pids()[name], signal.SIGKILL)
+
+    def freeze(self, name: str) -> None:
+        """Stop it where it is: it keeps its connections and does nothing any more."""
+        os.kill(self.pids()[name], signal.SIGSTOP)
 
     def restarts(self, name: str) -> int:
         return int(self.state["children"][name]["restarts"])
