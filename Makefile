@@ -11,7 +11,7 @@ BENCH_READY := $(BENCH_VENV)/.ready
 BENCHES := hash match apply memory decision fleet
 BENCH_FLAGS := --seconds 600
 
-.PHONY: demo test lint format lock bench clean
+.PHONY: demo test lint format lock bench quality clean
 
 demo: $(READY)
 	$(BIN)/tokenplane demo
@@ -35,6 +35,11 @@ bench: $(BENCH_READY)
 		$(BENCH_VENV)/bin/tokenplane bench $$name --json bench/results/$$name.json $(BENCH_FLAGS); \
 	done
 	$(BENCH_VENV)/bin/tokenplane bench report
+
+# Tables and picture of docs/quality.md; in some minutes. TRACE=file adds a recorded trace.
+quality: $(READY)
+	$(BIN)/tokenplane replay --ladder $(TRACE) --table docs/quality-table.md \
+		--plot docs/images/quality.png
 
 # Resolve anew and write what is to be installed everywhere.
 lock: $(READY)

@@ -22,16 +22,11 @@ from controlplane.replay.ladder import RUNGS, Score, climb, plan, verdicts, with
 from controlplane.replay.ladder_report import LadderReport, summary, tables
 from controlplane.replay.report import Setting, Targets
 from controlplane.replay.trace import TraceUnreadable
-from controlplane.router.policies.catalog import POLICIES
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 
 PROG = "tokenplane replay --ladder"
 EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 QUICK_REQUESTS, QUICK_LOADS = 300, (0.8, 1.2)
-
-
-def _there_is(name: str) -> bool:
-    return name.split(":")[0] in {*POLICIES, "approximate", "oracle"}
 
 
 class LadderSettings(CommandSettings):
@@ -43,8 +38,7 @@ class LadderSettings(CommandSettings):
         None, description="a recorded trace to add: .jsonl or .jsonl.gz"
     )
     arms: Names[Annotated[str, AfterValidator(written_arm)]] = Field(
-        tuple(filter(_there_is, RUNGS)),
-        description="arms to compare, separated by commas",
+        RUNGS, description="arms to compare, separated by commas"
     )
     traces: Names[str] = Field((), description="these traces only, by name; default: all")
     loads: Names[Annotated[float, Field(gt=0)]] = Field(

@@ -43,6 +43,7 @@ class Informed:
     ) -> None:
         self._arm = arm
         self._fleet = fleet
+        self._block_tokens = next(iter(fleet.values())).engine.block_tokens
         self._delay_s = delay_s
         self._at = at
         # Nobody waits at this router's door, and none is turned away: arms are compared by what
@@ -72,13 +73,12 @@ class Informed:
         self, index: int, request: TraceRequest, names: Words, now_s: float
     ) -> WorkerId | Rejected:
         """Decide and book request number `index` of the trace."""
-        block_tokens = next(iter(self._fleet.values())).engine.block_tokens
         reply = self._core.decide(
             RouteRequest(
                 request=_request_id(index),
                 model=MODEL,
                 prompt_tokens=request.input_tokens,
-                blocks={block_tokens: pack(names)},
+                blocks={self._block_tokens: pack(names)},
             ),
             now_s,
         )
