@@ -16,6 +16,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from controlplane.cli.run import run_interactive
 from controlplane.local.running import located
@@ -30,7 +31,15 @@ from proto.subjects import Subjects
 from proto.wire.ports import Bus
 
 PROG = "tokenplane explain"
-CANDIDATES_SHOWN = 20
+SHOWN_MAX = 20
+"""Workers of a kind: a decision fits on a screen."""
+HEADS = {
+    "overlap_blocks": "overlap blocks",
+    "host_blocks": "in host memory",
+    "disk_blocks": "on disk",
+    "queued_prefill_tokens": "queued tokens",
+    "decode_blocks": "decode blocks",
+}
 
 
 class NotRemembered(CannotServe):
@@ -88,37 +97,51 @@ async def ask_routers(
 def _show(decisions: Sequence[Decision]) -> None:
     console = Console()
     for decision in decisions:
-        made = datetime.fromtimestamp(decision.time_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        console.print(
-            f"attempt {decision.attempt} at {made} UTC by {decision.router}, policy "
-            f"[bold]{decision.policy}[/]: {decision.prompt_tokens:,} prompt tokens of "
-            f"{decision.model} to [bold green]{decision.worker}[/]"
-        )
-        console.print(_table(decision))
+        console.print(headline(decision))
+        if decision.terms:
+            console.print(table(decision))
 
 
-def _table(decision: Decision) -> Table:
+def headline(decision: Decision) -> Text:
+    """One line: what was asked, and what came of it."""
+    made = datetime.fromtimestamp(decision.time_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    line = Text(f"attempt {decision.attempt} at {made} UTC by {decision.router}: ")
+    line.append(f"{decision.prompt_tokens:,} prompt tokens of {decision.model} ")
+    if decision.worker is None:
+        return line.append("turned away, ").append(decision.reason, style="bold red")
+    line.append("to ").append(decision.worker, style="bold green")
+    return line.append(", policy ").append(decision.policy, style="bold")
+
+
+def table(decision: Decision) -> Table:
+    """Workers as the policy saw them, the cheapest first, and those that were excluded."""
     weighed = [term for term in decision.terms if not term.excluded]
-    values = list(weighed[0].values) if weighed else []
-    grid = Table()
+    excluded = [term for term in decision.terms if term.excluded]
+    columns = _columns(weighed)
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     grid.add_column("worker")
-    for name in ("cost", "overlap blocks", "queued tokens", "decode blocks", "requests", *values):
+    for name in columns:
         grid.add_column(name, justify="right")
-    for term in weighed[:CANDIDATES_SHOWN]:
+    for term, *cells in zip(weighed[:SHOWN_MAX], *columns.values(), strict=False):
         style = "bold green" if term.worker == decision.worker else ""
-        grid.add_row(term.worker, *_cells(term, values), style=style)
-    if len(weighed) > CANDIDATES_SHOWN:
-        grid.add_row(f"and {len(weighed) - CANDIDATES_SHOWN} dearer ones")
-    for term in decision.terms:
-        if term.excluded:
-            grid.add_row(term.worker, f"[yellow]{term.excluded}[/]")
+        grid.add_row(Text(term.worker), *cells, style=style)
+    if len(weighed) > SHOWN_MAX:
+        grid.add_row(Text(f"and {len(weighed) - SHOWN_MAX} dearer ones", style="dim"))
+    for term in excluded[:SHOWN_MAX]:
+        grid.add_row(Text(term.worker, style="dim"), Text(term.excluded, style="yellow"))
+    if len(excluded) > SHOWN_MAX:
+        grid.add_row(Text(f"and {len(excluded) - SHOWN_MAX} more excluded", style="dim"))
     return grid
 
 
-def _cells(term: Term, values: Sequence[str]) -> list[str]:
-    counts = (term.overlap_blocks, term.queued_prefill_tokens, term.decode_blocks, term.requests)
-    return [
-        f"{term.cost:,.4g}",
-        *(f"{count:,}" for count in counts),
-        *(f"{term.values[name]:,.4g}" for name in values),
-    ]
+def _columns(weighed: Sequence[Term]) -> dict[str, list[str]]:
+    """What is told of each worker; of the slower tiers only if any of them holds something."""
+    slower = ("host_blocks", "disk_blocks")
+    tiers = [tier for tier in slower if any(getattr(term, tier) for term in weighed)]
+    counts = ("overlap_blocks", *tiers, "queued_prefill_tokens", "decode_blocks", "requests")
+    values = weighed[0].values if weighed else {}
+    return (
+        {"cost": [f"{term.cost:,.4g}" for term in weighed]}
+        | {HEADS.get(name, name): [f"{getattr(t, name):,}" for t in weighed] for name in counts}
+        | {name: [f"{term.values[name]:,.4g}" for term in weighed] for name in values}
+    )

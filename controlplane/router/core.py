@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from controlplane.router.capacity import Capacities
 from controlplane.router.drain import Drain
-from controlplane.router.explain import Decisions, made
+from controlplane.router.explain import Decisions, made, turned_away
 from controlplane.router.filters import Demand, demands
 from controlplane.router.fleet import Admission, Fleet
 from controlplane.router.index import PrefixIndex
@@ -21,19 +21,17 @@ from controlplane.router.ledger import Ledger
 from controlplane.router.overlap import Overlaps
 from controlplane.router.policies.base import (
     Candidates,
-    Prompt,
     State,
     Weighed,
-    decode_blocks,
     pick,
 )
 from controlplane.router.policies.catalog import FALLBACK, Catalog
 from controlplane.router.policies.guarded import PolicyFailed
 from controlplane.router.refusals import WORKERS_TOLD, all_busy, nobody, unknown_model
-from controlplane.router.sessions import Sessions, prefix_key, session_key
+from controlplane.router.requests import booking_of, prompt_of
+from controlplane.router.sessions import Sessions, session_key
 from controlplane.router.settings import RouterSettings
 from controlplane.router.tiers import Tiers
-from proto.hashing import HASH_BYTES
 from proto.ids import WorkerId
 from proto.kv import KvBatch
 from proto.load import LoadReport
@@ -159,16 +157,18 @@ class RouterCore:
         """Choose a worker and book it, or say why not. ValueError for an unknown policy."""
         fleet = self._fleets.get(request.model)
         if fleet is None:
-            return unknown_model(request.model)
+            return self._turned_away(request, unknown_model(request.model), {}, now_s)
         self._catch_up()
         fleet.age(now_s)
         asked = [*demands(request, fleet.block_sizes), *self._filters]
         admitted = fleet.sift(request, asked)
         if not len(admitted.rows):
-            return nobody(admitted.refused)
+            verdict = nobody(admitted.refused)
+            return self._turned_away(request, verdict, admitted.refused, now_s)
         rows, refused = fleet.free(self._without_inhibited(fleet, admitted, now_s))
         if not len(rows):
-            return self.too_busy(request.model, 0, now_s)
+            verdict = self.too_busy(request.model, 0, now_s)
+            return self._turned_away(request, verdict, refused, now_s)
         overlap = self._overlaps.of(request, fleet, now_s)
         candidates = fleet.candidates(rows, overlap, now_s)
         name, weighed = self._weigh(request, candidates)
@@ -226,10 +226,21 @@ class RouterCore:
             else admitted
         )
 
+    def _turned_away(
+        self,
+        request: RouteRequest,
+        verdict: Rejected,
+        refused: Mapping[WorkerId, str],
+        now_s: float,
+    ) -> Rejected:
+        self.decisions.keep(turned_away(request, refused, verdict.reason, now_s))
+        return verdict
+
     def _weigh(self, request: RouteRequest, candidates: Candidates) -> tuple[str, Weighed]:
         """What a policy makes of the candidates, and which one: where a user's policy fails,
         `FALLBACK` decides in its place."""
-        prompt, name = self._prompt(request), request.policy or self._settings.policy
+        name = request.policy or self._settings.policy
+        prompt = prompt_of(request, self._sessions.home(session_key(request)))
         try:
             found = self.catalog.policy(name)(prompt, candidates, self._state(name, request.model))
         except PolicyFailed as failure:
@@ -237,15 +248,6 @@ class RouterCore:
             name = FALLBACK
             found = self.catalog.policy(name)(prompt, candidates, self._state(name, request.model))
         return name, found if isinstance(found, Weighed) else Weighed(found)
-
-    def _prompt(self, request: RouteRequest) -> Prompt:
-        session = session_key(request)
-        return Prompt(
-            tokens=request.prompt_tokens,
-            expected_output_tokens=request.expected_output_tokens,
-            key=session or prefix_key(request),
-            home=self._sessions.home(session),
-        )
 
     def _book(self, booking: Booking, now_s: float) -> None:
         self.ledger.book(booking, now_s)
@@ -272,32 +274,3 @@ class RouterCore:
             del self._fleets[model]
             self._overlaps.forget(fleet)
             self._drains.pop(model, None)
-
-
-def check(request: RouteRequest, catalog: Catalog) -> None:
-    """Raises ValueError, saying what is wrong, for a request that no router can answer."""
-    if request.prompt_tokens < 1:
-        raise ValueError("prompt_tokens must be at least 1: an empty prompt has no place to go")
-    if request.expected_output_tokens < 0:
-        raise ValueError("expected_output_tokens must not be negative")
-    for block_tokens, names in request.blocks.items():
-        if block_tokens < 1 or len(names) % HASH_BYTES:
-            raise ValueError(f"blocks[{block_tokens}] is not a whole number of named blocks")
-        if len(names) // HASH_BYTES * block_tokens > request.prompt_tokens:
-            raise ValueError(f"blocks[{block_tokens}] names more tokens than the prompt has")
-    if request.policy:
-        catalog.policy(request.policy)
-
-
-def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:
-    """What a decision costs its worker."""
-    return Booking(
-        request.request,
-        chosen.worker,
-        chosen.new_prefill_tokens,
-        decode_blocks(
-            Prompt(request.prompt_tokens, request.expected_output_tokens), chosen.block_tokens
-        ),
-        request.attempt,
-        session_key(request),
-    )

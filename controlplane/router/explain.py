@@ -1,4 +1,4 @@
-"""Why a worker was chosen: decisions kept as they were made, and told in words when asked.
+"""Why a worker was chosen, or nobody: decisions kept as they were made, and told when asked.
 
 To keep one costs a few copies of columns; the words are only made for those who ask: a recorded
 span, a sample for the bus, `tokenplane explain`.
@@ -7,21 +7,26 @@ span, a sample for the bus, `tokenplane explain`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
 
 from controlplane.router.policies.base import Candidates, Floats, Ints, Overlap, Weighed
 from proto.decisions import Decision
 from proto.ids import RequestId, WorkerId
-from proto.route import RouteRequest, Term
+from proto.route import Chosen, RouteRequest, Term, Verdict
 
 ROWS_MAX = 1 << 17
-"""Candidates remembered over all decisions: some ten megabytes."""
+"""Workers remembered over all decisions, at some hundred bytes each."""
+SPAN_CANDIDATES = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Made:
-    """A decision: columns as they were, row by row, and who was out of the question."""
+    """A decision: columns as they were, row by row, and who was out of the question. Nobody was
+    chosen where there are no rows."""
 
     request: RequestId
     attempt: int
@@ -30,7 +35,7 @@ class Made:
     now_s: float
     prompt_tokens: int
     workers: Sequence[WorkerId]
-    chosen: int
+    chosen: int | None
     block_tokens: Ints
     overlap: Overlap
     queued_prefill_tokens: Ints
@@ -39,6 +44,17 @@ class Made:
     costs: Floats
     values: Mapping[str, Floats]
     refused: Mapping[WorkerId, str]
+    reason: str = ""
+    """Why nobody was chosen."""
+
+    def __len__(self) -> int:
+        """How many workers it tells of."""
+        return len(self.workers) + len(self.refused)
+
+    @property
+    def worker(self) -> WorkerId | None:
+        """Who was chosen."""
+        return None if self.chosen is None else self.workers[self.chosen]
 
     def terms(self) -> tuple[Term, ...]:
         """Every worker of the model: those weighed first, in the order of their cost."""
@@ -79,7 +95,8 @@ class Made:
             policy=self.policy,
             time_s=time_s,
             prompt_tokens=self.prompt_tokens,
-            worker=self.workers[self.chosen],
+            worker=self.worker,
+            reason=self.reason,
             terms=self.terms(),
         )
 
@@ -90,26 +107,27 @@ class Decisions:
     def __init__(self, rows_max: int = ROWS_MAX) -> None:
         self._rows_max = rows_max
         self._rows = 0
-        self._made: OrderedDict[tuple[RequestId, int], Made] = OrderedDict()
+        self._made: OrderedDict[RequestId, dict[int, Made]] = OrderedDict()
+        """By request, the last one spoken of last, and attempt."""
         self.last: Made | None = None
 
     def __len__(self) -> int:
+        """Requests that are remembered."""
         return len(self._made)
 
     def keep(self, made: Made) -> None:
         """Remember a decision; one made anew for the same attempt takes its place."""
-        key = made.request, made.attempt
-        before = self._made.pop(key, None)
-        self._rows += len(made.workers) - (len(before.workers) if before else 0)
-        self._made[key] = self.last = made
+        attempts = self._made.setdefault(made.request, {})
+        self._made.move_to_end(made.request)
+        self._rows += len(made) - (len(attempts[made.attempt]) if made.attempt in attempts else 0)
+        attempts[made.attempt] = self.last = made
         while self._rows > self._rows_max and len(self._made) > 1:
             _, oldest = self._made.popitem(last=False)
-            self._rows -= len(oldest.workers)
+            self._rows -= sum(map(len, oldest.values()))
 
-    def of(self, request: RequestId) -> Iterator[Made]:
+    def of(self, request: RequestId) -> Sequence[Made]:
         """What was decided for a request, first attempt first."""
-        found = [made for (of, _), made in self._made.items() if of == request]
-        return iter(sorted(found, key=lambda made: made.attempt))
+        return [made for _, made in sorted(self._made.get(request, {}).items())]
 
 
 def made(
@@ -141,6 +159,54 @@ def made(
         values=weighed.values,
         refused=refused,
     )
+
+
+def turned_away(
+    request: RouteRequest, refused: Mapping[WorkerId, str], reason: str, now_s: float
+) -> Made:
+    """A decision for nobody, to be kept."""
+    nothing = np.zeros(0, dtype=np.int64)
+    return Made(
+        request=request.request,
+        attempt=request.attempt,
+        model=request.model,
+        policy=request.policy,
+        now_s=now_s,
+        prompt_tokens=request.prompt_tokens,
+        workers=(),
+        chosen=None,
+        block_tokens=nothing,
+        overlap=Overlap(nothing, nothing, nothing, nothing),
+        queued_prefill_tokens=nothing,
+        decode_blocks=nothing,
+        requests=nothing,
+        costs=np.zeros(0),
+        values={},
+        refused=refused,
+        reason=reason,
+    )
+
+
+def attributes_of(
+    request: RouteRequest, verdict: Verdict, made: Made
+) -> Mapping[str, str | int | Sequence[str]]:
+    """What the span of a decision tells: of its candidates the best ones, if there are many."""
+    told: dict[str, str | int | Sequence[str]] = {
+        "tokenplane.request": request.request,
+        "gen_ai.request.model": request.model,
+        "tokenplane.prompt_tokens": request.prompt_tokens,
+        "tokenplane.candidates": [in_a_line(t) for t in islice(made.terms(), SPAN_CANDIDATES)],
+    }
+    if isinstance(verdict, Chosen):
+        return told | {
+            "tokenplane.worker": verdict.worker,
+            "tokenplane.policy": verdict.policy,
+            "tokenplane.overlap_blocks": verdict.overlap_blocks,
+        }
+    return told | {
+        "tokenplane.rejected": verdict.reason,
+        "tokenplane.rejected.detail": verdict.detail,
+    }
 
 
 def in_a_line(term: Term) -> str:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 
 import anyio
 from anyio.abc import TaskStatus
@@ -14,11 +13,12 @@ from anyio.lowlevel import checkpoint
 from opentelemetry.trace import Span, SpanKind
 
 from controlplane.registry.view import RegistryView
-from controlplane.router.core import RouterCore, booking_of, check
-from controlplane.router.explain import Made, in_a_line
+from controlplane.router.core import RouterCore
+from controlplane.router.explain import attributes_of
 from controlplane.router.listener import Listener
 from controlplane.router.metrics import RouterMetrics
 from controlplane.router.replicas import Replicas
+from controlplane.router.requests import booking_of, check
 from controlplane.router.room import WaitingRoom
 from controlplane.router.settings import RouterSettings
 from controlplane.router.snapshots import Repair
@@ -43,7 +43,6 @@ FIRST_SNAPSHOTS_S = 20.0
 DECISIONS_AT_ONCE = 16
 """Beside those that wait for a worker. A decision waits for nothing but the bus taking its
 booking."""
-SPAN_CANDIDATES = 64
 
 
 class RouterService:
@@ -145,11 +144,11 @@ class RouterService:
         began_s = time.perf_counter()
         verdict = self.core.decide(request, anyio.current_time())
         self._metrics.decision_s.observe(time.perf_counter() - began_s)
-        made = self.core.decisions.last if isinstance(verdict, Chosen) else None
-        if made is not None:
-            self._teller.note(made)
+        made = self.core.decisions.last
+        assert made is not None, "a decision is remembered"
+        self._teller.note(made)
         if span.is_recording():
-            _describe(span, request, verdict, made)
+            span.set_attributes(attributes_of(request, verdict, made))
         return verdict
 
     def _count(self, request: RouteRequest, reply: RouteReply, waited_s: float) -> None:
@@ -185,20 +184,3 @@ class RouterService:
             log.error("plug-in %s has failed: %s; later failures are only counted", name, why)
         for name, count in faults.counts.items():
             self._metrics.plugin_faults.labels(name).set(count)
-
-
-def _describe(span: Span, request: RouteRequest, verdict: Verdict, made: Made | None) -> None:
-    """A recorded span tells of every candidate, the best ones if there are many."""
-    span.set_attribute("tokenplane.request", request.request)
-    span.set_attribute("gen_ai.request.model", request.model)
-    span.set_attribute("tokenplane.prompt_tokens", request.prompt_tokens)
-    if isinstance(verdict, Chosen):
-        span.set_attribute("tokenplane.worker", verdict.worker)
-        span.set_attribute("tokenplane.policy", verdict.policy)
-        span.set_attribute("tokenplane.overlap_blocks", verdict.overlap_blocks)
-    else:
-        span.set_attribute("tokenplane.rejected", verdict.reason)
-        span.set_attribute("tokenplane.rejected.detail", verdict.detail)
-    if made is not None:
-        terms = [in_a_line(term) for term in islice(made.terms(), SPAN_CANDIDATES)]
-        span.set_attribute("tokenplane.candidates", terms)

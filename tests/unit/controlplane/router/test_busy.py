@@ -7,8 +7,9 @@ import random
 import pytest
 
 from controlplane.router.busy import BusyLimits
-from controlplane.router.core import RouterCore, booking_of
+from controlplane.router.core import RouterCore
 from controlplane.router.drain import ENDS_MIN, Drain
+from controlplane.router.requests import booking_of
 from controlplane.router.settings import RouterSettings
 from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport

@@ -8,9 +8,10 @@ from collections import Counter
 import msgspec
 import pytest
 
-from controlplane.router.core import RouterCore, booking_of, check
+from controlplane.router.core import RouterCore
 from controlplane.router.fleet import ADMISSIONS_MAX
 from controlplane.router.policies.catalog import Catalog
+from controlplane.router.requests import booking_of, check
 from controlplane.router.settings import RouterSettings
 from proto.constraints import Constraints
 from proto.hashing import BlockHasher, Scope, pack

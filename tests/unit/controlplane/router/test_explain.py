@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import anyio
+import numpy as np
 import pytest
 from anyio import wait_all_tasks_blocked
+from rich.console import Console
 
-from controlplane.cli.explain import ask_routers
+from controlplane.cli.explain import ask_routers, headline, table
 from controlplane.router.core import RouterCore
-from controlplane.router.explain import Decisions, Made, in_a_line
+from controlplane.router.explain import Decisions, Made, attributes_of, in_a_line
 from controlplane.router.settings import RouterSettings
 from controlplane.router.teller import Teller
 from proto.codec import Producer, Reader
@@ -18,10 +22,19 @@ from proto.decisions import Decision
 from proto.ids import Incarnation, RequestId, WorkerId
 from proto.kv import KvBatch
 from proto.progress import Phase, Progress
+from proto.route import Rejected
 from proto.subjects import Subjects
 from proto.wire.memory.bus import MemoryHub
 from proto.workers import WorkerState
-from tests.unit.controlplane.router.test_core import PROMPT, ask, chosen, names_of, record, router
+from tests.unit.controlplane.router.test_core import (
+    PROMPT,
+    ask,
+    chosen,
+    names_of,
+    question,
+    record,
+    router,
+)
 
 SUBJECTS = Subjects("c")
 
@@ -76,6 +89,97 @@ def test_the_oldest_are_forgotten_when_there_are_too_many_candidates() -> None:
     assert len(kept) == 3
     assert not list(kept.of(RequestId("1")))
     assert list(kept.of(RequestId("4")))
+
+
+def test_those_who_were_out_of_the_question_count_too() -> None:
+    """Else many requests that could go to one worker only would be remembered with all others."""
+    core, kept = router(*(f"w{i}" for i in range(10))), Decisions(rows_max=20)
+    for nth in range(5):
+        ask(core, str(nth), exclude=tuple(WorkerId(f"w{i}") for i in range(9)))
+        assert core.decisions.last is not None
+        kept.keep(core.decisions.last)
+    assert len(kept) == 2
+
+
+def test_one_made_anew_takes_the_place_of_the_first() -> None:
+    core, kept = router("a", "b"), Decisions(rows_max=4)
+    for request in ("1", "2", "1", "1"):
+        ask(core, request)
+        assert core.decisions.last is not None
+        kept.keep(core.decisions.last)
+    assert len(kept) == 2
+    assert len(kept.of(RequestId("1"))) == 1
+    assert len(kept.of(RequestId("2"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "reason", "excluded"),
+    [
+        ({"model": "other"}, "unknown_model", []),
+        ({"exclude": (WorkerId("a"),)}, "no_worker", [("a", "just_failed")]),
+    ],
+)
+def test_who_was_turned_away_is_told_why(
+    other: dict[str, object], reason: str, excluded: list[tuple[str, str]]
+) -> None:
+    core = router("a")
+    verdict = ask(core, "1", 0.0, **other)
+    assert isinstance(verdict, Rejected)
+    [made] = decided(core, "1")
+    told = made.told("r", 12.0)
+    assert (told.worker, told.reason) == (None, reason)
+    assert [(term.worker, term.excluded) for term in told.terms] == excluded
+    span = attributes_of(question("1"), verdict, made)
+    assert span["tokenplane.rejected"] == reason
+    assert headline(told).plain.endswith(f"turned away, {reason}")
+
+
+def test_a_span_tells_of_so_many_candidates_and_no_more() -> None:
+    core = router(*(f"w{i}" for i in range(200)))
+    verdict = chosen(ask(core, "1"))
+    span = attributes_of(question("1"), verdict, decided(core, "1")[0])
+    assert span["tokenplane.worker"] == verdict.worker
+    lines = span["tokenplane.candidates"]
+    assert isinstance(lines, list)
+    assert len(lines) == 64
+
+
+def printed(core: RouterCore, request: str, columns: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=columns, color_system=None)
+    for made in decided(core, request):
+        told = made.told("r", 12.0)
+        console.print(headline(told), table(told))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_decision_fits_on_a_screen_however_large_the_fleet() -> None:
+    core = router(*(f"w{i}" for i in range(100)))
+    for i in range(50):
+        core.worker_joined(record(f"w{i}", taints=("[red]",)))
+    worker = chosen(ask(core, "1")).worker
+    lines = printed(core, "1").splitlines()
+    assert len(lines) < 50
+    assert max(map(len, lines)) <= 120
+    assert lines[0].endswith(f"320 prompt tokens of m to {worker}, policy kv")
+    assert any(line.split() == ["w0", "tainted"] for line in lines)
+    assert any("and 30 dearer ones" in line for line in lines)
+    assert any("and 30 more excluded" in line for line in lines)
+
+
+def test_what_a_policy_says_and_slower_tiers_have_columns_where_there_are_any() -> None:
+    core = router("a")
+    ask(core, "1")
+    assert "disk" not in printed(core, "1")
+    [made] = decided(core, "1")
+    one, none = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    overlap = made.overlap._replace(held_tokens=48 * one, disk_tokens=16 * one, host_tokens=none)
+    told = replace(made, overlap=overlap, values={"harm_ms": 1.5 * np.ones(1)}).told("r", 0.0)
+    columns = {str(column.header): list(column.cells) for column in table(told).columns}
+    assert columns["overlap blocks"] == ["3"]
+    assert columns["on disk"] == ["1"]
+    assert columns["harm_ms"] == ["1.5"]
+    assert "in host memory" not in columns
 
 
 def test_a_policys_own_terms_are_in_the_line_for_traces() -> None:
