@@ -130,14 +130,14 @@ class Translator:
         references = self._references[tier]
         was_here = block in references
         displaced = references.add(block) if copy else references.confirm(block)
-        if not was_here and (known := self._known.get(block)):
-            self._ghosts.pop(block, None)
-            if block in self._rooted:
-                self._live.add(known.name, tier)
-            else:
-                self._root(block, known)
+        known = None if was_here else self._known.get(block)
+        if known and block in self._rooted:
+            self._live.add(known.name, tier)
         if displaced is not None:
-            self._gone(displaced, tier)
+            self._gone(displaced, tier)  # before others are rooted, as it may follow them
+        if known:
+            self._ghosts.pop(block, None)
+            self._root(block, known)
 
     def _confirm_ancestors(self, block: EngineHash | None) -> None:
         """An engine stores a block only while it holds all that comes before it in the chain.
@@ -164,7 +164,7 @@ class Translator:
             self._live.discard(known.name, tier)
 
     def _root(self, block: EngineHash, known: _Known) -> None:
-        """The block is live and was not rooted: it may be now, with what follows it."""
+        """The block is live: it may be rooted now, with what follows it, if it was not before."""
         for each in self._rooted.add(block, known.parent):
             for where in self._tiers_of(each):
                 self._live.add(self._known[each].name, where)

@@ -122,6 +122,14 @@ def test_what_lies_behind_a_hole_is_not_told_until_the_hole_is_filled(agent: Age
     assert agent.holds() == sorted(names(PROMPT)[:4])
 
 
+def test_a_doubtful_block_that_goes_as_the_hole_before_it_is_filled_is_not_told() -> None:
+    agent = Agent(total_blocks=2)
+    agent.hear(run(0, 3), run(0, 3), Removed((2,)), Removed((0,)), Removed((0,)))
+    assert agent.holds() == []
+    agent.hear(run(0, 1))
+    assert agent.holds() == sorted(names(PROMPT)[:2])
+
+
 def test_a_block_in_another_tier_is_no_hole(agent: Agent) -> None:
     agent.hear(run(0, 4), run(1, 2, tokens=(), tier=Tier.HOST), Removed((1,)))
     assert agent.holds() == sorted([names(PROMPT)[0], *names(PROMPT)[2:4]])
