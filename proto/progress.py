@@ -67,7 +67,8 @@ class BookingsRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Bookings(msgspec.Struct, frozen=True, array_like=True):
-    """Bookings that have not ended, in order, each with the prefill that is left of it."""
+    """Bookings that a router has just made; or, as an answer, those that have not ended, in order,
+    each with the prefill that is left of it."""
 
     bookings: tuple[Booking, ...]
     last: bool

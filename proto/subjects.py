@@ -6,7 +6,7 @@
 | `tp.<cluster>.load.<worker>`         | `LoadReport`        | agent -> everyone      |
 | `tp.<cluster>.route`                 | `RouteRequest`      | gateway -> one router  |
 | `tp.<cluster>.progress.<worker>`     | `Progress`          | gateway -> routers, agent |
-| `tp.<cluster>.ledger.<router>`       | `Booking`           | router -> routers      |
+| `tp.<cluster>.ledger.<router>`       | `Bookings`          | router -> routers      |
 | `tp.<cluster>.bookings`              | `BookingsRequest`   | new router -> one router |
 | `tp.<cluster>.decisions`             | `Decision`          | router -> everyone     |
 | `tp.<cluster>.explain`               | `ExplainRequest`    | anyone -> routers      |

@@ -20,7 +20,7 @@ from controlplane.router.snapshots import Repair
 from proto.codec import Envelope, Reader, Unreadable
 from proto.kv import KvBatch
 from proto.load import LoadReport
-from proto.progress import Booking, Progress
+from proto.progress import Bookings, Progress
 from proto.subjects import Subjects
 from proto.wire.ports import Bus, Subscription
 from proto.workers import WorkerRecord
@@ -67,7 +67,7 @@ class Listener:
             await follow(subjects.every_kv, KvBatch, partial(self._on_kv, tasks))
             await follow(subjects.every_load, LoadReport, partial(self._on_load, tasks))
             await follow(subjects.every_progress, Progress, self._on_progress)
-            await follow(subjects.every_ledger, Booking, self._on_booking)
+            await follow(subjects.every_ledger, Bookings, self._on_bookings)
             yield
 
     def on_change(self, tasks: TaskGroup, change: Change) -> None:
@@ -146,6 +146,7 @@ class Listener:
         self._core.progress(envelope.body, anyio.current_time())
         self._stir()
 
-    def _on_booking(self, envelope: Envelope[Booking]) -> None:
+    def _on_bookings(self, envelope: Envelope[Bookings]) -> None:
         if envelope.producer != self._core.name:
-            self._core.booked_elsewhere(envelope.body, anyio.current_time())
+            for booking in envelope.body.bookings:
+                self._core.booked_elsewhere(booking, anyio.current_time())

@@ -1,4 +1,6 @@
-"""What routers tell each other: every booking as it is made, and all of them to a new replica.
+"""What routers tell each other: bookings as they are made, and all of them to a new replica.
+
+Bookings are gathered for a moment: a busy router then sends, and hears, one message for a dozen.
 
 A new replica hears of what happens from its start on; what was given out before, it asks one of
 the others for, before it serves. It asks in parts, each after the last booking of the one before,
@@ -9,6 +11,7 @@ has ended in the meantime, the ledger counts as it should.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from itertools import islice
 
@@ -24,6 +27,9 @@ from proto.wire.ports import Bus, Endpoint, Message
 
 log = logging.getLogger(__name__)
 
+GATHER_S = 0.002
+NEWS_MAX = 4_096
+"""Bookings that wait to be told, at most; the oldest are left out."""
 PART_BOOKINGS = 1_000
 """In one answer: some 100 kB, and a few milliseconds of work for who gives it."""
 PART_S = 1.0
@@ -39,6 +45,8 @@ class Replicas:
         self._subjects = subjects
         self._core = core
         self._producer = producer
+        self._news: deque[Booking] = deque(maxlen=NEWS_MAX)
+        self._noted = anyio.Event()
         self._questions = Reader[BookingsRequest](BookingsRequest)
         self._answers = Reader[Bookings](Bookings)
 
@@ -47,13 +55,25 @@ class Replicas:
         """Where a new replica asks; to be served once we know everything ourselves."""
         return Endpoint("bookings", self._subjects.bookings, self._tell_all, concurrency=1)
 
-    async def tell(self, booking: Booking) -> None:
-        """We have given a worker a request. At most once: a loss shows in load reports."""
+    def note(self, booking: Booking) -> None:
+        """We have given a worker a request; the others are told soon. At most once: what is lost,
+        or too much, shows in load reports."""
+        self._news.append(booking)
+        self._noted.set()
+
+    async def tell(self) -> None:
+        """Tell what was noted, until cancelled."""
         subject = self._subjects.ledger(ServiceId(self._core.name))
-        try:
-            await self._bus.publish(subject, self._producer.seal(booking))
-        except BusError as error:
-            log.debug("the other routers were not told of a booking: %s", error)
+        while True:
+            await self._noted.wait()
+            await anyio.sleep(GATHER_S)
+            news = Bookings(tuple(self._news), last=True)
+            self._news.clear()
+            self._noted = anyio.Event()
+            try:
+                await self._bus.publish(subject, self._producer.seal(news))
+            except BusError as error:
+                log.debug("the other routers were not told of bookings: %s", error)
 
     async def learn(self) -> None:
         """Take over the bookings of the others, if there are any."""

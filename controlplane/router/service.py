@@ -86,6 +86,7 @@ class RouterService:
             try:
                 tasks.start_soon(self._housekeeping)
                 tasks.start_soon(self._teller.run)
+                tasks.start_soon(self._replicas.tell)
                 tasks.start_soon(self._room.usher)
                 with anyio.move_on_after(FIRST_SNAPSHOTS_S):
                     await self._repair.all_tried()
@@ -137,7 +138,7 @@ class RouterService:
         span.set_attribute("tokenplane.waited_ms", waited_s * 1000)
         self._count(request, reply, waited_s)
         if isinstance(reply, Chosen):
-            await self._replicas.tell(booking_of(request, reply))
+            self._replicas.note(booking_of(request, reply))
         return reply
 
     def _decide(self, request: RouteRequest, span: Span) -> Verdict:

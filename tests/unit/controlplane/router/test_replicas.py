@@ -123,9 +123,10 @@ async def test_a_new_replica_has_the_others_ledger_before_it_serves(
             tasks.start_soon(come)
             await agents.asked.wait()  # it listens, and has yet to ask for bookings
             told = Replicas(one, SUBJECTS, old.core, Producer("old", Incarnation(1), lambda: 0.0))
+            tasks.start_soon(told.tell)
             for number in (1, 2, MANY):  # two that it will hear of again, and a fresh one
                 old.core.booked_elsewhere(booking(number), anyio.current_time())
-                await told.tell(booking(number))
+                told.note(booking(number))
             for number, phase in ((3, Phase.ENDED), (4, Phase.FIRST_TOKEN)):
                 heard = gateway.seal(said(number, phase))
                 await one.publish(SUBJECTS.progress(booking(number).worker), heard)
