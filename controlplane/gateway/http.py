@@ -107,6 +107,7 @@ class HttpServer:
                 503, "this gateway is shutting down", code="draining", retry_after_s=1.0
             )
         self._open += 1
+        request_id = self._request_id(request)
         try:
             with spans.start_as_current_span(
                 "gateway.request", context=extract(request.headers), kind=SpanKind.SERVER
@@ -122,12 +123,16 @@ class HttpServer:
                     tenant=tenant,
                     constraints=constraints_of(request.headers, tenant),
                 )
-                run = partial(self._front.dispatcher.serve, self._request_id(request), ask, hints)
+                run = partial(self._front.dispatcher.serve, request_id, ask, hints)
                 if key := request.headers.get("idempotency-key"):
                     await self._front.answers.serve(tenant.name, key, ask.body, run, sink)
                 else:
                     await run(sink)
                 return await sink.end()
+        except ClientError as error:
+            refusal = _refusal(error)
+            refusal.headers["x-request-id"] = request_id
+            return refusal
         finally:
             self._open -= 1
             if not self._open:

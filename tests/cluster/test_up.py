@@ -157,6 +157,11 @@ def test_a_decision_is_explained(cluster: UpCluster) -> None:
     assert {term["worker"] for term in decision["terms"]} == {"engine-0", "engine-1"}
     shown = cluster.tokenplane("explain", "--cluster", "test", request)
     assert decision["worker"] in shown.stdout and "overlap blocks" in shown.stdout
+    pinned = {"x-tokenplane-workers": "engine-9"}
+    refused = httpx.post(f"{cluster.url}/v1/completions", json=body, headers=pinned, timeout=20)
+    assert refused.status_code == 503
+    why = cluster.tokenplane("explain", "--cluster", "test", refused.headers["x-request-id"])
+    assert "turned away, no_worker" in why.stdout and "not_allowed" in why.stdout
     unknown = cluster.tokenplane("explain", "--cluster", "test", "nobody", status=1)
     assert "no router of cluster 'test' remembers 'nobody'" in unknown.stderr
 

@@ -120,6 +120,15 @@ async def test_what_a_client_demands_reaches_the_router_if_it_may(tmp_path: Path
         assert len(ours.routed) == 1
 
 
+async def test_a_refusal_bears_the_id_that_it_is_explained_by(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (_, session, url):
+        client = Client(session, url, "acme-key")
+        client.headers |= {"x-request-id": "mine"}
+        async with client.post() as response:
+            assert response.status == 503
+            assert response.headers["x-request-id"] == "mine"
+
+
 async def test_adapters_are_listed_beside_their_model(tmp_path: Path) -> None:
     async with served_world(tmp_path) as (_, session, url):
         headers = Client(session, url, "acme-key").headers
