@@ -1,0 +1,23 @@
+"""What the documentation says of the tests is true: those it names are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMED = re.compile(r"`(tests/[\w/.]+)(?:::(test_\w+))?`")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("**/*.md")), ids=lambda p: p.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    for path, test in NAMED.findall(page.read_text()):
+        assert (ROOT / path).exists(), path
+        if test:
+            assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+def test_the_faults_of_the_agents_page_are_named() -> None:
+    assert len(NAMED.findall((ROOT / "docs/agents.md").read_text())) > 20
