@@ -130,7 +130,8 @@ class RouterCore:
         model = self._models.get(report.worker)
         if model is not None:
             self._catch_up()
-            self._fleets[model].observe(report, now_s)
+            if self._fleets[model].observe(report, now_s):
+                self._overlaps.told_again(report.worker)
 
     def booked_elsewhere(self, booking: Booking, now_s: float) -> None:
         """Another router has given a worker a request."""
@@ -142,6 +143,7 @@ class RouterCore:
         self.ledger.hear(progress, now_s)
         if len(self.ledger) < before and progress.worker in self._models:
             self._drains[self._models[progress.worker]].ended(now_s)
+        self._overlaps.progress(progress)
         if progress.worker_failed:
             self.failed((progress.worker,), now_s)
 
@@ -189,8 +191,10 @@ class RouterCore:
             new_prefill_tokens=max(1, request.prompt_tokens - cached_tokens),
             terms=kept.terms() if request.explain else (),
         )
-        self._book(booking_of(request, reply), now_s)
-        self._overlaps.expect(request, record, now_s)
+        booking = booking_of(request, reply)
+        self._book(booking, now_s)
+        told = fleet.tells_of_cache(int(rows[chosen]))
+        self._overlaps.expect(request, booking, block_tokens, now_s, told=told)
         return reply
 
     def anyone_free(self, model: str, now_s: float) -> bool:

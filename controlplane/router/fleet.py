@@ -163,10 +163,18 @@ class Fleet:
         del self._workers[last], self._known[last]
         self._admissions.clear()
 
-    def observe(self, report: LoadReport, now_s: float) -> None:
-        """Take in what a worker says it is busy with."""
+    def tells_of_cache(self, row: int) -> bool:
+        """Whether what the worker holds becomes known: its engine gives KV events, and its agent
+        has not fallen silent."""
+        known = self._known[row]
+        return known.record.kv_events and (known.report is not None or known.first_s is None)
+
+    def observe(self, report: LoadReport, now_s: float) -> bool:
+        """Take in what a worker says it is busy with. True if it tells of its cache again that
+        had fallen silent."""
         row = self._rows[report.worker]
         known = self._known[row]
+        was_silent = known.record.kv_events and not self.tells_of_cache(row)
         beyond = _beyond(report, known.record.block_tokens, self._ledger.of(report.worker))
         known.excess = beyond if known.report is None else _both(known.beyond, beyond)
         known.report, known.heard_s, known.beyond = report, now_s, beyond
@@ -177,6 +185,7 @@ class Fleet:
         self._oldest_s = min(self._oldest_s, now_s)
         self._judge(row)
         self._weigh(row)
+        return was_silent
 
     def weigh(self, worker: WorkerId) -> None:
         """The ledger has changed for the worker."""

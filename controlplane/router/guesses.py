@@ -5,7 +5,8 @@ an engine tells nothing of its cache at all. So twenty requests with one fresh p
 within milliseconds go together, and an engine without KV events is routed by memory (KR14).
 
 A guess lasts `kept_s` after the last prompt that made it, and at most `tokens_max` are guessed of,
-the oldest going first. Guesses never mix with what is known: they are kept apart, one block of a
+the oldest going first. A request that ends before its first token takes back what nobody has
+expected since. Guesses never mix with what is known: they are kept apart, one block of a
 prompt for every `STRIDE_TOKENS` and its last one, so that a decision adds a dozen names and not
 hundreds. A match is right to `STRIDE_TOKENS`, and never too long.
 """
@@ -18,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from proto.hashing import Words
-from proto.ids import WorkerId
+from proto.ids import RequestId, WorkerId
+from proto.progress import Booking, Progress
 
 STRIDE_TOKENS = 512
+
+_Prompt = tuple[WorkerId, RequestId, int]
+"""Where it was sent, and the request and attempt that it belongs to."""
 
 Depths = NDArray[np.int64]
 """Leading blocks, by seat."""
@@ -33,8 +38,9 @@ class Guesses:
         self._kept_s = kept_s
         self._names_max = max(1, tokens_max // STRIDE_TOKENS)
         self._until_s: OrderedDict[tuple[WorkerId, int], float] = OrderedDict()
-        """When each name is given up; the end of a chain goes before its beginning, so what a
-        worker is thought to hold is prefix-closed."""
+        """When each name is given up; the end of a chain goes before its beginning."""
+        self._coming: dict[_Prompt, tuple[float, list[int]]] = {}
+        """Prompts that are yet to be computed, in the order in which their guesses are given up."""
         self._holders: dict[int, int] = {}
         """Name to a mask of seats."""
         self._seats: dict[WorkerId, int] = {}
@@ -67,26 +73,46 @@ class Guesses:
         """Where the worker is in what `match` gives."""
         return self._seats[worker]
 
-    def expect(self, worker: WorkerId, names: Words, block_tokens: int, now_s: float) -> None:
-        """The worker was given a prompt with these blocks."""
+    def expect(self, prompt: Booking, names: Words, block_tokens: int, now_s: float) -> None:
+        """A worker was given a prompt with these blocks."""
         self.expire(now_s)
+        worker = prompt.worker
         self.join(worker)
         bit, until_s = 1 << self._seats[worker], now_s + self._kept_s
-        for name in reversed(_sampled(names, _stride(block_tokens))):
+        sampled = _sampled(names, _stride(block_tokens))
+        self.computed(prompt)  # should it be the same one again
+        self._coming[_key(prompt)] = until_s, sampled
+        for name in reversed(sampled):
             key = worker, name
             self._until_s[key] = until_s
             self._until_s.move_to_end(key)
             self._holders[name] = self._holders.get(name, 0) | bit
         while len(self._until_s) > self._names_max:
             self._give_up(*self._until_s.popitem(last=False)[0])
+        while len(self._coming) > self._names_max:
+            del self._coming[next(iter(self._coming))]
+
+    def computed(self, prompt: Booking | Progress) -> None:
+        """The worker has done with the prompt: it will not be taken back."""
+        self._coming.pop(_key(prompt), None)
+
+    def take_back(self, prompt: Progress) -> None:
+        """The request has ended: if its prompt was not computed before, it never will be."""
+        until_s, names = self._coming.pop(_key(prompt), (0.0, []))
+        for name in names:
+            key = prompt.worker, name
+            if self._until_s.get(key) == until_s:
+                del self._until_s[key]
+                self._give_up(*key)
 
     def match(self, names: Words, block_tokens: int) -> Depths:
         """How many leading blocks of a prompt each worker is thought to hold, by seat."""
         depths: Depths = np.zeros(self._seats_made, dtype=np.int64)
         stride = _stride(block_tokens)
-        holding, depth = 0, 0
-        for name in _sampled(names, stride):
-            still = self._holders.get(name, 0)
+        sampled = _sampled(names, stride)
+        holding, depth = self._holders.get(sampled[0], 0) if sampled else 0, 0
+        for name in sampled:
+            still = self._holders.get(name, 0) & holding
             if still != holding:
                 _note(depths, holding & ~still, depth)
                 holding = still
@@ -103,6 +129,11 @@ class Guesses:
 
     def expire(self, now_s: float) -> None:
         """Give up what is too old."""
+        while self._coming:
+            prompt, (until_s, _) = next(iter(self._coming.items()))
+            if until_s > now_s:
+                break
+            del self._coming[prompt]
         while self._until_s:
             key, until_s = next(iter(self._until_s.items()))
             if until_s > now_s:
@@ -123,6 +154,10 @@ class Guesses:
             self._holders[name] = left
         else:
             del self._holders[name]
+
+
+def _key(prompt: Booking | Progress) -> _Prompt:
+    return prompt.worker, prompt.request, prompt.attempt
 
 
 def _stride(block_tokens: int) -> int:

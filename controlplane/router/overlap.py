@@ -14,8 +14,8 @@ from controlplane.router.settings import RouterSettings
 from controlplane.router.tiers import Tiers
 from proto.ids import WorkerId
 from proto.kv import KvBatch, Tier
+from proto.progress import Booking, Phase, Progress
 from proto.route import RouteRequest
-from proto.workers import WorkerRecord
 
 
 class _Seating(NamedTuple):
@@ -66,12 +66,34 @@ class Overlaps:
         held = near + slower.sum(axis=0)
         return Overlap(np.maximum(saved, guessed), np.maximum(held, guessed), *slower)
 
-    def expect(self, request: RouteRequest, record: WorkerRecord, now_s: float) -> None:
-        """A worker was given the prompt, and will hold its blocks."""
-        if packed := request.blocks.get(record.block_tokens):
-            guesses = self._coming if record.kv_events else self._assumed
-            names = np.frombuffer(packed, dtype="<u8")
-            guesses.expect(record.worker, names, record.block_tokens, now_s)
+    def expect(
+        self,
+        request: RouteRequest,
+        booking: Booking,
+        block_tokens: int,
+        now_s: float,
+        *,
+        told: bool,
+    ) -> None:
+        """A worker was given the prompt, and will hold its blocks; `told`: we shall be told so."""
+        if packed := request.blocks.get(block_tokens):
+            guesses = self._coming if told else self._assumed
+            guesses.expect(booking, np.frombuffer(packed, dtype="<u8"), block_tokens, now_s)
+
+    def progress(self, progress: Progress) -> None:
+        """A gateway says how far a request has come."""
+        if progress.phase is Phase.DISPATCHED:
+            return
+        in_vain = progress.phase is Phase.ENDED and not progress.output_tokens
+        for guesses in (self._coming, self._assumed):
+            if in_vain:
+                guesses.take_back(progress)
+            else:
+                guesses.computed(progress)
+
+    def told_again(self, worker: WorkerId) -> None:
+        """The worker tells of its cache, after a time in which it did not."""
+        self._assumed.forget(worker)
 
     def apply(self, batch: KvBatch) -> None:
         """An agent says what came of its engine's cache; as `Tiers.apply`."""

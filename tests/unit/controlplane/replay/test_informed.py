@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from controlplane.replay.report import Status, policy_report
+from controlplane.replay.cells import Cell, Course, scenario_of
+from controlplane.replay.report import Status, Targets, policy_report
 from tests.unit.controlplane.replay.test_simulate import TARGETS, run, sharing
 
 LATE = tuple(f"kv:coming_s=0:kv_delay_s={delay}" for delay in ("0", "0.1", "1", "10", "1e6"))
@@ -49,7 +50,20 @@ def test_the_router_is_true_in_the_end_whatever_was_lost(how: str) -> None:
     assert lossy == run(some, f"kv:{how}")
 
 
-def test_without_events_nobody_is_known_to_hold_anything() -> None:
+def test_without_events_memory_is_worth_something() -> None:
     some = sharing()
-    blind = policy_report(run(some, "approximate"), 0.0, TARGETS).hit_rate
-    assert blind < policy_report(run(some, "kv"), 0.0, TARGETS).hit_rate
+    blind, remembering, told = (
+        policy_report(run(some, name), 0.0, TARGETS).hit_rate
+        for name in ("round_robin", "approximate", "kv")
+    )
+    assert blind + 0.05 < remembering < told
+
+
+def test_bursts_of_siblings_hit_more_where_their_prefix_is_expected() -> None:
+    course = Course(requests=400, workers=8, targets=Targets(5_000, 100))
+    bursts = scenario_of(course, Cell("sibling bursts", 0.95))
+    without, expected = (
+        policy_report(run(bursts, name), 0.0, course.targets) for name in ("kv:coming_s=0", "kv")
+    )
+    assert expected.hit_rate > without.hit_rate + 0.1
+    assert expected.goodput > without.goodput + 0.2

@@ -337,6 +337,76 @@ def failed(name: str) -> Progress:
     )
 
 
+def fresh(sibling: int) -> dict[int, bytes]:
+    """Named prompts of 8,192 tokens with 512 more of each one's own."""
+    own = range(100_000 * (sibling + 1), 100_000 * (sibling + 1) + 512)
+    return {BLOCK: names_of([*range(8_192), *own])}
+
+
+@pytest.mark.parametrize(("coming_s", "cold"), [(10.0, 4), (0.0, 20)])
+def test_a_burst_of_siblings_has_its_prefix_computed_once_a_worker(
+    coming_s: float, cold: int
+) -> None:
+    core = RouterCore(RouterSettings(policy="kv", coming_s=coming_s), "r", random.Random(0))
+    for name in "abcd":
+        core.worker_joined(record(name))
+    replies = [
+        chosen(ask(core, str(i), i * 2.5e-4, blocks=fresh(i), prompt_tokens=8_704))
+        for i in range(20)
+    ]
+    assert sum(not reply.overlap_blocks for reply in replies) == cold
+    computed = sum(reply.new_prefill_tokens for reply in replies)
+    assert computed == cold * 8_192 + 20 * 512
+
+
+def overlap_of(core: RouterCore, now_s: float, name: str = "a") -> int:
+    terms = chosen(ask(core, "probe", now_s, explain=True)).terms
+    core.progress(Progress(RequestId("probe"), WorkerId(name), 1, Phase.ENDED), now_s)
+    return next(term.overlap_blocks for term in terms if term.worker == name)
+
+
+def test_a_prompt_that_was_never_computed_is_not_expected() -> None:
+    core = router("a")
+    ask(core)
+    core.progress(Progress(RequestId("1"), WorkerId("a"), 1, Phase.DISPATCHED), 0.1)
+    assert chosen(ask(core, "2")).overlap_blocks == len(PROMPT) // BLOCK
+    for request in ("1", "2"):
+        core.progress(Progress(RequestId(request), WorkerId("a"), 1, Phase.ENDED), 0.2)
+    assert overlap_of(core, 0.3) == 0
+
+
+def test_a_prompt_that_was_computed_is_expected_until_events_must_have_come() -> None:
+    core = router("a")
+    ask(core)
+    for phase in (Phase.FIRST_TOKEN, Phase.ENDED):
+        core.progress(Progress(RequestId("1"), WorkerId("a"), 1, phase), 0.2)
+    assert overlap_of(core, 9.9) == len(PROMPT) // BLOCK
+    assert overlap_of(core, 10.1) == 0
+
+
+def compute(core: RouterCore, request: str, now_s: float) -> None:
+    ask(core, request, now_s)
+    core.progress(Progress(RequestId(request), WorkerId("a"), 1, Phase.FIRST_TOKEN), now_s)
+
+
+def test_kr14_a_worker_without_events_is_routed_by_memory() -> None:
+    core = RouterCore(RouterSettings(), "r", random.Random(0))
+    core.worker_joined(record("a", kv_events=False))
+    compute(core, "1", 0.0)
+    core.observe_load(report(), 60.0)
+    assert overlap_of(core, 119.0) == len(PROMPT) // BLOCK
+    assert overlap_of(core, 120.1) == 0
+
+
+def test_cp6_a_worker_whose_agent_is_silent_is_routed_by_memory_until_it_speaks() -> None:
+    core = router("a")
+    core.observe_load(report(), 0.0)
+    compute(core, "1", 6.0)  # no report for 6 seconds
+    assert overlap_of(core, 100.0) == len(PROMPT) // BLOCK
+    core.observe_load(report(), 100.0)
+    assert overlap_of(core, 100.0) == 0
+
+
 def test_kr19_a_worker_that_failed_somebody_is_left_alone_for_a_while() -> None:
     core = router("a", "b")
     core.progress(failed("a"), 10.0)
