@@ -73,3 +73,12 @@ class Bookings(msgspec.Struct, frozen=True, array_like=True):
     bookings: tuple[Booking, ...]
     last: bool
     """There are no more; never False without a booking."""
+
+
+class Withdrawn(msgspec.Struct, frozen=True, array_like=True):
+    """A gateway no longer wants a worker for this attempt, wherever it waits or was booked, except
+    that on `kept`, if there is one."""
+
+    request: RequestId
+    attempt: int
+    kept: WorkerId = WorkerId("")

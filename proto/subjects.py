@@ -7,6 +7,7 @@
 | `tp.<cluster>.route`                 | `RouteRequest`      | gateway -> one router  |
 | `tp.<cluster>.progress.<worker>`     | `Progress`          | gateway -> routers, agent |
 | `tp.<cluster>.ledger.<router>`       | `Bookings`          | router -> routers      |
+| `tp.<cluster>.withdrawn`             | `Withdrawn`         | gateway -> routers     |
 | `tp.<cluster>.bookings`              | `BookingsRequest`   | new router -> one router |
 | `tp.<cluster>.decisions`             | `Decision`          | router -> everyone     |
 | `tp.<cluster>.explain`               | `ExplainRequest`    | anyone -> routers      |
@@ -81,6 +82,10 @@ class Subjects:
 
     def explained(self, request: RequestId) -> str:
         return f"{self._root}.explained.{check_name(request, 'request')}"
+
+    @property
+    def withdrawn(self) -> str:
+        return f"{self._root}.withdrawn"
 
     @property
     def bookings(self) -> str:

@@ -14,11 +14,12 @@ from opentelemetry.trace import SpanKind
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.models import served
 from controlplane.gateway.openai import Ask
+from controlplane.gateway.routers import Routers
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, Tenant
 from controlplane.registry.view import RegistryView
-from controlplane.runtime.tracing import inject, tracer
-from proto.codec import Producer, Reader, Unreadable
+from controlplane.runtime.tracing import tracer
+from proto.codec import Producer, Unreadable
 from proto.constraints import UNCONSTRAINED, Constraints
 from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
@@ -26,14 +27,12 @@ from proto.route import (
     NO_WORKER,
     UNKNOWN_MODEL,
     Chosen,
-    Queued,
     Rejected,
-    RouteReply,
     RouteRequest,
     Verdict,
 )
 from proto.subjects import Subjects
-from proto.wire.errors import BusError, BusTimeout, RequestRefused
+from proto.wire.errors import BusError, RequestRefused
 from proto.wire.ports import Bus
 from proto.workers import Role, WorkerState
 
@@ -41,10 +40,6 @@ log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
 
 HASHERS_MAX = 1_024
-QUESTIONS = 2
-"""To routers, before the gateway chooses by itself."""
-ANSWER_SHARE = 0.7
-"""A router that lets us wait says so after this share of the time that it has to answer."""
 FALLBACK = "fallback"
 """The policy that is reported when the gateway chose by itself."""
 
@@ -74,12 +69,9 @@ class Routing:
     ) -> None:
         self._settings = settings
         self._secret = secret
-        self._bus = bus
-        self._subjects = subjects
         self._view = view
         self._metrics = metrics
-        self._producer = producer
-        self._reader = Reader[RouteReply](RouteReply)
+        self._routers = Routers(settings, bus, subjects, metrics, producer)
         self._hashers: dict[tuple[Scope, int], BlockHasher] = {}
         self._in_flight: Counter[WorkerId] = Counter()
         self._inhibited: dict[WorkerId, float] = {}
@@ -108,8 +100,8 @@ class Routing:
         failed: Collection[WorkerId],
     ) -> Verdict:
         """A worker for the prompt, or why there is none, for the `attempt` that comes after those
-        of `failed` workers. Raises `RequestRefused` (400) when a
-        router finds the request itself wrong."""
+        of `failed` workers. Raises `RequestRefused` (400) when a router finds the request itself
+        wrong."""
         known = served(self._view, ask.model)
         model, adapter = (known.card.name, known.adapter) if known else (ask.model, "")
         scope = Scope(model, adapter, ask.cache_salt)
@@ -126,14 +118,12 @@ class Routing:
             policy=hints.policy,
             exclude=tuple(failed),
             attempt=attempt,
-            deadline_s=self._settings.queue_s,
-            answer_s=ANSWER_SHARE * self._settings.route_s / QUESTIONS,
             constraints=msgspec.structs.replace(hints.constraints, adapter=adapter),
         )
         with spans.start_as_current_span("gateway.route", kind=SpanKind.CLIENT) as span:
             began_s = anyio.current_time()
             try:
-                reply = await self._ask_until_decided(route)
+                reply = await self._routers.decide(route)
             except (BusError, Unreadable) as error:
                 if isinstance(error, RequestRefused) and error.code < 500:
                     raise
@@ -147,35 +137,6 @@ class Routing:
             else:
                 span.set_attribute("tokenplane.rejected", reply.reason)
             return reply
-
-    async def _ask_until_decided(self, route: RouteRequest) -> Verdict:
-        """Where all workers are busy a router answers now and then that we are still waiting. Who
-        has died in the meantime is noticed by that, and the next question goes to another."""
-        began_s = anyio.current_time()
-        while isinstance(reply := await self._ask_router(route), Queued):
-            waited_s = anyio.current_time() - began_s
-            route = msgspec.structs.replace(
-                route, waited_s=waited_s, deadline_s=max(0.0, self._settings.queue_s - waited_s)
-            )
-        return reply
-
-    async def _ask_router(self, route: RouteRequest) -> RouteReply:
-        """Replicas share the questions: if one dies over ours, another gets it the second time."""
-        question = self._producer.seal(route)
-        try:
-            return await self._ask_once(question)
-        except BusTimeout:
-            self._metrics.asked_again.inc()
-            return await self._ask_once(question)
-
-    async def _ask_once(self, question: bytes) -> RouteReply:
-        answer = await self._bus.request(
-            self._subjects.route,
-            question,
-            timeout_s=self._settings.route_s / QUESTIONS,
-            headers=inject(),
-        )
-        return self._reader.open(answer.data).body
 
     def _by_myself(self, route: RouteRequest) -> Verdict:
         """The worker with the fewest of our own requests; the request plane outlives routers."""

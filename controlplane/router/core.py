@@ -35,7 +35,7 @@ from controlplane.router.tiers import Tiers
 from proto.ids import WorkerId
 from proto.kv import KvBatch
 from proto.load import LoadReport
-from proto.progress import Booking, Progress
+from proto.progress import Booking, Progress, Withdrawn
 from proto.route import (
     Chosen,
     Rejected,
@@ -146,6 +146,10 @@ class RouterCore:
         self._overlaps.progress(progress)
         if progress.worker_failed:
             self.failed((progress.worker,), now_s)
+
+    def withdraw(self, withdrawn: Withdrawn, now_s: float) -> None:
+        """A gateway no longer wants what it asked for."""
+        self.ledger.withdraw(withdrawn, now_s)
 
     def failed(self, workers: Iterable[WorkerId], now_s: float) -> None:
         """Workers have just failed a request: avoid them for a while."""

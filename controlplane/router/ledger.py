@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from proto.ids import RequestId, WorkerId
-from proto.progress import Booking, Phase, Progress
+from proto.progress import Booking, Phase, Progress, Withdrawn
 
 LATELY_S = 10.0
 ENDED_KEPT_S = 5.0
@@ -122,6 +122,15 @@ class Ledger:
         elif progress.phase is not Phase.DISPATCHED and entry.stage is _Stage.PREFILL:
             self._free_prefill(progress.worker, entry)
             entry.stage = _Stage.DECODE
+
+    def withdraw(self, withdrawn: Withdrawn, now_s: float) -> None:
+        """Nobody wants what was booked for an attempt, except on the worker that is kept."""
+        for worker, entries in self._entries.items():
+            entry = entries.get(withdrawn.request)
+            if entry is None or entry.attempt != withdrawn.attempt or worker == withdrawn.kept:
+                continue
+            self._release(worker, entry)
+            entry.stage, entry.heard_s = _Stage.ENDED, now_s
 
     def bookings(self, after: tuple[WorkerId, RequestId]) -> Iterator[Booking]:
         """What has not ended, with the prefill that is left of it, ordered by worker and request;

@@ -16,11 +16,12 @@ from controlplane.registry.membership import Change, Joined, Left, Updated
 from controlplane.router.core import RouterCore
 from controlplane.router.ingest import Lane
 from controlplane.router.metrics import RouterMetrics
+from controlplane.router.room import WaitingRoom
 from controlplane.router.snapshots import Repair
 from proto.codec import Envelope, Reader, Unreadable
 from proto.kv import KvBatch
 from proto.load import LoadReport
-from proto.progress import Bookings, Progress
+from proto.progress import Bookings, Progress, Withdrawn
 from proto.subjects import Subjects
 from proto.wire.ports import Bus, Subscription
 from proto.workers import WorkerRecord
@@ -46,16 +47,15 @@ class Listener:
         repair: Repair,
         metrics: RouterMetrics,
         clock: Callable[[], float],
-        stir: Callable[[], None],
+        room: WaitingRoom,
     ) -> None:
-        """`stir` is called when something has been heard that may have freed a worker."""
         self._bus = bus
         self._subjects = subjects
         self._core = core
         self._repair = repair
         self._metrics = metrics
         self._clock = clock
-        self._stir = stir
+        self._room = room
         self._subscriptions: dict[str, Subscription] = {}
 
     @asynccontextmanager
@@ -68,6 +68,7 @@ class Listener:
             await follow(subjects.every_load, LoadReport, partial(self._on_load, tasks))
             await follow(subjects.every_progress, Progress, self._on_progress)
             await follow(subjects.every_ledger, Bookings, self._on_bookings)
+            await follow(subjects.withdrawn, Withdrawn, self._on_withdrawn)
             yield
 
     def on_change(self, tasks: TaskGroup, change: Change) -> None:
@@ -80,7 +81,7 @@ class Listener:
             case Left(record):
                 self._core.worker_left(record.worker)
                 self._repair.forget(record.worker)
-        self._stir()
+        self._room.stir()
 
     def dropped(self) -> dict[str, int]:
         """Messages lost since the start because they came faster than they were read, by kind."""
@@ -140,13 +141,18 @@ class Listener:
             self._repair.apply(lane.check(report, envelope.incarnation, held))
             self._repair.heal(report.worker, tasks)
         core.observe_load(report, anyio.current_time())
-        self._stir()
+        self._room.stir()
 
     def _on_progress(self, envelope: Envelope[Progress]) -> None:
         self._core.progress(envelope.body, anyio.current_time())
-        self._stir()
+        self._room.stir()
 
     def _on_bookings(self, envelope: Envelope[Bookings]) -> None:
         if envelope.producer != self._core.name:
             for booking in envelope.body.bookings:
                 self._core.booked_elsewhere(booking, anyio.current_time())
+
+    def _on_withdrawn(self, envelope: Envelope[Withdrawn]) -> None:
+        self._room.withdraw(envelope.body)
+        self._core.withdraw(envelope.body, anyio.current_time())
+        self._room.stir()

@@ -15,6 +15,7 @@ import anyio
 
 from controlplane.router.core import RouterCore
 from controlplane.router.waiting import Line, Place
+from proto.progress import Withdrawn
 from proto.route import ALL_BUSY, Chosen, Queued, Rejected, RouteReply, RouteRequest, Verdict
 
 HOPELESS = 2.0
@@ -29,12 +30,14 @@ class _Parting(Enum):
     HOPELESS = "none is likely to become free in time"
     NO_ROOM = "there is no room to wait: others go first"
     CLOSING = "this router is leaving"
+    WITHDRAWN = "the caller wants it no more"
 
 
 class _Guest:
     """One who waits, and what the usher wants of it."""
 
-    def __init__(self, line: Line, place: Place) -> None:
+    def __init__(self, request: RouteRequest, line: Line, place: Place) -> None:
+        self.request = request
         self.line = line
         self.place = place
         self.sent: _Parting | None = None
@@ -90,6 +93,13 @@ class WaitingRoom:
         for guest in self._guests.values():
             guest.send(_Parting.CLOSING)
 
+    def withdraw(self, withdrawn: Withdrawn) -> None:
+        """Whoever waits for this is wanted no more."""
+        for guest in self._guests.values():
+            asked = guest.request
+            if (asked.request, asked.attempt) == (withdrawn.request, withdrawn.attempt):
+                guest.send(_Parting.WITHDRAWN)
+
     async def usher(self) -> None:
         """Call those who wait when their turn may have come; until cancelled."""
         while True:
@@ -113,7 +123,7 @@ class WaitingRoom:
         guest = self._enter(request, now_s)
         served = False
         try:
-            reply = await self._wait(request, guest, decide)
+            reply = await self._wait(guest, decide)
             served = isinstance(reply, Chosen)
             return reply
         finally:
@@ -134,7 +144,7 @@ class WaitingRoom:
         )
         line = self._lines.setdefault(request.model, Line())
         line.join(place)
-        guest = self._guests[place] = _Guest(line, place)
+        guest = self._guests[place] = _Guest(request, line, place)
         wait_s = self._core.wait_s(request.model, line.ahead(place), now_s)
         if wait_s is not None and wait_s > HOPELESS * request.deadline_s:
             guest.send(_Parting.HOPELESS)
@@ -145,9 +155,8 @@ class WaitingRoom:
         self.stir()
         return guest
 
-    async def _wait(
-        self, request: RouteRequest, guest: _Guest, decide: Callable[[], Verdict]
-    ) -> RouteReply:
+    async def _wait(self, guest: _Guest, decide: Callable[[], Verdict]) -> RouteReply:
+        request = guest.request
         patience_s = min(request.answer_s or request.deadline_s, request.deadline_s)
         with anyio.move_on_after(patience_s):
             while await guest.may_decide():

@@ -69,9 +69,7 @@ class RouterService:
         self._producer = Producer(core.name, new_incarnation(clock()), clock)
         self._repair = Repair(settings, bus, subjects, core, metrics, self._producer)
         self._room = WaitingRoom(core, settings.waiting_max)
-        self._listener = Listener(
-            bus, subjects, core, self._repair, metrics, clock, self._room.stir
-        )
+        self._listener = Listener(bus, subjects, core, self._repair, metrics, clock, self._room)
         self._replicas = Replicas(bus, subjects, core, self._producer)
         self._teller = Teller(settings, bus, subjects, core, self._producer, clock)
         self._answers_at_once = DECISIONS_AT_ONCE + settings.waiting_max
@@ -97,6 +95,11 @@ class RouterService:
                 await anyio.sleep_forever()
             finally:
                 unsubscribe()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a worker."""
+        return len(self._room)
 
     async def drain(self) -> None:
         """Leave the group of replicas; requests that have come are answered, those that wait for
@@ -169,7 +172,7 @@ class RouterService:
             await anyio.sleep(HOUSEKEEPING_S)
             self._metrics.expired.inc(self.core.expire(anyio.current_time()))
             self._metrics.blocks.set(len(self.core.known))
-            self._metrics.waiting.set(len(self._room))
+            self._metrics.waiting.set(self.waiting)
             self._room.stir()
             self._metrics.in_flight.set(len(self.core.ledger))
             self._metrics.untrue.set(len(self._repair.untrue()))

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
 import pytest
 
 from controlplane.gateway.openai import ClientError
+from proto.codec import Producer, Reader
+from proto.ids import Incarnation, RequestId, WorkerId
+from proto.progress import Withdrawn
 from proto.route import ALL_BUSY, Queued, Rejected
 from tests.unit.controlplane.gateway.test_dispatch import (
     DONE,
     SETTINGS,
+    SUBJECTS,
     Client,
+    World,
     records,
     whole,
     world,
@@ -53,13 +62,34 @@ async def test_when_all_are_busy_for_too_long_the_client_is_told_when_to_come_ag
 
 
 async def test_a_router_that_dies_over_a_question_leaves_it_to_another(anyio_backend: str) -> None:
-    async with world() as ours:
+    async with world() as ours, withdrawals(ours) as first:
         ours.engine("a", whole)
         ours.replies += [None]
         client = Client()
         await ours.serve(client)
         assert client.headers["x-tokenplane-policy"] == "kv"
         assert len(ours.routed) == 2
+        # It may have been slow and not dead: what it has booked is for nobody.
+        assert await first() == Withdrawn(RequestId("q1"), 1, kept=WorkerId("a"))
+
+
+async def test_a_client_that_leaves_while_it_is_queued_is_withdrawn(anyio_backend: str) -> None:
+    async with world() as ours, withdrawals(ours) as first:
+        ours.replies += [None]
+        with anyio.move_on_after(0.1):
+            await ours.serve(Client())
+        assert await first() == Withdrawn(RequestId("q1"), 1)
+
+
+async def test_a_request_that_waited_and_was_served_withdraws_nothing(anyio_backend: str) -> None:
+    async with world() as ours, withdrawals(ours) as first:
+        ours.engine("a", whole)
+        ours.replies += [Queued(1)]
+        await ours.serve(Client())
+        later = Withdrawn(RequestId("later"), 1)
+        sealed = Producer("gw", Incarnation(1), lambda: 0.0).seal(later)
+        await ours.hub.connect("gateway").publish(SUBJECTS.withdrawn, sealed)
+        assert await first() == later
 
 
 async def test_when_no_router_answers_the_gateway_chooses_by_itself(anyio_backend: str) -> None:
@@ -70,3 +100,16 @@ async def test_when_no_router_answers_the_gateway_chooses_by_itself(anyio_backen
         client = Client()
         await ours.serve(client)
         assert client.headers["x-tokenplane-policy"] == "fallback"
+
+
+@asynccontextmanager
+async def withdrawals(ours: World) -> AsyncIterator[Callable[[], Awaitable[Withdrawn]]]:
+    """Waits for the first thing that the gateway withdraws, as routers hear it."""
+    reader = Reader[Withdrawn](Withdrawn)
+    async with ours.hub.connect("router").subscribe(SUBJECTS.withdrawn) as messages:
+
+        async def first() -> Withdrawn:
+            with anyio.fail_after(5):
+                return reader.open((await anext(aiter(messages))).data).body
+
+        yield first

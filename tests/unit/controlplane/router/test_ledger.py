@@ -8,7 +8,7 @@ import pytest
 
 from controlplane.router.ledger import ENDED_KEPT_S, Ledger
 from proto.ids import RequestId, WorkerId
-from proto.progress import Booking, Phase, Progress
+from proto.progress import Booking, Phase, Progress, Withdrawn
 
 A, B = WorkerId("a"), WorkerId("b")
 
@@ -145,6 +145,20 @@ def test_a_worker_that_leaves_takes_its_work_along(ledger: Ledger) -> None:
     assert (sums(ledger, A), sums(ledger, B)) == ((0, 0, 0), (1, 100, 10))
     ledger.hear(said(Phase.ENDED), 0.0)  # a late word about it changes nothing
     assert (sums(ledger, A), len(ledger)) == ((0, 0, 0), 1)
+
+
+def test_what_is_withdrawn_ends_everywhere_but_where_it_is_kept(ledger: Ledger) -> None:
+    for worker in (A, B):
+        ledger.book(booking("1", worker), 0.0)
+        ledger.book(booking("other", worker), 0.0)
+    ledger.withdraw(Withdrawn(RequestId("1"), 1, kept=B), 0.1)
+    assert (sums(ledger, A), sums(ledger, B)) == ((1, 100, 10), (2, 200, 20))
+    ledger.book(booking("1", A), 0.2)  # a late word
+    assert sums(ledger, A) == (1, 100, 10)
+    ledger.withdraw(Withdrawn(RequestId("1"), 2), 0.3)  # an attempt that nobody has heard of
+    assert sums(ledger, B) == (2, 200, 20)
+    ledger.withdraw(Withdrawn(RequestId("1"), 1), 0.4)
+    assert sums(ledger, B) == (1, 100, 10)
 
 
 def all_bookings(ledger: Ledger, part: int) -> list[Booking]:

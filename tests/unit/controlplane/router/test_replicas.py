@@ -72,10 +72,12 @@ class Agents:
         return b"no snapshot"
 
 
-async def start(tasks: TaskGroup, name: str, bus: Bus, etcd: MemoryEtcd) -> RouterService:
+async def start(
+    tasks: TaskGroup, name: str, bus: Bus, etcd: MemoryEtcd, **changes: float
+) -> RouterService:
     """A router that says ready."""
     view = RegistryView(etcd.connect(), KEYS)
-    settings = RouterSettings(snapshot_grace_s=0.0)
+    settings = RouterSettings(snapshot_grace_s=0.0).model_copy(update=changes)
     core = RouterCore(settings, name, random.Random(0))
     service = RouterService(settings, core, bus, SUBJECTS, view, RouterMetrics(CollectorRegistry()))
 

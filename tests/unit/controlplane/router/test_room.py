@@ -17,7 +17,7 @@ from controlplane.router.drain import ENDS_MIN
 from controlplane.router.room import WaitingRoom
 from controlplane.router.settings import RouterSettings
 from proto.ids import RequestId, WorkerId
-from proto.progress import Booking, Phase, Progress
+from proto.progress import Booking, Phase, Progress, Withdrawn
 from proto.route import ALL_BUSY, NO_WORKER, Chosen, Queued, Rejected, RouteReply, Verdict
 from tests.unit.controlplane.router.test_core import PROMPT, question, record
 
@@ -213,6 +213,18 @@ async def test_who_gives_up_when_called_lets_the_next_one_go(anyio_backend: str)
         scope = await ours.come("1", deadline_s=10.0)
         await ours.come("2", deadline_s=20.0)
         scope.cancel()
+        await ours.free()
+        assert ours.served == ["2"]
+
+
+async def test_who_is_withdrawn_does_not_wait_any_longer(anyio_backend: str) -> None:
+    async with scene() as ours:
+        await ours.come("1")
+        await ours.come("2", attempt=2)
+        ours.room.withdraw(Withdrawn(RequestId("1"), 1))
+        ours.room.withdraw(Withdrawn(RequestId("2"), 1))
+        await wait_all_tasks_blocked()
+        assert ours.refusal("1")
         await ours.free()
         assert ours.served == ["2"]
 
