@@ -9,10 +9,11 @@ import secrets
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 
 import anyio
 import msgspec
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import CliPositionalArg
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +26,7 @@ from controlplane.runtime.service import CannotServe
 from controlplane.runtime.settings import CommonSettings
 from proto.codec import Producer, Reader, Unreadable
 from proto.decisions import Decision, Explained, ExplainRequest
-from proto.ids import Incarnation, RequestId, ServiceId
+from proto.ids import Incarnation, RequestId, ServiceId, check_name
 from proto.route import Term
 from proto.subjects import Subjects
 from proto.wire.ports import Bus
@@ -46,10 +47,16 @@ class NotRemembered(CannotServe):
     """No router knows of the request."""
 
 
+def _request_id(name: str) -> str:
+    return check_name(name, "request")
+
+
 class Explain(CommonSettings):
     """Show what routers weighed for a request: every candidate, its terms, and who was chosen."""
 
-    request: CliPositionalArg[str] = Field(description="its id: the x-request-id of the answer")
+    request: CliPositionalArg[Annotated[str, AfterValidator(_request_id)]] = Field(
+        description="its id: the x-request-id of the answer"
+    )
     wait_s: float = Field(1.0, gt=0, description="how long to wait for routers to answer")
     as_json: bool = Field(False, alias="json", description="JSON instead of tables")
 

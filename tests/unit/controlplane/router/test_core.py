@@ -261,7 +261,9 @@ def test_what_came_of_a_demand_does_not_outlive_the_record_it_came_of() -> None:
     core.worker_joined(record("b", **PLACED))
     assert chosen(ask(core, "2", constraints=pinned)).worker == "b"
     core.observe_load(report("b", healthy=False), 0.0)
-    assert isinstance(ask(core, "3", constraints=pinned), Rejected)
+    refused = ask(core, "3", constraints=pinned)
+    assert isinstance(refused, Rejected)
+    assert "b is unhealthy" in refused.detail
     core.observe_load(report("b"), 0.0)
     assert chosen(ask(core, "4", constraints=pinned)).worker == "b"
     core.worker_left(WorkerId("a"))

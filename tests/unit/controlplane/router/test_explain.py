@@ -13,6 +13,7 @@ from anyio import wait_all_tasks_blocked
 from rich.console import Console
 
 from controlplane.cli.explain import ask_routers, headline, table
+from controlplane.cli.main import main
 from controlplane.router.core import RouterCore
 from controlplane.router.explain import Decisions, Made, attributes_of, in_a_line
 from controlplane.router.settings import RouterSettings
@@ -142,6 +143,11 @@ def test_a_span_tells_of_so_many_candidates_and_no_more() -> None:
     lines = span["tokenplane.candidates"]
     assert isinstance(lines, list)
     assert len(lines) == 64
+
+
+def test_an_id_that_cannot_be_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "a b"]) == 2
+    assert "request 'a b' must be" in capsys.readouterr().err
 
 
 def printed(core: RouterCore, request: str, columns: int = 120) -> str:

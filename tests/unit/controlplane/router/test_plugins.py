@@ -14,8 +14,9 @@ from typing import cast
 import numpy as np
 import pytest
 
+from controlplane.cli.main import main
 from controlplane.router.core import RouterCore
-from controlplane.router.plugins import PluginBroken, discover
+from controlplane.router.plugins import PluginBroken, discover, installed
 from controlplane.router.policies.base import Candidates, Floats, Policy, Prompt, State, Weighed
 from controlplane.router.policies.catalog import POLICIES, Catalog, Faults
 from controlplane.router.policies.guarded import guarded_filter, guarded_policy
@@ -31,9 +32,12 @@ Install = Callable[..., None]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Install:
     """Puts a distribution on the path, as an installer would: its metadata, and its module."""
     monkeypatch.syspath_prepend(tmp_path)
+    request.addfinalizer(installed.cache_clear)
 
     def put(name: str, entry_points: dict[str, dict[str, str]], module: str = "") -> None:
         metadata = tmp_path / f"{name}-1.0.dist-info"
@@ -94,6 +98,15 @@ def test_a_broken_one_is_refused_by_the_name_of_its_distribution(
     install("faulty", {"tokenplane.policies": {"mine": "faulty:broken"}}, module)
     with pytest.raises(PluginBroken, match=f"'mine' of faulty 1.0 .*{says}"):
         discover()
+
+
+def test_a_process_that_is_to_use_a_broken_one_does_not_start(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("faulty", {"tokenplane.policies": {"mine": "faulty:broken"}}, "")
+    installed.cache_clear()
+    assert main(["router", "--router.policy", "mine"]) == 2
+    assert "plug-in 'mine' of faulty 1.0" in capsys.readouterr().err
 
 
 def test_a_filter_is_called_with_two(install: Install) -> None:
