@@ -62,7 +62,7 @@ class RouterCore:
         self._filters = [Demand(lambda *_: True, each) for each in self.catalog.filters.values()]
         self._overlaps = Overlaps(settings)
         self.ledger = Ledger(settings.booking_silence_s)
-        self.decisions = Decisions()
+        self.decisions = Decisions(settings.decisions_bytes)
         self._sessions = Sessions()
         self._inhibitions = Inhibitions(settings.inhibit_s)
         self._capacities = Capacities()

@@ -18,8 +18,8 @@ from proto.decisions import Decision
 from proto.ids import RequestId, WorkerId
 from proto.route import Chosen, RouteRequest, Term, Verdict
 
-ROWS_MAX = 1 << 17
-"""Workers remembered over all decisions, at some hundred bytes each."""
+DECISION_BYTES, WORKER_BYTES = 2_400, 128
+"""What it takes to remember a decision, and each worker that it tells of; measured, rounded up."""
 SPAN_CANDIDATES = 64
 
 
@@ -47,9 +47,10 @@ class Made:
     reason: str = ""
     """Why nobody was chosen."""
 
-    def __len__(self) -> int:
-        """How many workers it tells of."""
-        return len(self.workers) + len(self.refused)
+    @property
+    def size_bytes(self) -> int:
+        """What it takes to remember it."""
+        return DECISION_BYTES + WORKER_BYTES * (len(self.workers) + len(self.refused))
 
     @property
     def worker(self) -> WorkerId | None:
@@ -104,9 +105,9 @@ class Made:
 class Decisions:
     """The last decisions, by request; the oldest are forgotten first."""
 
-    def __init__(self, rows_max: int = ROWS_MAX) -> None:
-        self._rows_max = rows_max
-        self._rows = 0
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
         self._made: OrderedDict[RequestId, dict[int, Made]] = OrderedDict()
         """By request, the last one spoken of last, and attempt."""
         self.last: Made | None = None
@@ -119,11 +120,13 @@ class Decisions:
         """Remember a decision; one made anew for the same attempt takes its place."""
         attempts = self._made.setdefault(made.request, {})
         self._made.move_to_end(made.request)
-        self._rows += len(made) - (len(attempts[made.attempt]) if made.attempt in attempts else 0)
+        if before := attempts.get(made.attempt):
+            self._bytes -= before.size_bytes
+        self._bytes += made.size_bytes
         attempts[made.attempt] = self.last = made
-        while self._rows > self._rows_max and len(self._made) > 1:
+        while self._bytes > self._bytes_max and len(self._made) > 1:
             _, oldest = self._made.popitem(last=False)
-            self._rows -= sum(map(len, oldest.values()))
+            self._bytes -= sum(each.size_bytes for each in oldest.values())
 
     def of(self, request: RequestId) -> Sequence[Made]:
         """What was decided for a request, first attempt first."""

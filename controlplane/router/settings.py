@@ -76,6 +76,12 @@ class RouterSettings(Group):
     inhibit_s: float = Field(
         5.0, ge=0, description="a worker that failed a request is avoided for so long"
     )
+    decisions_bytes: int = Field(
+        64 << 20,
+        ge=0,
+        description="memory for decisions that can still be explained: with 8 workers some"
+        " 19,000 of them, with 512 some 900",
+    )
     decisions_share: float = Field(
         0.01, ge=0, le=1, description="share of decisions that is published, with all candidates"
     )

@@ -15,7 +15,14 @@ from rich.console import Console
 from controlplane.cli.explain import ask_routers, headline, table
 from controlplane.cli.main import main
 from controlplane.router.core import RouterCore
-from controlplane.router.explain import Decisions, Made, attributes_of, in_a_line
+from controlplane.router.explain import (
+    DECISION_BYTES,
+    WORKER_BYTES,
+    Decisions,
+    Made,
+    attributes_of,
+    in_a_line,
+)
 from controlplane.router.settings import RouterSettings
 from controlplane.router.teller import Teller
 from proto.codec import Producer, Reader
@@ -82,7 +89,7 @@ def test_attempts_of_one_request_are_told_in_order() -> None:
 
 
 def test_the_oldest_are_forgotten_when_there_are_too_many_candidates() -> None:
-    core, kept = router("a", "b"), Decisions(rows_max=6)
+    core, kept = router("a", "b"), Decisions(3 * (DECISION_BYTES + 2 * WORKER_BYTES))
     for nth in range(5):
         ask(core, str(nth))
         assert core.decisions.last is not None
@@ -94,7 +101,10 @@ def test_the_oldest_are_forgotten_when_there_are_too_many_candidates() -> None:
 
 def test_those_who_were_out_of_the_question_count_too() -> None:
     """Else many requests that could go to one worker only would be remembered with all others."""
-    core, kept = router(*(f"w{i}" for i in range(10))), Decisions(rows_max=20)
+    core, kept = (
+        router(*(f"w{i}" for i in range(10))),
+        Decisions(2 * (DECISION_BYTES + 10 * WORKER_BYTES)),
+    )
     for nth in range(5):
         ask(core, str(nth), exclude=tuple(WorkerId(f"w{i}") for i in range(9)))
         assert core.decisions.last is not None
@@ -103,7 +113,7 @@ def test_those_who_were_out_of_the_question_count_too() -> None:
 
 
 def test_one_made_anew_takes_the_place_of_the_first() -> None:
-    core, kept = router("a", "b"), Decisions(rows_max=4)
+    core, kept = router("a", "b"), Decisions(2 * (DECISION_BYTES + 2 * WORKER_BYTES))
     for request in ("1", "2", "1", "1"):
         ask(core, request)
         assert core.decisions.last is not None
