@@ -1,11 +1,5 @@
 """The workers of one model, as columns of numbers: what a decision looks at, kept up to date.
 
-**Load.** The ledger is the truth about work that routers have given out: it is ahead of every
-report. What reports show beyond it was given to the worker by somebody else, or is longer than
-booked; that excess is added to the ledger, until the reports are too old. A report may be a few
-milliseconds behind the ledger and show work that has just ended, so only what two reports in a row
-show is believed. Nothing is counted twice, and a burst counts at once on top of what others send.
-
 A row is computed when something about its worker changes, not when a decision is made.
 """
 
@@ -14,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +16,8 @@ from numpy.typing import NDArray
 from controlplane.router.busy import BusyLimits
 from controlplane.router.capacity import WARM_UP_S, Capacities, Curve
 from controlplane.router.filters import Demand, standing
-from controlplane.router.ledger import LATELY_S, InFlight, Ledger
+from controlplane.router.known import Known
+from controlplane.router.ledger import LATELY_S, Ledger
 from controlplane.router.policies.base import Candidates, Floats, Ints, Overlap
 from proto.constraints import Constraints
 from proto.ids import WorkerId
@@ -37,26 +31,6 @@ FIRST_ROWS = 16
 ADMISSIONS_MAX = 256
 """Different constraints whose outcome is kept, at most."""
 _BLOCK_TOKENS, _QUEUED, _DECODE, _REQUESTS, _CAPACITY, _STEP = range(6)
-
-
-@dataclass
-class Known:
-    """What is known of one worker beside its blocks and its bookings."""
-
-    record: WorkerRecord
-    report: LoadReport | None = None
-    """The last one, None once it is too old."""
-    heard_s: float = 0.0
-    beyond: InFlight = field(default_factory=InFlight)
-    """What the last report shows beyond the ledger."""
-    excess: InFlight = field(default_factory=InFlight)
-    """What the last two reports both show beyond the ledger."""
-    first_s: float | None = None
-    """When it was first heard of."""
-    refused: str = ""
-    """Why it can take no request at all."""
-    busy: str = ""
-    """Why it should take none for the moment."""
 
 
 class Admission(NamedTuple):
@@ -166,21 +140,16 @@ class Fleet:
     def tells_of_cache(self, row: int) -> bool:
         """Whether what the worker holds becomes known: its engine gives KV events, and its agent
         has not fallen silent."""
-        known = self._known[row]
-        return known.record.kv_events and (known.report is not None or known.first_s is None)
+        return self._known[row].tells_of_cache
 
     def observe(self, report: LoadReport, now_s: float) -> bool:
         """Take in what a worker says it is busy with. True if it tells of its cache again that
         had fallen silent."""
         row = self._rows[report.worker]
         known = self._known[row]
-        was_silent = known.record.kv_events and not self.tells_of_cache(row)
-        beyond = _beyond(report, known.record.block_tokens, self._ledger.of(report.worker))
-        known.excess = beyond if known.report is None else _both(known.beyond, beyond)
-        known.report, known.heard_s, known.beyond = report, now_s, beyond
-        if known.first_s is None:
-            known.first_s = now_s
-        if now_s - known.first_s >= WARM_UP_S:
+        was_silent = known.record.kv_events and not known.tells_of_cache
+        known.observe(report, self._ledger.of(report.worker), now_s)
+        if known.known_for_s(now_s) >= WARM_UP_S:
             self._capacities.observe(known.record, report.steps)
         self._oldest_s = min(self._oldest_s, now_s)
         self._judge(row)
@@ -290,14 +259,13 @@ class Fleet:
     def _weigh(self, row: int) -> None:
         known = self._known[row]
         booked = self._ledger.of(known.record.worker)
-        more = known.excess if known.report is not None else _NOTHING
-        queued_prefill_tokens = booked.prefill_tokens + more.prefill_tokens
-        decode_tokens = (booked.decode_blocks + more.decode_blocks) * known.record.block_tokens
-        self._columns[_QUEUED, row] = queued_prefill_tokens
+        owed = known.owes(booked)
+        decode_tokens = owed.decode_blocks * known.record.block_tokens
+        self._columns[_QUEUED, row] = owed.prefill_tokens
         self._columns[_DECODE, row] = decode_tokens
-        self._columns[_REQUESTS, row] = booked.requests + more.requests
+        self._columns[_REQUESTS, row] = owed.requests
         self._lately[:, row] = booked.lately_tokens, max(booked.booked_s, 0.0)
-        known.busy = self._limits.exceeded(known.record, queued_prefill_tokens, decode_tokens)
+        known.busy = self._limits.exceeded(known.record, owed.prefill_tokens, decode_tokens)
         self._free[row] = not (known.refused or known.busy)
 
     def _grow(self, rows: int) -> None:
@@ -312,23 +280,3 @@ class Fleet:
         self._sizes[block_tokens] -= 1
         if not self._sizes[block_tokens]:
             del self._sizes[block_tokens]
-
-
-_NOTHING = InFlight()
-
-
-def _beyond(report: LoadReport, block_tokens: int, booked: InFlight) -> InFlight:
-    """What a report shows that is not booked."""
-    return InFlight(
-        max(0, report.running + report.waiting - booked.requests),
-        max(0, report.queued_prefill_tokens - booked.prefill_tokens),
-        max(0, report.decode_kv_tokens // block_tokens - booked.decode_blocks),
-    )
-
-
-def _both(one: InFlight, other: InFlight) -> InFlight:
-    return InFlight(
-        min(one.requests, other.requests),
-        min(one.prefill_tokens, other.prefill_tokens),
-        min(one.decode_blocks, other.decode_blocks),
-    )

@@ -1,0 +1,81 @@
+"""What is known of one worker beside its blocks and its bookings.
+
+**Load.** The ledger is the truth about work that routers have given out: it is ahead of every
+report. What reports show beyond it was given to the worker by somebody else, or is longer than
+booked; that excess is added to the ledger, until the reports are too old. A report may be a few
+milliseconds behind the ledger and show work that has just ended, so only what two reports in a row
+show is believed. Nothing is counted twice, and a burst counts at once on top of what others send.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from controlplane.router.ledger import InFlight
+from proto.load import LoadReport
+from proto.workers import WorkerRecord
+
+
+@dataclass
+class Known:
+    """One worker."""
+
+    record: WorkerRecord
+    report: LoadReport | None = None
+    """The last one, None once it is too old."""
+    heard_s: float = 0.0
+    beyond: InFlight = field(default_factory=InFlight)
+    """What the last report shows beyond the ledger."""
+    excess: InFlight = field(default_factory=InFlight)
+    """What the last two reports both show beyond the ledger."""
+    first_s: float | None = None
+    """When it was first heard of."""
+    refused: str = ""
+    """Why it can take no request at all."""
+    busy: str = ""
+    """Why it should take none for the moment."""
+
+    @property
+    def tells_of_cache(self) -> bool:
+        """Whether what it holds becomes known: its engine gives KV events, and its agent has not
+        fallen silent."""
+        return self.record.kv_events and (self.report is not None or self.first_s is None)
+
+    def observe(self, report: LoadReport, booked: InFlight, now_s: float) -> None:
+        """Take in what it says it is busy with, beside what is booked."""
+        beyond = _beyond(report, self.record.block_tokens, booked)
+        self.excess = beyond if self.report is None else _both(self.beyond, beyond)
+        self.report, self.heard_s, self.beyond = report, now_s, beyond
+        if self.first_s is None:
+            self.first_s = now_s
+
+    def known_for_s(self, now_s: float) -> float:
+        """Since when it has been heard of."""
+        return 0.0 if self.first_s is None else now_s - self.first_s
+
+    def owes(self, booked: InFlight) -> InFlight:
+        """What it has to do, booked and more."""
+        if self.report is None:
+            return booked
+        return InFlight(
+            booked.requests + self.excess.requests,
+            booked.prefill_tokens + self.excess.prefill_tokens,
+            booked.decode_blocks + self.excess.decode_blocks,
+        )
+
+
+def _beyond(report: LoadReport, block_tokens: int, booked: InFlight) -> InFlight:
+    """What a report shows that is not booked."""
+    return InFlight(
+        max(0, report.running + report.waiting - booked.requests),
+        max(0, report.queued_prefill_tokens - booked.prefill_tokens),
+        max(0, report.decode_kv_tokens // block_tokens - booked.decode_blocks),
+    )
+
+
+def _both(one: InFlight, other: InFlight) -> InFlight:
+    return InFlight(
+        min(one.requests, other.requests),
+        min(one.prefill_tokens, other.prefill_tokens),
+        min(one.decode_blocks, other.decode_blocks),
+    )
