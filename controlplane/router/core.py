@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 from controlplane.router.capacity import Capacities
 from controlplane.router.drain import Drain
@@ -200,6 +200,12 @@ class RouterCore:
         told = fleet.tells_of_cache(int(rows[chosen]))
         self._overlaps.expect(request, booking, block_tokens, now_s, told=told)
         return reply
+
+    def kind(self, request: RouteRequest) -> Hashable:
+        """Requests of one model and one kind can be served by the same workers."""
+        if self._filters:  # users' own, which may look at anything
+            return request.request, request.attempt
+        return request.constraints, request.exclude, frozenset(request.blocks)
 
     def anyone_free(self, model: str, now_s: float) -> bool:
         """Whether some worker of the model could take some request now."""

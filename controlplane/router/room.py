@@ -7,7 +7,7 @@ other in the line's order, and each decides for itself. Nobody looks again and a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum
 from itertools import count
 
@@ -182,14 +182,19 @@ class WaitingRoom:
         guest.done()
 
     async def _call(self, model: str) -> None:
-        """Let each decide in its turn for as long as somebody is free."""
-        called: set[Place] = set()
+        """Let each decide in its turn for as long as somebody is free. Where one has found nobody,
+        others of its kind need not look."""
+        in_vain: set[Hashable] = set()
         while self._would_overtake(model, anyio.current_time()):
-            place = next((each for each in self._lines[model] if each not in called), None)
-            if place is None:
+            guests = (self._guests[place] for place in self._lines[model])
+            guest = next(
+                (each for each in guests if self._core.kind(each.request) not in in_vain), None
+            )
+            if guest is None:
                 return  # who is free is no help to any of them
-            called.add(place)
-            await self._guests[place].call()
+            await guest.call()
+            if guest.place in self._guests:
+                in_vain.add(self._core.kind(guest.request))
 
 
 def _is_busy(verdict: Verdict) -> bool:

@@ -16,6 +16,7 @@ from controlplane.router.core import RouterCore
 from controlplane.router.drain import ENDS_MIN
 from controlplane.router.room import WaitingRoom
 from controlplane.router.settings import RouterSettings
+from proto.constraints import Constraints
 from proto.ids import RequestId, WorkerId
 from proto.progress import Booking, Phase, Progress, Withdrawn
 from proto.route import ALL_BUSY, NO_WORKER, Chosen, Queued, Rejected, RouteReply, Verdict
@@ -38,6 +39,8 @@ class Scene:
     tasks: TaskGroup
     replies: dict[str, RouteReply] = field(default_factory=dict)
     """In the order in which they came."""
+    looks: int = 0
+    """How often somebody has looked for a worker."""
     replied: dict[str, anyio.Event] = field(default_factory=dict)
 
     async def come(self, name: str, **other: object) -> anyio.CancelScope:
@@ -47,6 +50,7 @@ class Scene:
         self.replied[name] = replied
 
         def decide() -> Verdict:
+            self.looks += 1
             return self.core.decide(request, anyio.current_time())
 
         async def ask() -> None:
@@ -151,6 +155,22 @@ async def test_one_that_nobody_free_can_serve_holds_up_nobody(anyio_backend: str
         assert ours.served == ["any"]
         await ours.free("b")
         assert ours.served == ["any", "not-a"]
+
+
+async def test_those_that_a_free_worker_cannot_serve_do_not_all_look_at_it(
+    anyio_backend: str,
+) -> None:
+    async with scene() as ours:
+        ours.core.worker_joined(record("reserved", taints=("batch",)))
+        for number in range(5):
+            await ours.come(f"any-{number}")
+        ours.looks = 0
+        ours.room.stir()
+        await wait_all_tasks_blocked()
+        assert ours.looks == 1
+        tolerant = Constraints(tolerations=("batch",))
+        await ours.come("batch", deadline_s=100.0, constraints=tolerant)
+        assert ours.served == ["batch"]
 
 
 async def test_one_that_nobody_can_serve_at_all_is_told_so_at_once(anyio_backend: str) -> None:
