@@ -17,12 +17,14 @@ from bench.ours import FIRST_LIFE, worker_record
 from proto.codec import Producer, Reader
 from proto.hashing import Words, pack
 from proto.kv import KvBatch, KvSnapshotChunk, KvSnapshotRequest, Tier
-from proto.load import LoadReport
+from proto.load import LoadReport, StepSums
 from proto.subjects import Keys, Subjects
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo, Store
 
 LEASE_S = 60
+REPORT_EVERY_S = 1.0
 SERVICE = ServiceInfo("bench-agents", "1.0.0")
+NO_STEPS = StepSums()
 
 
 class Agent:
@@ -66,7 +68,7 @@ class Agent:
         self.hold(names)
         return self._kv.seal(KvBatch(self.record.worker, pack(names), pack(removed)))
 
-    def report(self) -> bytes:
+    def report(self, steps: StepSums = NO_STEPS) -> bytes:
         """An idle engine's load; the count and the digest are true."""
         return self._load.seal(
             LoadReport(
@@ -80,6 +82,7 @@ class Agent:
                 kv_sequence=self._kv.sequence,
                 live_blocks=self._blocks,
                 digest=self._digest,
+                steps=steps,
             )
         )
 
@@ -117,3 +120,36 @@ async def serving(
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
             await store.revoke(lease)
+
+
+@asynccontextmanager
+async def reporting(
+    agents: Sequence[Agent], bus: Bus, token_s: float, rng: np.random.Generator
+) -> AsyncIterator[None]:
+    """Each reports its load every second, with steps of an engine that needs `token_s` to prefill
+    a token, while the context is open."""
+
+    async def report() -> None:
+        while True:
+            for agent in agents:
+                await bus.publish(agent.load_subject, agent.report(_steps(token_s, rng)))
+                await anyio.sleep(REPORT_EVERY_S / len(agents))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(report)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+def _steps(token_s: float, rng: np.random.Generator) -> StepSums:
+    """Some interval of an engine: each step takes 5 ms, and a millisecond per 10 streams more."""
+    steps, batch = (int(rng.integers(10, 50)) for _ in range(2))
+    tokens = int(rng.integers(1_000, 20_000))
+    return StepSums(
+        steps=steps,
+        prefill_tokens=tokens,
+        prefill_ms=1e3 * token_s * tokens,
+        decode_batch=steps * batch,
+        decode_kv_tokens=steps * batch * int(rng.integers(500, 5_000)),
+        decode_ms=steps * (5 + batch / 10),
+    )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Literal, NamedTuple, Protocol
 
+import anyio
+
 from bench.ours import BLOCK_TOKENS, MODEL, worker_id, worker_number
 from bench.prompts import Prompt
 from proto.codec import Producer, Reader
@@ -18,7 +20,9 @@ from proto.subjects import Subjects
 from proto.wire.ports import Bus
 
 Form = Literal["tokens", "hashes"]
-TIMEOUT_S = 30.0
+TIMEOUT_S, POLL_S = 30.0, 0.5
+OUTPUT_TOKENS = 1
+"""All prompts of these benchmarks ask for."""
 
 
 class WrongAnswer(Exception):
@@ -66,20 +70,46 @@ class OurDecider:
     async def decide(self, prompt: int, caller: int) -> Decision:
         tokens = self._tokens[prompt]
         names = self._hashed[prompt] if self._hashed else self._names(tokens)
-        name = f"{id(self)}-{next(self._numbers)}"
-        route = RouteRequest(RequestId(name), MODEL, len(tokens), {BLOCK_TOKENS: names})
-        sealed = self._producer.seal(route)
-        answer = await self._bus.request(self._subjects.route, sealed, timeout_s=TIMEOUT_S)
-        reply = self._reader.open(answer.data).body
-        if not isinstance(reply, Chosen):
-            raise WrongAnswer(str(reply))
+        name = self._new_name()
+        reply = await self._ask(name, len(tokens), names)
         cached_tokens = reply.overlap_blocks * reply.block_tokens
         return Decision(worker_number(reply.worker), cached_tokens, name)
+
+    async def until_it_predicts(self) -> None:
+        """Until the router has learned how fast its workers are, as its explanations tell."""
+        while True:
+            name = self._new_name()
+            reply = await self._ask(name, BLOCK_TOKENS, b"", explain=True)
+            await self.free(Decision(worker_number(reply.worker), 0, name), 0)
+            if any("ttft_ms" in term.values for term in reply.terms):
+                return
+            await anyio.sleep(POLL_S)
 
     async def free(self, decision: Decision, caller: int) -> None:
         worker = worker_id(decision.worker)
         ended = Progress(RequestId(decision.name), worker, 1, Phase.ENDED)
         await self._bus.publish(self._subjects.progress(worker), self._producer.seal(ended))
+
+    async def _ask(
+        self, name: RequestId, tokens: int, names: bytes, *, explain: bool = False
+    ) -> Chosen:
+        route = RouteRequest(
+            name,
+            MODEL,
+            tokens,
+            {BLOCK_TOKENS: names},
+            expected_output_tokens=OUTPUT_TOKENS,
+            explain=explain,
+        )
+        sealed = self._producer.seal(route)
+        answer = await self._bus.request(self._subjects.route, sealed, timeout_s=TIMEOUT_S)
+        reply = self._reader.open(answer.data).body
+        if not isinstance(reply, Chosen):
+            raise WrongAnswer(str(reply))
+        return reply
+
+    def _new_name(self) -> RequestId:
+        return RequestId(f"{id(self)}-{next(self._numbers)}")
 
     def _names(self, tokens: Sequence[int]) -> bytes:
         return pack(self._hasher.names(tokens))

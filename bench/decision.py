@@ -3,16 +3,18 @@
 Ours: the caller names the blocks, asks a router's process over NATS, and frees the booking with a
 progress message. The peer: its standalone selection service over HTTP, with bodies made beforehand;
 a reservation is freed by a second request. 32 callers share one process, which both sides use in
-turns; prompts have 8,192 tokens, of which one worker holds the first half.
+turns; prompts have 8,192 tokens, of which one worker holds the first half. Our router hears load
+reports as it does from engines, and has learned from them how fast its workers are.
 
 Both sides leave the holder of a prefix on purpose when it has more to do than the prefix saves.
 Whether that pays is seen where prompts arrive by chance, and workers prefill one after the other:
-what is computed between a prompt's arrival and its first token, beside a decider that always stays.
+how long it is from a prompt's arrival to its first token, beside a decider that always stays.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from bench.peer_service import PeerDecider
 from bench.prompts import Workload, some_hot, workload
 from bench.rig import Rig, open_rig
 from bench.rows import Bar, Row, row
-from bench.trials import Pace, Place, Stay, pace, place
+from bench.trials import TOKEN_S, Pace, Place, Stay, pace, place
 from proto.codec import Producer
 from proto.hashing import BlockHasher, Scope
 from proto.subjects import Keys, Subjects
@@ -52,6 +54,7 @@ CHAINS = 16
 PROMPTS = 1_000
 PASSES = 2
 """How often a turn asks for every prompt."""
+LEARNT_S = 60.0
 
 TOKENS, HASHES = "tokens", "hashes"
 RESERVE_TOKENS, RESERVE_HASHES = "reserve, tokens", "reserve, hashes"
@@ -103,7 +106,13 @@ async def _fleet(workers: int, options: Options) -> Figures:
         arrivals = {EVEN: range(prompts), HOT: some_hot(work.prompts, workers, rng)}
         places = {
             (side, kind, load): await place(
-                decider, work.prompts, arrivals[kind], workers, load, np.random.default_rng(workers)
+                decider,
+                work.prompts,
+                arrivals[kind],
+                workers,
+                load,
+                CALLERS,
+                np.random.default_rng(workers),
             )
             for side, decider in deciders.items()
             for kind, load in SITUATIONS
@@ -113,34 +122,43 @@ async def _fleet(workers: int, options: Options) -> Figures:
 
 @asynccontextmanager
 async def _stage(work: Workload) -> AsyncIterator[Stage]:
-    async with open_rig() as rig:
-        subjects, keys = Subjects(rig.settings.cluster), Keys(rig.settings.cluster)
-        hasher = BlockHasher(rig.settings.secret_bytes, Scope(MODEL), BLOCK_TOKENS)
-        fleet = [agents.Agent(n, subjects, lambda: 0.0) for n in range(len(work.chains))]
-        for agent, chains in zip(fleet, work.chains, strict=True):
-            for tokens in chains:
-                agent.hold(hasher.names(tokens))
-        async with agents.serving(fleet, rig.carriers.bus, rig.carriers.store, keys):
-            await rig.start_router()
-            producer = Producer("bench-caller", FIRST_LIFE, lambda: 0.0)
-            asking = (rig.carriers.bus, subjects, hasher, producer, work.prompts)
-            deciders: dict[str, Decider] = {
-                TOKENS: OurDecider(*asking, form="tokens"),
-                HASHES: OurDecider(*asking, form="hashes"),
+    async with open_rig() as rig, _our_deciders(rig, work) as ours:
+        deciders: dict[str, Decider] = dict(ours)
+        servers: dict[str, tuple[str, ...]] = dict.fromkeys(ours, ("nats", "router"))
+        if not peer.installed():
+            yield Stage(work, deciders, servers, rig)
+            return
+        async with peer_service.serving(rig, work, CALLERS) as connections:
+            theirs = {
+                RESERVE_TOKENS: PeerDecider(connections, work.prompts, "tokens", reserve=True),
+                RESERVE_HASHES: PeerDecider(connections, work.prompts, "hashes", reserve=True),
+                SELECT_TOKENS: PeerDecider(connections, work.prompts, "tokens", reserve=False),
+                SELECT_HASHES: PeerDecider(connections, work.prompts, "hashes", reserve=False),
             }
-            servers: dict[str, tuple[str, ...]] = dict.fromkeys(deciders, ("nats", "router"))
-            if not peer.installed():
-                yield Stage(work, deciders, servers, rig)
-                return
-            async with peer_service.serving(rig, work, CALLERS) as connections:
-                theirs = {
-                    RESERVE_TOKENS: PeerDecider(connections, work.prompts, "tokens", reserve=True),
-                    RESERVE_HASHES: PeerDecider(connections, work.prompts, "hashes", reserve=True),
-                    SELECT_TOKENS: PeerDecider(connections, work.prompts, "tokens", reserve=False),
-                    SELECT_HASHES: PeerDecider(connections, work.prompts, "hashes", reserve=False),
-                }
-                servers |= dict.fromkeys(theirs, (peer_service.NAME,))
-                yield Stage(work, deciders | theirs, servers, rig)
+            servers |= dict.fromkeys(theirs, (peer_service.NAME,))
+            yield Stage(work, deciders | theirs, servers, rig)
+
+
+@asynccontextmanager
+async def _our_deciders(rig: Rig, work: Workload) -> AsyncIterator[Mapping[str, OurDecider]]:
+    """A router that knows what its workers hold, how busy they are and how fast."""
+    bus, subjects = rig.carriers.bus, Subjects(rig.settings.cluster)
+    hasher = BlockHasher(rig.settings.secret_bytes, Scope(MODEL), BLOCK_TOKENS)
+    fleet = [agents.Agent(n, subjects, time.time) for n in range(len(work.chains))]
+    for agent, chains in zip(fleet, work.chains, strict=True):
+        for tokens in chains:
+            agent.hold(hasher.names(tokens))
+    producer = Producer("bench-caller", FIRST_LIFE, time.time)
+    asking = (bus, subjects, hasher, producer, work.prompts)
+    async with (
+        agents.serving(fleet, bus, rig.carriers.store, Keys(rig.settings.cluster)),
+        agents.reporting(fleet, bus, TOKEN_S, np.random.default_rng(0)),
+    ):
+        await rig.start_router()
+        by_tokens = OurDecider(*asking, form="tokens")
+        with anyio.fail_after(LEARNT_S):
+            await by_tokens.until_it_predicts()
+        yield {TOKENS: by_tokens, HASHES: OurDecider(*asking, form="hashes")}
 
 
 def _pace_rows(workers: int, paces: Mapping[str, Pace]) -> Iterator[Row]:
@@ -163,11 +181,11 @@ def _place_rows(workers: int, places: Mapping[tuple[str, str, float], Place]) ->
     for kind, load in SITUATIONS:
         ours, stay = places[TOKENS, kind, load], places[STAY, kind, load]
         theirs = places.get((RESERVE_TOKENS, kind, load))
-        case, what = f"{workers} workers, {kind}, load {load:.0%}", "tokens until the first"
+        case, what = f"{workers} workers, {kind}, load {load:.0%}", "to the first token"
         shares = 100 * ours.on_holder, theirs and 100 * theirs.on_holder
         yield row(f"{case}, on the holder", "%", *shares)
-        yield row(f"{case}, {what}", "tokens", ours.first_tokens, theirs and theirs.first_tokens)
-        yield row(f"{case}, {what}, {STAY}", "tokens", stay.first_tokens)
+        yield row(f"{case}, {what}", "ms", ours.first_ms, theirs and theirs.first_ms)
+        yield row(f"{case}, {what}, {STAY}", "ms", stay.first_ms)
 
 
 def _median(paces: list[Pace]) -> Pace:

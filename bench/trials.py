@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import anyio
@@ -15,6 +15,9 @@ from bench.deciders import Decider, Decision, WrongAnswer
 from bench.measure import percentile
 from bench.prompts import Prompt
 from bench.rig import cpu_s
+
+TOKEN_S = 25e-6
+"""What a worker of these trials takes to prefill a token: 8 billion weights on a recent GPU."""
 
 
 class Pace(NamedTuple):
@@ -33,8 +36,8 @@ class Place(NamedTuple):
     """Where prompts went, and how that served them."""
 
     on_holder: float
-    first_tokens: float
-    """Mean of what a worker computed from a prompt's arrival to its first token, in tokens."""
+    first_ms: float
+    """Mean time from a prompt's arrival to its first token."""
 
 
 async def pace(
@@ -79,32 +82,51 @@ async def place(
     order: Sequence[int],
     workers: int,
     load: float,
+    callers: int,
     rng: np.random.Generator,
 ) -> Place:
     """Prompts, in this order, that arrive by chance at workers that prefill one after the other.
 
-    Time is counted in tokens that a worker computes; `load` is the share of it that the fleet
-    would be busy if every prompt went to its holder. A booking is given back when its prompt's
-    prefill ends. Caches stay as they are. Raises `WrongAnswer`.
+    In real time, as what a decider knows of load is of the last seconds. `load` is the share of it
+    that the fleet would be busy if every prompt went to its holder. A booking is given back when
+    its prompt's prefill ends. Caches stay as they are. Raises `WrongAnswer`.
     """
-    free_at, running = [0.0] * workers, list[tuple[float, int, Decision]]()
-    least_tokens = sum(_new_tokens(prompts[number], True) for number in order)
-    gap = least_tokens / len(order) / workers / load
-    now, waited, holders = 0.0, 0.0, 0
-    for arrival, number in enumerate(order):
-        now += rng.exponential(gap)
-        while running and running[0][0] <= now:
-            await decider.free(heapq.heappop(running)[2], 0)
-        decision = await decider.decide(number, 0)
+    free_at_s, idle = [0.0] * workers, list(range(callers))
+    limit = anyio.CapacityLimiter(callers)
+    waited_s: list[float] = []
+    holders = 0
+
+    async def serve(number: int, arrived_s: float) -> None:
+        nonlocal holders
+        async with a_caller() as caller:
+            decision = await decider.decide(number, caller)
         there = _on_holder(decision, prompts[number])
-        end = max(now, free_at[decision.worker]) + _new_tokens(prompts[number], there)
-        free_at[decision.worker] = end
-        heapq.heappush(running, (end, arrival, decision))
-        waited += end - now
+        start_s = max(anyio.current_time(), free_at_s[decision.worker])
+        end_s = start_s + _prefill_s(prompts[number], there)
+        free_at_s[decision.worker] = end_s
+        await anyio.sleep_until(end_s)
+        waited_s.append(end_s - arrived_s)
         holders += there
-    for _, _, decision in running:
-        await decider.free(decision, 0)
-    return Place(holders / len(order), waited / len(order))
+        async with a_caller() as caller:
+            await decider.free(decision, caller)
+
+    @asynccontextmanager
+    async def a_caller() -> AsyncIterator[int]:
+        async with limit:
+            caller = idle.pop()
+            try:
+                yield caller
+            finally:
+                idle.append(caller)
+
+    gap_s = sum(_prefill_s(prompts[number], True) for number in order) / len(order) / workers / load
+    due_s = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        for number in order:
+            due_s += rng.exponential(gap_s)
+            await anyio.sleep_until(due_s)
+            tasks.start_soon(serve, number, due_s)
+    return Place(holders / len(order), 1e3 * sum(waited_s) / len(order))
 
 
 class Stay:
@@ -121,8 +143,8 @@ class Stay:
         """Nothing is booked."""
 
 
-def _new_tokens(prompt: Prompt, on_holder: bool) -> int:
-    return len(prompt.tokens) - prompt.cached_tokens * on_holder
+def _prefill_s(prompt: Prompt, on_holder: bool) -> float:
+    return TOKEN_S * (len(prompt.tokens) - prompt.cached_tokens * on_holder)
 
 
 def _on_holder(decision: Decision, prompt: Prompt) -> bool:
