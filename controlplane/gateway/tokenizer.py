@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from controlplane.gateway.openai import Ask, ClientError
+from controlplane.gateway.pieces import PieceEncoder
 from proto.workers import ModelCard
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class ModelTokenizer:
     def __init__(self, card: ModelCard) -> None:
         """Raises `Untokenisable`."""
         self._tokenizer = _load(card)
+        self._pieces = PieceEncoder(self._tokenizer)
         self._special = dict(card.special_tokens)
         self._template = _template(card)
 
@@ -41,8 +43,7 @@ class ModelTokenizer:
         """Token ids of the prompt as the engine will see it. Raises `ClientError`."""
         if ask.text is not None:
             return list(self._tokenizer.encode(ask.text).ids)
-        text = self._render(ask)
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._pieces.encode(self._render(ask))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids, as an engine would send it."""
