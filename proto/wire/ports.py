@@ -67,6 +67,55 @@ class StreamSpec(msgspec.Struct, frozen=True):
     max_bytes: int
 
 
+class BucketSpec(msgspec.Struct, frozen=True):
+    """A bucket of small values by key; what nobody has written for `max_age_s` is forgotten.
+
+    `name` is of letters, digits, `-` and `_`; a key may also have dots.
+    """
+
+    name: str
+    max_age_s: float
+    max_bytes: int
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """A key of a bucket as it was at one `revision`; revisions grow over the whole bucket."""
+
+    key: str
+    value: bytes | None
+    """None: deleted."""
+    revision: int
+
+
+class Bucket(Protocol):
+    """Values by key, each write guarded by what the writer has seen: compare and set.
+
+    Reads are consistent with writes. A write that raises `BusTimeout` or `BusUnavailable` may or
+    may not have happened; read again before the next one.
+    """
+
+    async def get(self, key: str, *, timeout_s: float = 5.0) -> Cell | None:
+        """None if it is not there. Raises `BusTimeout`, `BusUnavailable`, `StreamMissing`."""
+
+    async def create(self, key: str, value: bytes, *, timeout_s: float = 5.0) -> int | None:
+        """Write what must not be there; returns its revision, None if it is there."""
+
+    async def update(
+        self, key: str, value: bytes, *, revision: int, timeout_s: float = 5.0
+    ) -> int | None:
+        """Write over `revision`; returns the new one, None if somebody else was first."""
+
+    async def delete(self, key: str, *, revision: int, timeout_s: float = 5.0) -> bool:
+        """Delete what was written at `revision`; False if somebody else was first."""
+
+    async def list(self, *, timeout_s: float = 10.0) -> Sequence[Cell]:
+        """All that is there now."""
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[Cell]]:
+        """What is there, then every change: of several changes of one key perhaps only the last,
+        a change may come twice, and who reads late may miss that a key was deleted."""
+
+
 class Subscription(Protocol):
     """Messages of one subscription, in the order each publisher sent them.
 
@@ -139,6 +188,9 @@ class Bus(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
         """Read a durable stream from its first kept message, or, with a `durable` name, from
         where that name last acknowledged. What is read and not acknowledged comes again."""
+
+    async def bucket(self, spec: BucketSpec, *, timeout_s: float = 10.0) -> Bucket:
+        """A bucket, made if it is not there. Raises `StreamMissing`, `BusUnavailable`."""
 
 
 # --- Store ----------------------------------------------------------------------------------

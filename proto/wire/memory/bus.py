@@ -25,12 +25,14 @@ from proto.wire.errors import (
     StreamMissing,
 )
 from proto.wire.inbox import Inbox
+from proto.wire.memory.buckets import MemoryBucket
 from proto.wire.memory.exchange import Exchange, Listener, Parcel
 from proto.wire.memory.faults import Fault, faultless
 from proto.wire.memory.reader import StreamReader
 from proto.wire.memory.subjects import check_pattern, check_subject
 from proto.wire.ports import (
     NO_HEADERS,
+    BucketSpec,
     Delivery,
     Endpoint,
     Headers,
@@ -126,7 +128,7 @@ class MemoryBus:
         self, subject: str, data: bytes, *, timeout_s: float, headers: Headers = NO_HEADERS
     ) -> Message:
         message = Message(check_subject(subject), data, headers)
-        left_s = await self._until_up(timeout_s)
+        left_s = await self.until_up(timeout_s)
         answers: list[Message] = []
         answered = anyio.Event()
 
@@ -159,7 +161,7 @@ class MemoryBus:
             yield
 
     async def ensure_stream(self, spec: StreamSpec, *, timeout_s: float = 10.0) -> None:
-        await self._until_up(timeout_s)
+        await self.until_up(timeout_s)
         self._exchange.ensure_stream(spec)
 
     async def append(
@@ -175,7 +177,7 @@ class MemoryBus:
                 stored.set()
 
         parcel = Parcel(message, "", f"{self.name}.{next(self._numbers)}", confirm)
-        until_s = anyio.current_time() + await self._until_up(timeout_s)
+        until_s = anyio.current_time() + await self.until_up(timeout_s)
         while not sequences and anyio.current_time() < until_s:
             if not self._exchange.keeps(subject):
                 raise StreamMissing(f"no stream keeps {subject}")
@@ -191,7 +193,7 @@ class MemoryBus:
     async def consume(
         self, stream: str, *, durable: str | None = None, queue_messages: int = 256
     ) -> AsyncIterator[AsyncIterator[Delivery]]:
-        await self._until_up(CALL_S)
+        await self.until_up(CALL_S)
         kept = self._exchange.stream(stream)
         if kept is None:
             raise StreamMissing(f"there is no stream {stream}")
@@ -200,6 +202,10 @@ class MemoryBus:
         )
         with reader:
             yield reader
+
+    async def bucket(self, spec: BucketSpec, *, timeout_s: float = 10.0) -> MemoryBucket:
+        await self.until_up(timeout_s)
+        return MemoryBucket(self._exchange, self, self._exchange.bucket(spec))
 
     def _send(self, action: Callable[[], object]) -> None:
         """Now, or once mended."""
@@ -210,7 +216,7 @@ class MemoryBus:
         else:
             raise BusUnavailable(f"{self.name} is cut off, and {len(self._outgoing)} messages wait")
 
-    async def _until_up(self, timeout_s: float) -> float:
+    async def until_up(self, timeout_s: float) -> float:
         """Wait for the connection; returns the seconds left."""
         await checkpoint()
         until_s = anyio.current_time() + timeout_s
@@ -221,7 +227,7 @@ class MemoryBus:
 
     @asynccontextmanager
     async def _listening(self, *listeners: Listener) -> AsyncIterator[None]:
-        await self._until_up(CALL_S)
+        await self.until_up(CALL_S)
         numbers = [self._exchange.listen(listener) for listener in listeners]
         try:
             yield

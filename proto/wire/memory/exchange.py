@@ -17,10 +17,11 @@ from typing import NamedTuple, Protocol
 import anyio
 from anyio.abc import TaskStatus
 
+from proto.wire.memory.cells import KeptBucket
 from proto.wire.memory.faults import Delay, Deliver, Drop, Duplicate, Fault
 from proto.wire.memory.streams import KeptStream
 from proto.wire.memory.subjects import is_wild, matches
-from proto.wire.ports import Message, StreamSpec
+from proto.wire.ports import BucketSpec, Message, StreamSpec
 
 Happen = Callable[[], None]
 
@@ -66,6 +67,7 @@ class Exchange:
         self._numbers = count()
         self._turns: defaultdict[str, count[int]] = defaultdict(count)
         self._streams: dict[str, KeptStream] = {}
+        self._buckets: dict[str, KeptBucket] = {}
         self._watchers: dict[int, Happen] = {}
         self._late: list[tuple[float, int, Happen]] = []
         self._sooner: anyio.Event | None = None
@@ -120,6 +122,12 @@ class Exchange:
             self._streams[spec.name].spec = spec
         else:
             self._streams[spec.name] = KeptStream(spec, self._ack_wait_s)
+
+    def bucket(self, spec: BucketSpec) -> KeptBucket:
+        """The one of that name, made if it is not there."""
+        kept = self._buckets.setdefault(spec.name, KeptBucket(spec))
+        kept.spec = spec
+        return kept
 
     def stream(self, name: str) -> KeptStream | None:
         return self._streams.get(name)

@@ -11,10 +11,12 @@ from nats.aio.msg import Msg
 from proto.wire.desk import raise_if_refused
 from proto.wire.inbox import Inbox
 from proto.wire.nats import consumer, services, streams
+from proto.wire.nats.buckets import NatsBucket, open_bucket
 from proto.wire.nats.connection import Connection, Listener, as_message
 from proto.wire.nats.settings import NatsSettings
 from proto.wire.ports import (
     NO_HEADERS,
+    BucketSpec,
     Delivery,
     Endpoint,
     Headers,
@@ -92,3 +94,6 @@ class NatsBus:
         self, stream: str, *, durable: str | None = None, queue_messages: int = 256
     ) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
         return consumer.consume(self._connection, stream, durable, queue_messages)
+
+    async def bucket(self, spec: BucketSpec, *, timeout_s: float = 10.0) -> NatsBucket:
+        return await open_bucket(self._connection, spec, timeout_s)

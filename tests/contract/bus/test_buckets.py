@@ -1,0 +1,158 @@
+"""Buckets, as every carrier of the bus promises them."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from proto.wire.errors import BusTimeout, StreamMissing
+from proto.wire.memory.bus import MemoryHub
+from proto.wire.memory.faults import Deliver, Drop
+from proto.wire.nats.bus import NatsBus
+from proto.wire.ports import BucketSpec, Cell
+from tests.contract.bus.carriers import (
+    DEADLINE_S,
+    Connect,
+    memory_only,
+    nats_only,
+    quick_settings,
+    take,
+)
+from tests.support.nats_server import NatsServer
+
+pytestmark = pytest.mark.anyio
+
+SPEC = BucketSpec("tickets", max_age_s=3600.0, max_bytes=1 << 20)
+
+
+async def test_a_key_is_created_once(connect: Connect) -> None:
+    async with connect("a") as a, connect("b") as b:
+        mine, theirs = await a.bucket(SPEC), await b.bucket(SPEC)
+        revision = await mine.create("k.1", b"mine")
+        assert revision is not None
+        assert await theirs.create("k.1", b"theirs") is None
+        assert await theirs.get("k.1") == Cell("k.1", b"mine", revision)
+        assert await theirs.get("k.2") is None
+
+
+async def test_a_write_over_what_was_not_seen_is_refused(connect: Connect) -> None:
+    async with connect("a") as a, connect("b") as b:
+        mine, theirs = await a.bucket(SPEC), await b.bucket(SPEC)
+        first = await mine.create("k", b"1")
+        assert first is not None
+        second = await mine.update("k", b"2", revision=first)
+        assert second is not None and second > first
+        assert await theirs.update("k", b"3", revision=first) is None
+        assert await theirs.get("k") == Cell("k", b"2", second)
+        assert await theirs.update("other", b"3", revision=first) is None
+
+
+async def test_of_many_writers_one_wins(connect: Connect) -> None:
+    async with connect("a") as a, connect("b") as b:
+        buckets = [await a.bucket(SPEC), await b.bucket(SPEC)]
+        first = await buckets[0].create("k", b"")
+        assert first is not None
+        won: list[int] = []
+
+        async def write(n: int) -> None:
+            if await buckets[n % 2].update("k", bytes([n]), revision=first) is not None:
+                won.append(n)
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(10):
+                tasks.start_soon(write, n)
+        assert len(won) == 1
+        cell = await buckets[0].get("k")
+        assert cell is not None and cell.value == bytes(won)
+
+
+async def test_what_is_deleted_is_gone_and_may_come_again(connect: Connect) -> None:
+    async with connect("a") as bus:
+        bucket = await bus.bucket(SPEC)
+        first = await bucket.create("k", b"1")
+        assert first is not None
+        assert not await bucket.delete("k", revision=first + 100)
+        assert await bucket.delete("k", revision=first)
+        assert not await bucket.delete("k", revision=first)
+        assert await bucket.get("k") is None
+        assert await bucket.list() == []
+        assert await bucket.update("k", b"2", revision=first) is None
+        again = await bucket.create("k", b"3")
+        assert again is not None and again > first
+        assert await bucket.get("k") == Cell("k", b"3", again)
+
+
+async def test_all_that_is_there_is_listed(connect: Connect) -> None:
+    async with connect("a") as bus:
+        bucket = await bus.bucket(SPEC)
+        assert await bucket.list() == []
+        for n in range(5):
+            await bucket.create(f"k.{n}", bytes([n]))
+        cell = await bucket.get("k.3")
+        assert cell is not None
+        await bucket.delete("k.3", revision=cell.revision)
+        listed = {cell.key: cell.value for cell in await bucket.list()}
+        assert listed == {f"k.{n}": bytes([n]) for n in (0, 1, 2, 4)}
+
+
+async def test_a_watch_begins_with_what_is_there_and_goes_on(connect: Connect) -> None:
+    async with connect("a") as a, connect("b") as b:
+        mine, theirs = await a.bucket(SPEC), await b.bucket(SPEC)
+        first = await mine.create("k", b"1")
+        async with theirs.watch() as cells:
+            assert await take(cells, 1) == [Cell("k", b"1", first or 0)]
+            second = await mine.update("k", b"2", revision=first or 0)
+            assert await take(cells, 1) == [Cell("k", b"2", second or 0)]
+            other = await mine.create("l", b"3")
+            assert await take(cells, 1) == [Cell("l", b"3", other or 0)]
+
+
+@nats_only
+async def test_a_bucket_survives_the_death_of_its_server(
+    connect: Connect, server: NatsServer
+) -> None:
+    async with connect("a") as bus:
+        bucket = await bus.bucket(SPEC)
+        first = await bucket.create("k", b"1")
+        async with bucket.watch() as cells:
+            await take(cells, 1)
+            server.kill()
+            server.start()
+            with anyio.fail_after(DEADLINE_S):
+                while True:
+                    try:
+                        second = await bucket.update("k", b"2", revision=first or 0, timeout_s=1.0)
+                        break
+                    except BusTimeout:
+                        continue
+            cell = await bucket.get("k")
+            assert cell is not None and cell.value == b"2"
+            assert second in (None, cell.revision)
+            assert await take(cells, 1) == [cell]
+
+
+@nats_only
+async def test_a_server_without_jetstream_says_so(tmp_path_factory: pytest.TempPathFactory) -> None:
+    server = NatsServer(tmp_path_factory.mktemp("plain"), jetstream=False)
+    server.start()
+    try:
+        async with NatsBus(quick_settings(server)) as bus:
+            with pytest.raises(StreamMissing, match="JetStream"):
+                await bus.bucket(SPEC)
+    finally:
+        server.stop()
+
+
+@memory_only
+async def test_a_lost_answer_is_not_a_lost_write(connect: Connect) -> None:
+    del connect
+    hub = MemoryHub(
+        lambda sender, _subject, _receiver: lose[0] if sender == "tickets" else Deliver()
+    )
+    lose: list[Deliver | Drop] = [Drop()]
+    bucket = await hub.connect("a").bucket(SPEC)
+    with pytest.raises(BusTimeout):
+        await bucket.create("k", b"1", timeout_s=0.01)
+    lose[0] = Deliver()
+    cell = await bucket.get("k")
+    assert cell is not None and cell.value == b"1"
