@@ -11,7 +11,7 @@ BENCH_READY := $(BENCH_VENV)/.ready
 BENCHES := hash match apply memory decision fleet
 BENCH_FLAGS := --seconds 600
 
-.PHONY: demo test lint format lock bench quality clean
+.PHONY: demo test lint format docs lock bench quality clean
 
 demo: $(READY)
 	$(BIN)/tokenplane demo
@@ -28,6 +28,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pages that are written from the code; a test fails while one of them is old.
+docs: $(READY)
+	$(BIN)/python -m handbook
 
 # Every figure of docs/performance.md; in a quarter of an hour. BENCH_FLAGS=--quick shows that it works.
 bench: $(BENCH_READY)

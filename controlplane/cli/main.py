@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple, Protocol, cast
 
 EXIT_OK, EXIT_USAGE = 0, 2
+
+
+class Topic(StrEnum):
+    """What people come for; the help shows commands under these."""
+
+    TRY = "Try it, and measure it"
+    ASK = "Ask a running cluster"
+    CHANGE = "Change a running cluster"
+    RUN = "Run one service"
+    SHELL = "Your shell"
 
 
 class Command(NamedTuple):
@@ -16,19 +29,33 @@ class Command(NamedTuple):
     module: str
     function: str
     summary: str
+    topic: Topic = Topic.RUN
 
 
 COMMANDS = {
-    "up": Command("controlplane.cli.up", "main", "start a whole cluster on this machine"),
-    "demo": Command("controlplane.cli.demo", "main", "KV-aware routing against round robin, live"),
-    "replay": Command("controlplane.cli.replay", "main", "replay a trace, in virtual time or live"),
-    "generate": Command("controlplane.cli.generate", "main", "write a trace of conversations"),
-    "bench": Command("controlplane.cli.bench", "main", "measure it beside a peer"),
-    "explain": Command("controlplane.cli.explain", "main", "why a request went where it went"),
-    "key": Command("controlplane.cli.key", "main", "make an API key for a tenant"),
+    "up": Command(
+        "controlplane.cli.up", "main", "start a whole cluster on this machine", Topic.TRY
+    ),
+    "demo": Command(
+        "controlplane.cli.demo", "main", "KV-aware routing against round robin, live", Topic.TRY
+    ),
+    "replay": Command(
+        "controlplane.cli.replay", "main", "replay a trace, in virtual time or live", Topic.TRY
+    ),
+    "generate": Command(
+        "controlplane.cli.generate", "main", "write a trace of conversations", Topic.TRY
+    ),
+    "bench": Command("controlplane.cli.bench", "main", "measure it beside a peer", Topic.TRY),
+    "explain": Command(
+        "controlplane.cli.explain", "main", "why a request went where it went", Topic.ASK
+    ),
+    "key": Command("controlplane.cli.key", "main", "make an API key for a tenant", Topic.CHANGE),
     "gateway": Command("controlplane.compose", "gateway", "run the gateway service"),
     "router": Command("controlplane.compose", "router", "run the router service"),
     "registry": Command("controlplane.compose", "registry", "run the registry service"),
+    "completion": Command(
+        "controlplane.cli.completion", "main", "make your shell complete commands", Topic.SHELL
+    ),
 }
 
 
@@ -40,34 +67,33 @@ class Main(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit code."""
+    if "_ARGCOMPLETE" in os.environ:
+        from controlplane.cli.completion import complete
+
+        complete(COMMANDS)
+        return EXIT_OK
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help", "help"}:
-        print(usage())
+        from controlplane.cli.usage import show_usage
+
+        show_usage(COMMANDS)
         return EXIT_OK if words else EXIT_USAGE
     name, rest = words[0], words[1:]
     command = COMMANDS.get(name)
     if command is None:
-        print(f"tokenplane: there is no command {name!r}\n\n{usage()}", file=sys.stderr)
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        print(
+            f"tokenplane: there is no command {name!r}{meant}\n`tokenplane --help` lists them",
+            file=sys.stderr,
+        )
         return EXIT_USAGE
-    run = cast(Main, getattr(importlib.import_module(command.module), command.function))
-    return run(rest)
+    return function_of(command)(rest)
 
 
-def usage() -> str:
-    """One screen."""
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: tokenplane COMMAND [options]",
-            "",
-            "A control plane for tokens: KV-aware routing over NATS and etcd.",
-            "",
-            *lines,
-            "",
-            "`tokenplane COMMAND --help` lists the options of one.",
-        ]
-    )
+def function_of(command: Command) -> Main:
+    """The function of a command; imports its module."""
+    return cast(Main, getattr(importlib.import_module(command.module), command.function))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic_settings import (
     EnvSettingsSource,
 )
 from pydantic_settings import SettingsError as SourceUnreadable
+from rich_argparse import RawDescriptionRichHelpFormatter
 
 ENV_PREFIX = "TOKENPLANE_"
 ENV_DELIMITER = "__"
@@ -28,6 +30,16 @@ KNOWN_GROUPS = frozenset(
 """Groups that some process has. One file and one environment may serve a whole cluster: a process
 skips the groups of others, and refuses every other name it does not know."""
 ERRORS_SHOWN_MAX = 6
+WORDS = {
+    "str": "TEXT",
+    "SecretStr": "TEXT",
+    "Path": "FILE",
+    "int": "N",
+    "float": "NUMBER",
+    "tuple[str,...]": "A,B,...",
+    "dict[str,str]": "X=1,Y=2",
+}
+"""What the help calls the types of settings."""
 
 Values = Mapping[str, Any]
 """Setting names to raw values; groups nest."""
@@ -59,18 +71,50 @@ def from_flags(settings_type: type[BaseSettings], prog: str, argv: Sequence[str]
         cli: CliSettingsSource[Any] = CliSettingsSource(
             settings_type,
             cli_prog_name=prog,
-            cli_parse_args=list(argv),
             cli_exit_on_error=False,
             cli_avoid_json=True,
             cli_implicit_flags=True,
             cli_hide_none_type=True,
+            formatter_class=Help,
         )
-        return Source("flag", cli())
+        _polish(cli.root_parser)
+        if "_ARGCOMPLETE" in os.environ:
+            complete(cli.root_parser)
+        return Source("flag", cli(args=list(argv))())
     except SourceUnreadable as error:
         raise SettingsError(
             f"{prog}: bad command line: {_without_values(str(error))}\n"
             f"`{prog} --help` lists the flags"
         ) from None
+
+
+def complete(parser: ArgumentParser) -> None:
+    """Tell the shell that asks (see `controlplane.cli.completion`) what may follow, and end the
+    process."""
+    import argcomplete
+
+    for action in parser._actions:
+        choices = str(action.metavar or "")
+        if choices.startswith("{") and "," in choices:
+            values = dict.fromkeys(choices.strip("{}").split(","), "")
+            action.completer = argcomplete.ChoicesCompleter(values)  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser, exclude=["--help"])
+
+
+def _polish(parser: ArgumentParser) -> None:
+    """Say what a flag takes in a user's words, and of the flags in the first line only that there
+    are some: a process has dozens."""
+    for action in parser._actions:
+        if isinstance(action.metavar, str):
+            action.metavar = WORDS.get(action.metavar, action.metavar)
+    rest = [f" {action.metavar}" for action in parser._actions if not action.option_strings]
+    parser.usage = f"{parser.prog} [options]{''.join(rest)}"
+
+
+class Help(RawDescriptionRichHelpFormatter):
+    """Help as people read it: coloured on a terminal, flags before what they take."""
+
+    group_name_formatter = str
 
 
 def from_environment(settings_type: type[BaseSettings]) -> Source:

@@ -1,0 +1,77 @@
+"""The front door: finds commands, helps, and completes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from controlplane.cli.completion import SHELLS
+from controlplane.cli.completion import main as completion
+from controlplane.cli.main import COMMANDS, function_of, main
+from controlplane.cli.usage import show_usage
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_where_the_table_says(name: str) -> None:
+    assert callable(function_of(COMMANDS[name]))
+
+
+def test_the_help_names_every_command_once() -> None:
+    written = StringIO()
+    show_usage(COMMANDS, Console(file=written, width=100))
+    first = [line.split()[0] for line in written.getvalue().splitlines() if line.strip()]
+    assert sorted(word for word in first if word in COMMANDS) == sorted(COMMANDS)
+
+
+def test_without_a_command_the_help_is_shown_and_the_exit_code_is_not_0(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    assert "usage: tokenplane" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+
+
+def test_a_misspelt_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rooter"]) == 2
+    assert "did you mean 'router'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert completion([shell]) == 0
+    assert "tokenplane" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tokenplane re", {"replay", "registry"}),
+        ("tokenplane registry --telemetry.l", {"--telemetry.log_format", "--telemetry.log_level"}),
+        ("tokenplane registry --telemetry.log_format ", {"console", "json"}),
+        ("tokenplane completion z", {"zsh"}),
+    ],
+)
+def test_a_shell_is_told_what_may_follow(line: str, expected: set[str]) -> None:
+    assert complete(line) == expected
+
+
+def complete(line: str) -> set[str]:
+    """What the command answers when a shell asks, as argcomplete's scripts do."""
+    program = (
+        "import os, sys; os.dup2(1, 8); from controlplane.cli.main import main; sys.exit(main([]))"
+    )
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **asked, "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(answer.stdout.split())
