@@ -11,6 +11,7 @@ from anyio.abc import TaskStatus
 from prometheus_client import CollectorRegistry
 
 from agents.adapters.protocol import EngineAdapter, EngineFacts
+from agents.hardware import hardware_of
 from agents.live import LiveSet
 from agents.metrics import AgentMetrics
 from agents.presence import Presence
@@ -18,12 +19,14 @@ from agents.publisher import Outbox
 from agents.requests import RequestLog
 from agents.settings import AgentProcess
 from agents.snapshot import Snapshots
+from agents.usage import UsageMeter
 from agents.watch import EngineWatch, Listener, Pace
 from controlplane.runtime.version import VERSION
+from proto.hardware import load_catalogue
 from proto.ids import WorkerId, new_incarnation
 from proto.subjects import Keys, Subjects
 from proto.wire.ports import Bus, ServiceInfo, Store
-from proto.workers import Hardware, ModelCard, Role, WorkerRecord, WorkerState
+from proto.workers import ModelCard, Role, WorkerRecord, WorkerState
 
 IDLE_POLLS = 2
 """A drained engine must be found idle so many times in a row: a request may be on its way."""
@@ -54,6 +57,8 @@ class AgentService:
         subjects = Subjects(process.cluster)
         self.incarnation = new_incarnation(clock())
         self._settings = settings
+        self._hardware = hardware_of(settings, load_catalogue(process.hardware_file))
+        self._usage = UsageMeter(self._hardware)
         self._bus = bus
         self._draining = False
         self._hurry = anyio.Event()
@@ -124,6 +129,8 @@ class AgentService:
                 await self._hurry.wait()
             self._hurry = anyio.Event()
             if self._watch.facts and self._watch.load:
+                usage = self._usage.take(self._watch.load, anyio.current_time())
+                self._metrics.used(self._record(self._watch.facts), usage)
                 await self._outbox.report(
                     self._watch.load,
                     total_blocks=self._watch.facts.total_blocks,
@@ -153,11 +160,7 @@ class AgentService:
             max_batched_tokens=facts.max_batched_tokens,
             max_running=facts.max_running,
             kv_events=facts.kv_events,
-            hardware=Hardware(
-                profile=settings.hardware,
-                accelerators=settings.accelerators,
-                topology=settings.topology,
-            ),
+            hardware=self._hardware,
             taints=settings.taints,
             adapters=self._watch.load.adapters if self._watch.load else (),
             loads_adapters=settings.loads_adapters,

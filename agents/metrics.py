@@ -6,6 +6,12 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from agents.usage import Usage
+from proto.workers import WorkerRecord
+
+CLASS = ("hardware", "engine", "engine_version", "model")
+"""Labels of what makes one worker like another."""
+
 
 class AgentMetrics:
     """Counters that the parts of an agent add to, and gauges read at each scrape."""
@@ -47,6 +53,28 @@ class AgentMetrics:
             ["subject"],
             registry=registry,
         )
+
+        self._accelerator_s = self._of_class(
+            "accelerator_seconds", "Seconds that accelerators were held, busy or not."
+        )
+        self._dollars = self._of_class("cost_dollars", "What they cost, where a price is known.")
+        self._tokens = Counter(
+            "tokenplane_agent_tokens",
+            "Tokens that the engine computed, by class of worker and kind (prefill, generated).",
+            [*CLASS, "kind"],
+            registry=registry,
+        )
+
+    def used(self, record: WorkerRecord, usage: Usage) -> None:
+        """What an engine has used and made in an interval."""
+        of = (record.hardware.profile, record.engine, record.engine_version, record.model)
+        self._accelerator_s.labels(*of).inc(usage.accelerator_seconds)
+        self._dollars.labels(*of).inc(usage.dollars)
+        self._tokens.labels(*of, "prefill").inc(usage.prefill_tokens)
+        self._tokens.labels(*of, "generated").inc(usage.generated_tokens)
+
+    def _of_class(self, name: str, documentation: str) -> Counter:
+        return Counter(f"tokenplane_agent_{name}", documentation, CLASS, registry=self._registry)
 
     def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """A gauge `tokenplane_agent_<name>`."""

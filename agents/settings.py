@@ -73,7 +73,19 @@ class AgentSettings(Group):
     max_running: int = Field(
         MAX_RUNNING, ge=1, description="requests the engine runs at once, as it was started"
     )
-    hardware: str = Field("unknown", description="hardware profile; the key of capacity models")
+    hardware: str = Field(
+        "unknown",
+        description="hardware profile, such as h100 or h100-pcie: the key of capacity models; what"
+        " is known of an accelerator of that name is registered, too (docs/hardware.md)",
+    )
+    precision: str = Field("", description="what the engine multiplies in, such as bf16 or fp8")
+    moe: bool = Field(False, description="the engine spreads experts over its accelerators")
+    weights_gb: float = Field(
+        0.0, ge=0, description="what the model takes of all accelerators' memory; 0: not known"
+    )
+    price_per_hour: float | None = Field(
+        None, ge=0, description="dollars for all its accelerators, if not as the catalogue has it"
+    )
     accelerators: int = Field(1, ge=0, description="how many accelerators the engine uses")
     topology: dict[str, str] = Field(
         {}, description="labels from wide to narrow, such as zone, rack, host"

@@ -43,6 +43,20 @@ class Hardware(Record):
     accelerators: int = Field(default=1, ge=0)
     topology: dict[str, str] = {}
     """Labels from wide to narrow, such as zone, rack, host, nvlink_domain."""
+    precision: str = ""
+    """What the engine multiplies in, such as `bf16` or `fp8`."""
+    memory_gb: float = Field(default=0.0, ge=0)
+    """Of one accelerator, as are the next; 0: not known."""
+    bandwidth_gb_s: float = Field(default=0.0, ge=0)
+    """To its own memory."""
+    nvlink_accelerators: int = Field(default=1, ge=1)
+    """How many share its NVLink domain, which the label `nvlink_domain` names."""
+    moe: bool = False
+    """The deployment spreads the experts of a mixture over its accelerators."""
+    weights_gb: float = Field(default=0.0, ge=0)
+    """Of all accelerators' memory, what the model takes; 0: not known."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Dollars for all its accelerators; None: nobody said."""
 
 
 class WorkerRecord(Record):

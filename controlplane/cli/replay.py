@@ -26,6 +26,7 @@ from controlplane.cli import ladder
 from controlplane.cli.options import Names, OutPath, written_arm
 from controlplane.replay.arms import arm
 from controlplane.replay.fleet import MODEL
+from controlplane.replay.hardware import dollars_per_hour, timing
 from controlplane.replay.live import LiveTarget, NotServing, run_live, served_model
 from controlplane.replay.names import PromptNamer, check_block_size
 from controlplane.replay.parallel import run_all
@@ -43,9 +44,10 @@ from controlplane.replay.simulate import Scenario, simulate
 from controlplane.replay.trace import Trace, TraceUnreadable, load_trace
 from controlplane.router.plugins import installed
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
+from proto.hardware import BadHardware, load_catalogue
 from proto.hashing import BlockHasher, Scope, Words
 from proto.wire.http import AiohttpClient
-from workers.sim.timing import H100, PROFILES
+from workers.sim.timing import H100, Profile
 
 PROG = "tokenplane replay"
 EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -58,7 +60,7 @@ _COMMON = (
 OnProgress = Callable[[str, int], None]
 """Policy, and how many of its requests have ended."""
 
-_VIRTUAL = ("workers", "profile", "blocks", "event_delay_ms")
+_VIRTUAL = ("workers", "profile", "hardware_file", "blocks", "event_delay_ms")
 _LIVE = ("url", "model", "concurrency", "timeout_s")
 
 
@@ -70,12 +72,6 @@ def _speed(value: object) -> object:
     if not ok:
         raise ValueError("either `virtual`, or how many times faster than the trace: above 0")
     return value
-
-
-def _profile(name: str) -> str:
-    if name not in PROFILES:
-        raise ValueError(f"there is no profile {name!r}; there are: {', '.join(PROFILES)}")
-    return name
 
 
 def _url(url: str) -> str:
@@ -117,10 +113,13 @@ class ReplaySettings(CommandSettings):
     )
 
     workers: int = Field(8, ge=1, le=4096, description="virtual: engines")
-    profile: Names[Annotated[str, AfterValidator(_profile)]] = Field(
+    profile: Names[str] = Field(
         (H100.name,),
-        description=f"virtual: engine timing, of {', '.join(PROFILES)}; of several, separated by"
-        " commas, the engines have one in turn",
+        description="virtual: engine timing, such as h100, h200 or laptop; of several, separated"
+        " by commas, the engines have one in turn",
+    )
+    hardware_file: Path | None = Field(
+        None, description="virtual: TOML with accelerators of your own (docs/hardware.md)"
     )
     blocks: int | None = Field(
         None, ge=1, description="virtual: KV blocks of an engine; default: what the profile holds"
@@ -143,6 +142,19 @@ class ReplaySettings(CommandSettings):
                 raise ValueError(f"{name} is no policy; through a cluster there are no other arms")
         return self
 
+    @model_validator(mode="after")
+    def _profiles_exist(self) -> Self:
+        try:
+            self.timings()
+        except BadHardware as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def timings(self) -> tuple[Profile, ...]:
+        """Of the engines in turn. Raises ValueError, `BadHardware`."""
+        catalogue = load_catalogue(self.hardware_file)
+        return tuple(timing(name, catalogue) for name in self.profile)
+
     @property
     def live(self) -> bool:
         """Through a cluster, and not in virtual time."""
@@ -152,7 +164,8 @@ class ReplaySettings(CommandSettings):
         """What had a say in the figures, for the report."""
         names = _COMMON + (_LIVE if self.live else _VIRTUAL)
         values = {name: getattr(self, name) for name in names}
-        return {n: ",".join(v) if isinstance(v, tuple) else v for n, v in values.items()}
+        values = {n: ",".join(v) if isinstance(v, tuple) else v for n, v in values.items()}
+        return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -218,14 +231,16 @@ def _runs(settings: ReplaySettings, trace: Trace, names: list[Words], notes: Con
 
 def _scenario(settings: ReplaySettings, trace: Trace, names: list[Words]) -> Scenario:
     assert settings.seed is not None
+    fleet = tuple(islice(cycle(settings.timings()), settings.workers))
     return Scenario(
         requests=trace.requests,
         names=names,
-        profiles=tuple(islice(cycle(settings.profile), settings.workers)),
+        profiles=fleet,
         block_tokens=settings.block_size,
         targets=_targets(settings),
         blocks=settings.blocks,
         event_delay_s=settings.event_delay_ms / 1000,
+        dollars_per_hour=dollars_per_hour(fleet, load_catalogue(settings.hardware_file)),
         seed=settings.seed,
     )
 

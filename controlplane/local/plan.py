@@ -14,6 +14,7 @@ from pydantic_settings import SettingsConfigDict
 from controlplane.local.layout import Layout
 from controlplane.local.servers import etcd_argv, nats_argv
 from controlplane.runtime.settings import CommandSettings
+from proto.hardware import builtin_file
 from proto.ids import WorkerId
 
 LOOPBACK_URL = "http://127.0.0.1"
@@ -29,7 +30,12 @@ class ClusterOptions(CommandSettings):
     routers: int = Field(1, ge=1, le=16, description="how many router replicas")
     port: int = Field(8000, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
     model: str = Field("sim", description="the model name that clients ask for")
-    profile: str = Field("laptop", description="timing profile of the simulated engines")
+    profile: str = Field(
+        "laptop", description="timing of the simulated engines, such as h100 or h200"
+    )
+    hardware_file: Path | None = Field(
+        None, description="TOML with accelerators of your own (docs/hardware.md)"
+    )
     speed: float = Field(1.0, gt=0, description="how many times faster than the profile they run")
     block_tokens: int = Field(16, ge=1, le=512, description="tokens in a KV block")
     blocks: int = Field(4096, ge=16, description="KV blocks of each engine")
@@ -162,6 +168,8 @@ def engines(options: ClusterOptions, layout: Layout, ports: Ports) -> Iterator[P
                 "TOKENPLANE_ADMIN__PORT": str(mine.agent_admin),
                 "TOKENPLANE_AGENT__WORKER": worker_id(index),
                 "TOKENPLANE_AGENT__ENGINE": "sim",
+                "TOKENPLANE_AGENT__HARDWARE": options.profile,
+                "TOKENPLANE_AGENT__ACCELERATORS": "1" if options.profile == "laptop" else "8",
                 "TOKENPLANE_AGENT__ENGINE_URL": url,
                 "TOKENPLANE_AGENT__EVENTS": f"tcp://127.0.0.1:{mine.events}",
                 "TOKENPLANE_AGENT__REPLAY": f"tcp://127.0.0.1:{mine.replay}",
@@ -177,6 +185,7 @@ def _engine_argv(options: ClusterOptions, model: Path, mine: EnginePorts) -> tup
         *("--replay-port", str(mine.replay)),
         *("--model", options.model, "--model-dir", str(model)),
         *("--profile", options.profile, "--speed", str(options.speed)),
+        *("--hardware", *map(str, filter(None, (builtin_file(), options.hardware_file)))),
         *("--block-size", str(options.block_tokens), "--blocks", str(options.blocks)),
         *("--max-model-len", str(options.context_tokens)),
     )
@@ -189,6 +198,8 @@ def _common_environment(options: ClusterOptions, layout: Layout, ports: Ports) -
         "TOKENPLANE_NATS__SERVERS": json.dumps([f"nats://127.0.0.1:{ports.nats}"]),
         "TOKENPLANE_ETCD__ENDPOINTS": json.dumps([f"127.0.0.1:{ports.etcd}"]),
     }
+    if options.hardware_file:
+        environment["TOKENPLANE_HARDWARE_FILE"] = str(options.hardware_file)
     if options.otlp:
         environment["TOKENPLANE_TELEMETRY__OTLP_ENDPOINT"] = options.otlp
     return environment

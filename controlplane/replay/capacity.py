@@ -19,19 +19,19 @@ from collections.abc import Sequence
 
 from controlplane.replay.trace import TraceRequest
 from proto.hashing import Words
-from workers.sim.timing import PROFILES, Profile, attention_pairs
+from workers.sim.timing import Profile, attention_pairs
 
 
 def fleet_rate(
     requests: Sequence[TraceRequest],
     cached_tokens: Sequence[int],
-    profiles: Sequence[str],
+    profiles: Sequence[Profile],
     tpot_target_ms: float,
 ) -> float:
     """Requests a second that are 100 % load for engines of these profiles together."""
     return sum(
-        profiles.count(name) * engine_rate(requests, cached_tokens, PROFILES[name], tpot_target_ms)
-        for name in sorted(set(profiles))
+        profiles.count(profile) * engine_rate(requests, cached_tokens, profile, tpot_target_ms)
+        for profile in dict.fromkeys(profiles)
     )
 
 

@@ -23,7 +23,7 @@ from controlplane.replay.report import Targets, ideal_hit_rate
 from controlplane.replay.simulate import Scenario
 from controlplane.replay.trace import TraceRequest, load_trace
 from proto.hashing import BlockHasher, Scope, Words
-from workers.sim.timing import A100, H100
+from workers.sim.timing import A100, H100, Profile
 
 RECORDED = "recorded"
 UNEQUAL = "unequal hardware"
@@ -142,6 +142,6 @@ def _requests(course: Course, trace: str) -> list[TraceRequest]:
     return list(islice(generate(workload, random.Random(course.seed)), course.requests))
 
 
-def _profiles(course: Course, trace: str) -> tuple[str, ...]:
+def _profiles(course: Course, trace: str) -> tuple[Profile, ...]:
     slower = course.workers // 2 if trace == UNEQUAL else 0
-    return (H100.name,) * (course.workers - slower) + (A100.name,) * slower
+    return (H100,) * (course.workers - slower) + (A100,) * slower

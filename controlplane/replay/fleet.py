@@ -59,7 +59,7 @@ class SimulatedWorker:
             max_batched_tokens=profile.max_num_batched_tokens,
             max_running=profile.max_num_seqs,
             kv_events=kv_events,
-            hardware=Hardware(profile=profile.name),
+            hardware=Hardware(profile=profile.name, accelerators=profile.accelerators),
         )
 
     def hear(self, events: Sequence[CacheEvent]) -> KvBatch:

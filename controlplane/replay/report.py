@@ -10,6 +10,8 @@
   it stays a little below.
 - `goodput`: the share of all requests, rejected and failed ones included, that were completed
   within both targets.
+- `cost_per_1k_tokens`: dollars for the whole fleet from first arrival to last token, idle or not,
+  for a thousand tokens of completed answers; prompts are not counted. Absent without prices.
 - `busy`: the share of the time from first arrival to last token that an engine was computing,
   averaged over engines; absent where engines cannot be seen.
 """
@@ -45,6 +47,7 @@ class Outcome(msgspec.Struct, frozen=True):
     tpot_ms: float | None = None
     prompt_blocks: int = 0
     cached_blocks: int = 0
+    output_tokens: int = 0
     detail: str = ""
     """Why it was not completed."""
 
@@ -55,6 +58,10 @@ class Run(msgspec.Struct, frozen=True):
     policy: str
     outcomes: list[Outcome]
     busy: float | None
+    accelerator_seconds: float | None = None
+    """Held from first arrival to last token."""
+    dollars: float | None = None
+    """What they cost."""
 
 
 class Targets(msgspec.Struct, frozen=True):
@@ -85,6 +92,8 @@ class PolicyReport(msgspec.Struct, frozen=True):
     ideal_hit_rate: float
     goodput: float
     busy: float | None
+    accelerator_seconds: float | None = None
+    cost_per_1k_tokens: float | None = None
 
 
 class TraceReport(msgspec.Struct, frozen=True):
@@ -133,7 +142,13 @@ def policy_report(run: Run, ideal: float, targets: Targets) -> PolicyReport:
         ideal_hit_rate=ideal,
         goodput=sum(_good(o, targets) for o in done) / max(1, len(run.outcomes)),
         busy=run.busy,
+        accelerator_seconds=run.accelerator_seconds,
+        cost_per_1k_tokens=_cost_per_1k(run.dollars, sum(o.output_tokens for o in done)),
     )
+
+
+def _cost_per_1k(dollars: float | None, tokens: int) -> float | None:
+    return None if dollars is None or not tokens else 1000 * dollars / tokens
 
 
 def distribution(values: Sequence[float]) -> Distribution:
@@ -177,6 +192,9 @@ def table(report: Report) -> Table:
     grid.add_row("  ideal", *(f"{p.ideal_hit_rate:.1%}" for p in policies))
     grid.add_row("goodput", *(f"{p.goodput:.1%}" for p in policies))
     grid.add_row("engines busy", *("-" if p.busy is None else f"{p.busy:.1%}" for p in policies))
+    if any(p.cost_per_1k_tokens is not None for p in policies):
+        costs = [p.cost_per_1k_tokens for p in policies]
+        grid.add_row("$ per 1k tokens", *("-" if c is None else f"{c:.4f}" for c in costs))
     return grid
 
 

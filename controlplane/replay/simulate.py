@@ -28,22 +28,24 @@ from workers.sim.cache import CacheEvent
 from workers.sim.request import Progress as EngineProgress
 from workers.sim.request import ProgressKind, Request
 from workers.sim.scheduler import RequestTooLarge
-from workers.sim.timing import PROFILES
+from workers.sim.timing import Profile
 
 
 @dataclass(frozen=True)
 class Scenario:
     """All that is the same for every arm. `names` has the canonical names of each request's full
-    blocks, `profiles` the profile of each worker; `blocks` overrides the KV blocks of profiles.
+    blocks, `profiles` that of each worker; `blocks` overrides the KV blocks of profiles.
     `targets` are what users were promised: the oracle knows."""
 
     requests: list[TraceRequest]
     names: list[Words]
-    profiles: tuple[str, ...]
+    profiles: tuple[Profile, ...]
     block_tokens: int
     targets: Targets
     blocks: int | None = None
     event_delay_s: float = 0.005
+    dollars_per_hour: float | None = None
+    """For all workers; None: nobody knows."""
     seed: int = 0
 
 
@@ -110,7 +112,15 @@ class _Simulation:
             self._moment(self._agenda[0][0])
         self._chooser.check()
         outcomes = [self._outcomes[index] for index in range(len(requests))]
-        return Run(self._arm.name, outcomes, self._busy(self._last_token_s - start_s))
+        span_s = self._last_token_s - start_s
+        price = self._scenario.dollars_per_hour
+        return Run(
+            self._arm.name,
+            outcomes,
+            self._busy(span_s),
+            sum(profile.accelerators for profile in self._scenario.profiles) * span_s,
+            None if price is None else price * span_s / 3600,
+        )
 
     def _moment(self, now_s: float) -> None:
         """All that happens at one time. Only then do engines go on: a step that begins now
@@ -186,6 +196,7 @@ class _Simulation:
             tpot_ms=decode_ms / after_first if after_first else None,
             prompt_blocks=request.input_tokens // block_tokens,
             cached_blocks=progress.cached_tokens // block_tokens,
+            output_tokens=progress.output_tokens,
         )
 
     def _end(self, index: int, outcome: Outcome) -> None:
@@ -202,9 +213,7 @@ class _Simulation:
 def _fleet(scenario: Scenario) -> dict[WorkerId, SimulatedWorker]:
     width = len(str(len(scenario.profiles) - 1))
     fleet = [
-        SimulatedWorker(
-            WorkerId(f"w{i:0{width}}"), PROFILES[profile], scenario.block_tokens, scenario.blocks
-        )
+        SimulatedWorker(WorkerId(f"w{i:0{width}}"), profile, scenario.block_tokens, scenario.blocks)
         for i, profile in enumerate(scenario.profiles)
     ]
     return {worker.worker: worker for worker in fleet}

@@ -166,6 +166,9 @@ class CommonSettings(CommandSettings):
         description="secret of the cluster, equal in all its processes; prefer the environment",
     )
     secret_file: Path | None = Field(None, description="file that holds the secret")
+    hardware_file: Path | None = Field(
+        None, description="TOML with accelerators and prices of your own (docs/hardware.md)"
+    )
     nats: BusSettings = Field(BusSettings(), description="How to reach NATS")
     etcd: StoreSettings = Field(StoreSettings(), description="How to reach etcd")
     telemetry: TelemetrySettings = Field(TelemetrySettings(), description="Traces and logs")

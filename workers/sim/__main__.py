@@ -20,13 +20,14 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
+from workers.sim.chips import read_chips
 from workers.sim.driver import Driver
 from workers.sim.engine import Engine
 from workers.sim.events import EventEncoder, EventFormat, EventPublisher, HashFormat
 from workers.sim.metrics import Metrics
+from workers.sim.roofline import profile_of
 from workers.sim.server import Served, Server
 from workers.sim.shapes import VERSION
-from workers.sim.timing import PROFILES
 from workers.sim.tokens import BadModelDirectory, ChatTokenizer, write_model
 
 GRACE_S = 0.5
@@ -56,7 +57,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--event-topic", default="", help="topic of KV events")
     add("--event-format", type=EventFormat, default=EventFormat.MAP, choices=[*EventFormat])
     add("--hash-format", type=HashFormat, default=HashFormat.INT, choices=[*HashFormat])
-    add("--profile", default="laptop", choices=sorted(PROFILES))
+    add("--profile", default="laptop", help="how fast it is: a name of timing.py or of a chip")
+    add("--hardware", type=Path, nargs="*", default=[], help="TOML files with chips (chips.py)")
     add("--speed", type=_positive, default=1.0, help="run so many times as fast as the profile")
     add("--block-size", type=_count, default=16, help="tokens of a KV block")
     add("--blocks", type=_count, help="KV blocks; by default what the profile has room for")
@@ -117,7 +119,10 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 def _engine(options: argparse.Namespace) -> Engine:
-    profile = PROFILES[options.profile]
+    try:
+        profile = profile_of(options.profile, read_chips(options.hardware))
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
     profile = replace(
         profile,
         max_num_seqs=options.max_num_seqs or profile.max_num_seqs,

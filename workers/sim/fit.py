@@ -1,6 +1,9 @@
 """Fits the step costs of `timing.py` to measured prompt and token times.
 
-    python -m workers.sim.fit engine_timings_splitwise.csv.gz
+    python -m workers.sim.fit engine_timings_splitwise.csv.gz [hardware.toml]
+
+With a file of chips, also how far the A100 is from the H100 scaled by `roofline.py`, for the model
+that its rule was chosen on and for one that it was not.
 
 Columns used: model, hardware, tensor_parallel, prompt_size and token_size (tokens), batch_size,
 prompt_time (ms for the whole batch), token_time (ms a decode step). Needs numpy; the engine does
@@ -12,13 +15,15 @@ from __future__ import annotations
 import csv
 import gzip
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.sim.chips import BadChips, Chip, read_chips
+from workers.sim.roofline import scaled
 from workers.sim.timing import StepCost
 
 Floats = NDArray[np.float64]
@@ -114,24 +119,39 @@ def errors(cost: StepCost, data: Measurements) -> tuple[Error, Error]:
 
 def main(arguments: list[str]) -> int:
     """Print the coefficients of the profiles; returns the exit code."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m workers.sim.fit engine_timings_splitwise.csv[.gz]\n")
+    if len(arguments) not in (1, 2):
+        sys.stderr.write("usage: python -m workers.sim.fit MEASUREMENTS.csv[.gz] [CHIPS.toml]\n")
         return 2
-    for hardware in ("h100-80gb", "a100-80gb"):
-        try:
-            data = load(Path(arguments[0]), "llama2-70b", hardware, 8)
-        except (OSError, KeyError, ValueError) as error:
-            sys.stderr.write(f"cannot fit {arguments[0]}: {error}\n")
-            return 1
-        cost, prefill, decode = fit(data)
-        lines = [f"{hardware}, {len(data.batch)} rows"]
-        lines += [f"  {name} = {value:.4g}" for name, value in vars(cost).items()]
-        lines += [
-            f"  relative error of the {what}: median {error.median:.1%}, p95 {error.p95:.1%}"
-            for what, error in (("prompt pass", prefill), ("decode step", decode))
-        ]
-        sys.stdout.write("\n".join(lines) + "\n")
+    path, *chips = map(Path, arguments)
+    try:
+        lines = [*_fitted(path), *(_predicted(path, read_chips(chips)) if chips else ())]
+    except (OSError, KeyError, ValueError, BadChips) as error:
+        sys.stderr.write(f"cannot fit {path}: {error}\n")
+        return 1
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _fitted(path: Path) -> Iterator[str]:
+    for hardware in ("h100-80gb", "a100-80gb"):
+        data = load(path, "llama2-70b", hardware, 8)
+        cost, *found = fit(data)
+        yield f"{hardware}, {len(data.batch)} rows"
+        yield from (f"  {name} = {value:.4g}" for name, value in vars(cost).items())
+        yield from _told(found)
+
+
+def _predicted(path: Path, chips: Mapping[str, Chip]) -> Iterator[str]:
+    for model in ("llama2-70b", "bloom-176b"):
+        measured = [load(path, model, hardware, 8) for hardware in ("h100-80gb", "a100-80gb")]
+        cost, *_ = fit(measured[0])
+        yield f"a100-80gb as predicted from h100-80gb, {model}"
+        yield from _told(errors(scaled(cost, chips["h100"], chips["a100"]), measured[1]))
+
+
+def _told(found: Iterable[Error]) -> Iterator[str]:
+    for what, error in zip(("prompt pass", "decode step"), found, strict=True):
+        yield f"  relative error of the {what}: median {error.median:.1%}, p95 {error.p95:.1%}"
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:

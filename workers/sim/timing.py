@@ -84,6 +84,7 @@ class Profile:
     cost: StepCost
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 256
+    accelerators: int = 1
 
     def kv_capacity_blocks(self, block_tokens: int) -> int:
         """Whole KV blocks of that size."""
@@ -125,6 +126,7 @@ H100 = Profile(
         prefill_knee_token_ms=0.05059,
         attention_pair_ms=9.843e-7,
     ),
+    accelerators=8,
 )
 
 A100 = Profile(
@@ -140,6 +142,7 @@ A100 = Profile(
         prefill_knee_token_ms=0.1034,
         attention_pair_ms=2.256e-6,
     ),
+    accelerators=8,
 )
 
 LAPTOP = Profile(

@@ -35,8 +35,8 @@ def test_hits_and_quicker_engines_carry_more() -> None:
 
 def test_a_fleet_carries_what_its_engines_carry() -> None:
     each = [engine_rate(ALIKE, NOTHING, profile, 100.0) for profile in (H100, A100, A100)]
-    names = [H100.name, A100.name, A100.name]
-    assert fleet_rate(ALIKE, NOTHING, names, 100.0) == pytest.approx(sum(each))
+    fleet = [H100, A100, A100]
+    assert fleet_rate(ALIKE, NOTHING, fleet, 100.0) == pytest.approx(sum(each))
 
 
 def test_who_cannot_keep_the_target_at_all_has_no_capacity() -> None:

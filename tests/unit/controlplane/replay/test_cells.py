@@ -30,8 +30,8 @@ def test_traces_are_what_they_are_called() -> None:
     ideal = {trace: ideal_hit_rate(scenario.names) for trace, scenario in of.items()}
     assert ideal["no reuse"] == ideal["1:32 lengths"] == 0
     assert min(ideal["shared prefix"], ideal["sibling bursts"]) > 0.6
-    assert of["no reuse"].profiles == (H100.name,) * 4
-    assert of[UNEQUAL].profiles == (H100.name, H100.name, A100.name, A100.name)
+    assert of["no reuse"].profiles == (H100,) * 4
+    assert of[UNEQUAL].profiles == (H100, H100, A100, A100)
 
 
 def test_a_recorded_trace_comes_first_and_is_brought_to_its_load(tmp_path: Path) -> None:

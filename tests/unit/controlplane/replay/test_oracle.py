@@ -97,6 +97,6 @@ def test_knowing_all_serves_more_within_the_targets() -> None:
 
 
 def test_the_oracle_survives_preemptions_and_prompts_that_fit_nowhere() -> None:
-    small = replace(sharing(), blocks=80, profiles=(LAPTOP.name,) * 2)
+    small = replace(sharing(), blocks=80, profiles=(LAPTOP,) * 2)
     statuses = [outcome.status for outcome in run(small, "oracle").outcomes]
     assert {Status.COMPLETED, Status.FAILED} == set(statuses)
