@@ -19,6 +19,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+# Everything goes wrong on purpose, for some minutes. CHAOS_SEED=7 plays another history.
+.PHONY: chaos
+chaos: $(READY)
+	$(BIN)/python -m pytest -m chaos -s
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
