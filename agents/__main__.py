@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from agents.adapters.sim import SimAdapter
 from agents.adapters.vllm import VllmAdapter, VllmOptions
 from agents.agent import AgentService
 from agents.settings import AgentProcess, AgentSettings
@@ -29,6 +30,7 @@ def build(settings: AgentProcess, kit: Kit) -> list[AgentService]:
 
 def make_adapter(settings: AgentSettings, http: Http, frames: Frames) -> VllmAdapter:
     """Every kind of engine so far speaks vLLM's dialect."""
+    kind = SimAdapter if settings.engine == "sim" else VllmAdapter
     options = VllmOptions(
         url=settings.engine_url,
         events=settings.events,
@@ -37,8 +39,9 @@ def make_adapter(settings: AgentSettings, http: Http, frames: Frames) -> VllmAda
         model_directory=settings.model_directory,
         max_batched_tokens=settings.max_batched_tokens,
         max_running=settings.max_running,
+        transfer=settings.kv_transfer,
     )
-    return VllmAdapter(http, frames, options)
+    return kind(http, frames, options)
 
 
 if __name__ == "__main__":

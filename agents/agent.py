@@ -11,6 +11,7 @@ from anyio.abc import TaskStatus
 from prometheus_client import CollectorRegistry
 
 from agents.adapters.protocol import EngineAdapter, EngineFacts
+from agents.handoff import Handoff
 from agents.hardware import hardware_of
 from agents.live import LiveSet
 from agents.metrics import AgentMetrics
@@ -22,8 +23,9 @@ from agents.snapshot import Snapshots
 from agents.usage import UsageMeter
 from agents.watch import EngineWatch, Listener, Pace
 from controlplane.runtime.version import VERSION
+from proto.codec import Producer
 from proto.hardware import load_catalogue
-from proto.ids import WorkerId, new_incarnation
+from proto.ids import ServiceId, WorkerId, new_incarnation
 from proto.subjects import Keys, Subjects
 from proto.wire.ports import Bus, ServiceInfo, Store
 from proto.workers import ModelCard, Role, WorkerRecord, WorkerState
@@ -73,6 +75,13 @@ class AgentService:
         self._presence = Presence(
             store, Keys(process.cluster), worker, self._metrics, rng or random.Random()
         )
+        self._handoff = Handoff(
+            adapter.handoff,
+            subjects,
+            worker,
+            Producer(ServiceId(worker), self.incarnation, clock),
+            self._metrics,
+        )
         self._requests = RequestLog(bus, subjects, worker, settings.engine, self._metrics, clock)
         self._watch = EngineWatch(
             adapter,
@@ -99,7 +108,7 @@ class AgentService:
         )
         async with (
             anyio.create_task_group() as tasks,
-            self._bus.serve(info, [self._snapshots.endpoint]),
+            self._bus.serve(info, [self._snapshots.endpoint, *self._handoff.endpoints]),
         ):
             await tasks.start(self._requests.run)
             for part in (self._outbox, self._presence, self._watch):
@@ -164,6 +173,7 @@ class AgentService:
             taints=settings.taints,
             adapters=self._watch.load.adapters if self._watch.load else (),
             loads_adapters=settings.loads_adapters,
+            transfer=facts.transfer,
         )
 
     def _state(self) -> WorkerState:

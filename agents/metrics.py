@@ -47,6 +47,12 @@ class AgentMetrics:
             "Leases taken in the registry; more than one means that one was lost.",
             registry=registry,
         )
+        self.commands = Counter(
+            "tokenplane_agent_commands",
+            "The transfer coordinator's commands, by verb and outcome.",
+            ["verb", "outcome"],
+            registry=registry,
+        )
         self.unreadable = Counter(
             "tokenplane_agent_unreadable_messages",
             "Messages on the bus that could not be read, by subject.",

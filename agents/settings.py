@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from agents.adapters.vllm import MAX_BATCHED_TOKENS, MAX_RUNNING
 from controlplane.runtime.settings import CommonSettings, Group
 from proto.ids import WorkerId, check_name
+from proto.workers import KvTransfer
 
 
 def _check_worker(name: str) -> WorkerId:
@@ -63,6 +64,12 @@ class AgentSettings(Group):
     )
     role: Literal["aggregated", "prefill", "decode"] = Field(
         "aggregated", description="which phase the engine serves"
+    )
+    kv_transfer: KvTransfer | None = Field(
+        None,
+        description="how the engine's KV connector was set up, as JSON: connector, dtype, layout,"
+        " tensor_parallel, block_bytes, lease_s; without it its blocks stay where they are (the"
+        " simulated engine tells by itself)",
     )
     model_directory: str | None = Field(
         None, description="where the tokenizer lies, if not where the engine says its model is"

@@ -21,6 +21,9 @@ from controlplane.router.settings import RouterSettings
 from controlplane.runtime.process import Kit, run_command
 from controlplane.runtime.service import Service
 from controlplane.runtime.settings import CommonSettings
+from controlplane.transfer.metrics import TransferMetrics
+from controlplane.transfer.service import TransferService
+from controlplane.transfer.settings import TransferSettings
 from proto.ids import ServiceId
 from proto.subjects import Keys, Subjects
 
@@ -37,6 +40,12 @@ class GatewayProcess(CommonSettings):
     gateway: GatewaySettings = Field(GatewaySettings(), description="Where it listens, and waits")
 
 
+class TransferProcess(CommonSettings):
+    """All settings of a transfer coordinator's process."""
+
+    transfer: TransferSettings = Field(TransferSettings(), description="When KV blocks are moved")
+
+
 def router(argv: Sequence[str]) -> int:
     """`tokenplane router`"""
     return run_command("router", RouterProcess, build_router, argv)
@@ -50,6 +59,11 @@ def gateway(argv: Sequence[str]) -> int:
 def registry(argv: Sequence[str]) -> int:
     """`tokenplane registry`"""
     return run_command("registry", CommonSettings, build_registry, argv)
+
+
+def transfer(argv: Sequence[str]) -> int:
+    """`tokenplane transfer`"""
+    return run_command("transfer", TransferProcess, build_transfer, argv)
 
 
 def build_router(settings: RouterProcess, kit: Kit) -> Sequence[Service]:
@@ -87,6 +101,20 @@ def build_registry(settings: CommonSettings, kit: Kit) -> Sequence[Service]:
     view = RegistryView(kit.carriers.store, Keys(settings.cluster))
     subjects = Subjects(settings.cluster)
     service = RegistryService(kit.carriers.bus, subjects, view, kit.metrics)
+    return [view, service]
+
+
+def build_transfer(settings: TransferProcess, kit: Kit) -> Sequence[Service]:
+    """A transfer coordinator and the view it follows."""
+    view = RegistryView(kit.carriers.store, Keys(settings.cluster))
+    service = TransferService(
+        settings.transfer,
+        kit.carriers.bus,
+        Subjects(settings.cluster),
+        view,
+        TransferMetrics(kit.metrics),
+        service=_service_id("transfer"),
+    )
     return [view, service]
 
 

@@ -13,11 +13,15 @@
 | `tp.<cluster>.explain`               | `ExplainRequest`    | anyone -> routers      |
 | `tp.<cluster>.explained.<request>`   | `Explained`         | router -> who asked    |
 | `tp.<cluster>.agent.<worker>.<verb>` | `KvSnapshotRequest` | router -> one agent    |
+| `tp.<cluster>.agent.<worker>.<verb>` | `Command`           | coordinator -> one agent |
+| `tp.<cluster>.transfer.<verb>`       | `Begin`, `Report`   | gateway -> one coordinator |
+| `tp.<cluster>.transitions`           | `Transition`        | coordinator -> everyone |
 | `tp.<cluster>.registry.<verb>`       | `WorkersRequest`    | anyone -> one registry |
 | `tp.<cluster>.requests`              | `RequestRecord`     | gateway -> stream      |
 
-`route`, `bookings`, `agent` and `registry` are request and reply; `requests` is stored by JetStream
-and comes at least once; all else is at most once, numbered where a loss must be noticed.
+`route`, `bookings`, `agent`, `transfer` and `registry` are request and reply; `requests` is stored
+by JetStream and comes at least once; all else is at most once, numbered where a loss must be
+noticed. Tickets of transfers are in a bucket of JetStream, by their ids.
 
 | key                          | holds          | by    | lease |
 |------------------------------|----------------|-------|-------|
@@ -92,7 +96,23 @@ class Subjects:
         return f"{self._root}.bookings"
 
     def snapshot(self, worker: WorkerId) -> str:
-        return f"{self._root}.agent.{check_name(worker, 'worker')}.snapshot"
+        return self.agent(worker, "snapshot")
+
+    def agent(self, worker: WorkerId, verb: str) -> str:
+        """Commands to the agent of one worker."""
+        return f"{self._root}.agent.{check_name(worker, 'worker')}.{verb}"
+
+    def transfer(self, verb: str) -> str:
+        return f"{self._root}.transfer.{verb}"
+
+    @property
+    def transitions(self) -> str:
+        return f"{self._root}.transitions"
+
+    @property
+    def tickets_bucket(self) -> str:
+        """The bucket of transfer tickets; a bucket's name has no dots."""
+        return f"{self._root}_TICKETS".replace(".", "_").upper()
 
     @property
     def registry_workers(self) -> str:

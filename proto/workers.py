@@ -20,6 +20,16 @@ class Role(StrEnum):
     DECODE = "decode"
 
 
+class HandoffOrder(StrEnum):
+    """How a prefill engine passes its blocks on."""
+
+    PREFILL_FIRST = "prefill_first"
+    """It prefills, says where the blocks lie and keeps them; the decode engine is asked then, and
+    fetches them (vLLM, TensorRT-LLM)."""
+    OVERLAPPED = "overlapped"
+    """Both are asked at once and meet by themselves (SGLang)."""
+
+
 class WorkerState(StrEnum):
     """Only `READY` workers are chosen; a draining one finishes what it has."""
 
@@ -59,6 +69,29 @@ class Hardware(Record):
     """Dollars for all its accelerators; None: nobody said."""
 
 
+class KvTransfer(Record):
+    """How an engine's KV blocks can go to another engine, as its agent declares it.
+
+    Two engines that differ in any of the first five cannot pass blocks to each other.
+    """
+
+    connector: Text
+    """What moves the bytes, such as `nixl`."""
+    order: HandoffOrder = HandoffOrder.PREFILL_FIRST
+    dtype: Text = "auto"
+    """Of the KV cache."""
+    layout: Text = "default"
+    tensor_parallel: int = Field(default=1, ge=1)
+    transforms_parallelism: bool = False
+    """It can read blocks of an engine with another degree of tensor parallelism."""
+    block_bytes: int = Field(default=0, ge=0)
+    """Of one block, over all layers and ranks; 0: not known."""
+    lease_s: float = Field(default=30.0, gt=0)
+    """For how long it keeps blocks that nobody has fetched yet."""
+    bootstrap: str = ""
+    """`host:port` where a decode engine meets it, where both run at once."""
+
+
 class WorkerRecord(Record):
     """One routing target, registered by its agent under the agent's lease."""
 
@@ -86,6 +119,8 @@ class WorkerRecord(Record):
     """LoRA adapters of the model that the engine has, by the names that it serves them by."""
     loads_adapters: bool = False
     """The engine loads an adapter that it does not have when it is asked for it."""
+    transfer: KvTransfer | None = None
+    """None: its KV blocks stay where they are."""
 
 
 class WorkersRequest(Record):

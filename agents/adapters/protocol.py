@@ -13,6 +13,8 @@ from typing import Protocol
 import msgspec
 
 from proto.kv import Tier
+from proto.transfers import Command, CommandReply
+from proto.workers import KvTransfer
 
 EngineHash = int | bytes
 """A block's name in the engine's own words: an unsigned 64-bit number, or a whole digest."""
@@ -50,6 +52,8 @@ class EngineFacts(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer | None
     kv_events: bool
     """False: nobody tells us what the engine caches."""
+    transfer: KvTransfer | None = None
+    """How its KV blocks can go to another engine; None: they cannot."""
 
 
 class EngineWork(msgspec.Struct, frozen=True):
@@ -155,6 +159,20 @@ Deliver = Callable[[Sequence[EngineEvent]], None]
 """Takes events in the order they happened; called often, must be quick."""
 
 
+class EngineHandoff(Protocol):
+    """What the transfer coordinator may ask of an engine. Every wait has a deadline; doing it
+    twice is as good as once. Each raises `EngineAway`."""
+
+    async def abort(self, command: Command) -> CommandReply:
+        """Stop computing the request, whichever leg of it runs here."""
+
+    async def release(self, command: Command) -> CommandReply:
+        """Let the blocks go that are staged under the command's handle."""
+
+    async def replicate(self, command: Command) -> CommandReply:
+        """Fetch the blocks that the handle names from another engine, and cache them."""
+
+
 class EngineAdapter(Protocol):
     """One engine, in its own dialect. Every wait inside has a deadline."""
 
@@ -173,3 +191,7 @@ class EngineAdapter(Protocol):
         Begins with all that the engine can still tell of the past, and survives the engine's
         restarts. Raises `EngineUnfit`, and what `deliver` raises.
         """
+
+    @property
+    def handoff(self) -> EngineHandoff:
+        """How it is told to release and abort."""

@@ -10,11 +10,13 @@ from typing import TypeVar
 import anyio
 import msgspec
 
+from agents.adapters.byitself import ByItself
 from agents.adapters.huggingface import read_tokenizer
 from agents.adapters.protocol import (
     Deliver,
     EngineAway,
     EngineFacts,
+    EngineHandoff,
     EngineLoad,
     EngineUnfit,
     Tokenizer,
@@ -23,6 +25,7 @@ from agents.adapters.vllm_metrics import CacheConfig, read_cache_config, read_lo
 from agents.adapters.vllm_stream import VllmStream
 from proto.wire.errors import HttpError
 from proto.wire.ports import Frames, Http, HttpTimeouts
+from proto.workers import KvTransfer
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,8 @@ class VllmOptions(msgspec.Struct, frozen=True):
     """Where the tokenizer is, if not where vLLM says that the model is."""
     max_batched_tokens: int = MAX_BATCHED_TOKENS
     max_running: int = MAX_RUNNING
+    transfer: KvTransfer | None = None
+    """How its KV connector was set up, where there is one: vLLM does not tell."""
 
 
 class _Model(msgspec.Struct):
@@ -99,7 +104,13 @@ class VllmAdapter:
             max_running=self._options.max_running,
             tokenizer=await self._tokenizer(model),
             kv_events=self._stream is not None,
+            transfer=self._options.transfer,
         )
+
+    @property
+    def handoff(self) -> EngineHandoff:
+        """vLLM needs not be told."""
+        return ByItself()
 
     async def load(self) -> EngineLoad:
         """What it is busy with now; only after a `probe`."""

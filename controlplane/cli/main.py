@@ -52,6 +52,7 @@ COMMANDS = {
     "key": Command("controlplane.cli.key", "main", "make an API key for a tenant", Topic.CHANGE),
     "gateway": Command("controlplane.compose", "gateway", "run the gateway service"),
     "router": Command("controlplane.compose", "router", "run the router service"),
+    "transfer": Command("controlplane.compose", "transfer", "run the KV-transfer coordinator"),
     "registry": Command("controlplane.compose", "registry", "run the registry service"),
     "completion": Command(
         "controlplane.cli.completion", "main", "make your shell complete commands", Topic.SHELL

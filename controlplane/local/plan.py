@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from controlplane.local.layout import Layout
@@ -16,6 +16,8 @@ from controlplane.local.servers import etcd_argv, nats_argv
 from controlplane.runtime.settings import CommandSettings
 from proto.hardware import builtin_file
 from proto.ids import WorkerId
+from proto.roles import parse_roles
+from proto.workers import Role
 
 LOOPBACK_URL = "http://127.0.0.1"
 
@@ -27,6 +29,11 @@ class ClusterOptions(CommandSettings):
 
     name: str = Field("local", description="name of the cluster; two names can run side by side")
     engines: int = Field(4, ge=1, le=64, description="how many simulated engines")
+    roles: str | None = Field(
+        None,
+        description="engines by what they do, such as 2P2D: two that prefill, two that decode; A is"
+        " for engines that do both; replaces --engines",
+    )
     routers: int = Field(1, ge=1, le=16, description="how many router replicas")
     port: int = Field(8000, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
     model: str = Field("sim", description="the model name that clients ask for")
@@ -44,6 +51,25 @@ class ClusterOptions(CommandSettings):
     otlp: str | None = Field(None, description="send traces to this OTLP/HTTP endpoint")
     keep_data: bool = Field(False, description="keep NATS and etcd data of the run before")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _engines_by_roles(cls, given: dict[str, object]) -> dict[str, object]:
+        if roles := given.get("roles"):
+            return {**given, "engines": len(parse_roles(str(roles)))}
+        return given
+
+    @property
+    def engine_roles(self) -> tuple[Role, ...]:
+        """What each engine does."""
+        if self.roles is None:
+            return (Role.AGGREGATED,) * self.engines
+        return parse_roles(self.roles)
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether blocks go from engine to engine."""
+        return Role.PREFILL in self.engine_roles
+
 
 @dataclass(frozen=True)
 class EnginePorts:
@@ -52,6 +78,7 @@ class EnginePorts:
     http: int
     events: int
     replay: int
+    kv: int
     agent_admin: int
 
 
@@ -66,13 +93,14 @@ class Ports:
     gateway: int
     gateway_admin: int
     registry_admin: int
+    transfer_admin: int
     routers_admin: tuple[int, ...]
     engines: tuple[EnginePorts, ...]
 
     @staticmethod
     def needed(options: ClusterOptions) -> int:
         """How many free ports to find."""
-        return 7 + options.routers + 4 * options.engines
+        return 8 + options.routers + 5 * options.engines
 
     @staticmethod
     def assign(options: ClusterOptions, free: Sequence[int]) -> Ports:
@@ -86,10 +114,10 @@ class Ports:
             gateway=options.port or next(take),
             gateway_admin=next(take),
             registry_admin=next(take),
+            transfer_admin=next(take),
             routers_admin=tuple(next(take) for _ in range(options.routers)),
             engines=tuple(
-                EnginePorts(next(take), next(take), next(take), next(take))
-                for _ in range(options.engines)
+                EnginePorts(*(next(take) for _ in range(5))) for _ in range(options.engines)
             ),
         )
 
@@ -128,7 +156,7 @@ def servers(layout: Layout, ports: Ports) -> list[Part]:
 
 
 def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part]:
-    """Registry, routers and gateway."""
+    """Registry, routers and gateway, and who coordinates transfers where there are any."""
     common = _common_environment(options, layout, ports)
 
     def service(command: str, name: str, admin_port: int, **own: str) -> Part:
@@ -141,8 +169,10 @@ def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part
         for number, port in enumerate(ports.routers_admin)
     ]
     gateway_port = str(ports.gateway)
+    coordinators = [service("transfer", "transfer", ports.transfer_admin)]
     return [
         service("registry", "registry", ports.registry_admin),
+        *(coordinators if options.disaggregated else []),
         *routers,
         service("gateway", "gateway", ports.gateway_admin, TOKENPLANE_GATEWAY__PORT=gateway_port),
     ]
@@ -156,9 +186,11 @@ def model_argv(layout: Layout) -> tuple[str, ...]:
 def engines(options: ClusterOptions, layout: Layout, ports: Ports) -> Iterator[Part]:
     """Each simulated engine and, after it, its agent."""
     common = _common_environment(options, layout, ports)
-    for index, mine in enumerate(ports.engines):
+    for index, (mine, role) in enumerate(zip(ports.engines, options.engine_roles, strict=True)):
         url = f"{LOOPBACK_URL}:{mine.http}"
-        yield Part(worker_id(index), _engine_argv(options, layout.model, mine), f"{url}/health", {})
+        yield Part(
+            worker_id(index), _engine_argv(options, layout.model, mine, role), f"{url}/health", {}
+        )
         yield Part(
             f"agent-{index}",
             (sys.executable, "-m", "agents"),
@@ -170,6 +202,7 @@ def engines(options: ClusterOptions, layout: Layout, ports: Ports) -> Iterator[P
                 "TOKENPLANE_AGENT__ENGINE": "sim",
                 "TOKENPLANE_AGENT__HARDWARE": options.profile,
                 "TOKENPLANE_AGENT__ACCELERATORS": "1" if options.profile == "laptop" else "8",
+                "TOKENPLANE_AGENT__ROLE": role.value,
                 "TOKENPLANE_AGENT__ENGINE_URL": url,
                 "TOKENPLANE_AGENT__EVENTS": f"tcp://127.0.0.1:{mine.events}",
                 "TOKENPLANE_AGENT__REPLAY": f"tcp://127.0.0.1:{mine.replay}",
@@ -177,7 +210,10 @@ def engines(options: ClusterOptions, layout: Layout, ports: Ports) -> Iterator[P
         )
 
 
-def _engine_argv(options: ClusterOptions, model: Path, mine: EnginePorts) -> tuple[str, ...]:
+def _engine_argv(
+    options: ClusterOptions, model: Path, mine: EnginePorts, role: Role
+) -> tuple[str, ...]:
+    moves = () if role is Role.AGGREGATED else ("--kv-port", str(mine.kv))
     return (
         *(sys.executable, "-m", "workers.sim", "--host", "127.0.0.1"),
         *("--port", str(mine.http)),
@@ -188,6 +224,7 @@ def _engine_argv(options: ClusterOptions, model: Path, mine: EnginePorts) -> tup
         *("--hardware", *map(str, filter(None, (builtin_file(), options.hardware_file)))),
         *("--block-size", str(options.block_tokens), "--blocks", str(options.blocks)),
         *("--max-model-len", str(options.context_tokens)),
+        *moves,
     )
 
 

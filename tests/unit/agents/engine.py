@@ -150,6 +150,7 @@ class MemoryEngine:
             "/v1/models": json.dumps(models),
             "/health": "",
             "/version": json.dumps({"version": "0.32.0"}),
+            "/server_info": json.dumps({"vllm_config": {}}),
             "/metrics": self._metrics(),
             **self.answers,
         }

@@ -1,0 +1,105 @@
+"""What tickets hold of workers and links at this moment: places, bytes, paths. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from controlplane.transfer.ticket import over
+from proto.ids import RequestId, WorkerId
+from proto.transfers import TERMINAL, State, Ticket, TicketId
+
+_BEFORE_DECODE = frozenset({State.RESERVED, State.PREFILLING, State.STAGED, State.TRANSFERRING})
+_HOLDS_STAGED = frozenset({State.STAGED, State.TRANSFERRING})
+
+
+class Book:
+    """Tickets by their revision, and sums over them that are kept up to date.
+
+    Replicas each have one, fed by the same bucket. One that is a moment behind may admit a
+    movement too many; it never acts on one twice.
+    """
+
+    def __init__(self) -> None:
+        self._tickets: dict[TicketId, tuple[Ticket, int]] = {}
+        self.reserved: Counter[WorkerId] = Counter()
+        """Decode places that are kept for requests not yet there."""
+        self.reserved_blocks: Counter[WorkerId] = Counter()
+        self.transfers: Counter[WorkerId] = Counter()
+        """Under way, by either end."""
+        self.staged_bytes: Counter[WorkerId] = Counter()
+        """Held for somebody who has not collected them yet."""
+        self.link_bytes: Counter[str] = Counter()
+        self.states: Counter[State] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter([ticket for ticket, _ in self._tickets.values()])
+
+    def get(self, id: TicketId) -> tuple[Ticket, int] | None:
+        """A ticket, and the revision that it was read at."""
+        return self._tickets.get(id)
+
+    def put(self, ticket: Ticket, revision: int) -> bool:
+        """It was read or written; False if something later is known already."""
+        known = self._tickets.get(ticket.id)
+        if known is not None:
+            if known[1] >= revision:
+                return False
+            self._count(known[0], -1)
+        self._tickets[ticket.id] = ticket, revision
+        self._count(ticket, 1)
+        return True
+
+    def drop(self, id: TicketId) -> Ticket | None:
+        """It is no longer in the bucket."""
+        known = self._tickets.pop(id, None)
+        if known is None:
+            return None
+        self._count(known[0], -1)
+        return known[0]
+
+    def of_request(self, request: RequestId) -> list[Ticket]:
+        """Tickets of one request that have not ended."""
+        return [t for t in self if t.request == request and t.state not in TERMINAL]
+
+    @property
+    def unsettled(self) -> int:
+        """Tickets that are not over."""
+        return sum(not over(ticket) for ticket in self)
+
+    @property
+    def quarantined(self) -> int:
+        return sum(ticket.quarantined for ticket in self)
+
+    def sums(self) -> Mapping[str, int]:
+        """What is held altogether; all zero when nothing is under way."""
+        return {
+            "reserved": self.reserved.total(),
+            "transfers": self.transfers.total(),
+            "staged_bytes": self.staged_bytes.total(),
+        }
+
+    def _count(self, ticket: Ticket, by: int) -> None:
+        self.states[ticket.state] += by
+        if ticket.state in _BEFORE_DECODE and not ticket.cancelling:
+            _add(self.reserved, ticket.decode.worker, by)
+            _add(self.reserved_blocks, ticket.decode.worker, by * ticket.blocks)
+        if ticket.state is State.TRANSFERRING:
+            _add(self.transfers, ticket.prefill.worker, by)
+            _add(self.transfers, ticket.decode.worker, by)
+            _add(self.link_bytes, ticket.link, by * ticket.kv_bytes)
+        if ticket.state in _HOLDS_STAGED:
+            _add(self.staged_bytes, ticket.prefill.worker, by * ticket.kv_bytes)
+
+
+K = TypeVar("K", bound=str)
+
+
+def _add(held: Counter[K], key: K, by: int) -> None:
+    held[key] += by
+    if not held[key]:
+        del held[key]

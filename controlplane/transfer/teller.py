@@ -1,0 +1,80 @@
+"""What everyone is told of tickets: transitions on the bus and in the trace, figures in metrics."""
+
+from __future__ import annotations
+
+import logging
+
+from opentelemetry import trace
+
+from controlplane.runtime.tracing import inject
+from controlplane.transfer.coordinator import Coordinator, Walk
+from controlplane.transfer.metrics import TransferMetrics
+from proto.codec import Producer
+from proto.subjects import Subjects
+from proto.transfers import State, Step, Ticket, Transition
+from proto.wire.errors import BusError
+from proto.wire.ports import Bus
+
+log = logging.getLogger(__name__)
+
+_BAD_ENDS = frozenset({State.FAILED, State.EXPIRED, State.CANCELLED})
+
+
+class Teller:
+    """Tells of what has been stored."""
+
+    def __init__(
+        self, bus: Bus, subjects: Subjects, producer: Producer, metrics: TransferMetrics
+    ) -> None:
+        self._bus = bus
+        self._subject = subjects.transitions
+        self._producer = producer
+        self._metrics = metrics
+        self._staged_s: dict[str, float] = {}
+
+    async def tell(self, walk: Walk) -> None:
+        """Every step that was made, in order. What the bus does not take is lost."""
+        span = trace.get_current_span()
+        for transition in walk.made:
+            self._count(transition, walk.ticket)
+            span.add_event(
+                f"{transition.before} -> {transition.after}",
+                {"tokenplane.ticket": transition.ticket, "tokenplane.step": transition.step},
+            )
+            try:
+                sealed = self._producer.seal(transition)
+                await self._bus.publish(self._subject, sealed, headers=inject())
+            except BusError as error:
+                log.debug("a transition of %s was not told: %s", transition.ticket, error)
+
+    def gauge(self, core: Coordinator) -> None:
+        """Bring the gauges up to date."""
+        metrics, book = self._metrics, core.book
+        for state in State:
+            metrics.tickets.labels(state).set(book.states[state])
+        sums = book.sums()
+        metrics.in_flight.set(book.states[State.TRANSFERRING])
+        metrics.reserved.set(sums["reserved"])
+        metrics.staged_bytes.set(sums["staged_bytes"])
+        metrics.unsettled.set(book.unsettled)
+        metrics.quarantined.set(book.quarantined)
+        for link, rate in core.rates.links.items():
+            metrics.link_bytes_per_s.labels(link).set(rate)
+
+    def _count(self, transition: Transition, ticket: Ticket) -> None:
+        metrics = self._metrics
+        metrics.steps.labels(transition.step).inc()
+        if transition.step is Step.STAGE:
+            self._staged_s[ticket.id] = transition.at_s
+        elif transition.step is Step.TRANSFER:
+            began_s = self._staged_s.pop(ticket.id, transition.at_s)
+            metrics.post_seconds.observe(transition.at_s - began_s)
+        elif transition.step is Step.LAND:
+            metrics.bytes.labels(ticket.link).inc(ticket.kv_bytes)
+        if transition.after in _BAD_ENDS:
+            self._staged_s.pop(ticket.id, None)
+            # Causes that owners tell are words of theirs; the state says where it happened.
+            cause = transition.cause if transition.step is not Step.EXPIRE else "deadline"
+            metrics.failures.labels(f"{transition.after} {transition.before}", cause).inc()
+            if transition.before is State.STAGED and transition.step is Step.EXPIRE:
+                metrics.lease_expiries.inc()

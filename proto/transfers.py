@@ -1,0 +1,272 @@
+"""Moving KV blocks from one engine to another: the ticket, and what is said about it.
+
+A gateway that carries a request asks the coordinator to `Begin`; it is granted a ticket, or told to
+let the decode worker prefill by itself. It says each `Report` of how far it has come. Whoever
+shows a fence that is not the ticket's acts on what is no longer true, and is refused. Agents get
+`Command`s. Prompts, tokens and KV bytes are in none of these; a handle is an engine's own words on
+where blocks lie.
+
+Times are seconds since the epoch: they are compared by whichever replica reads the ticket.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NewType
+
+import msgspec
+
+from proto.ids import RequestId, ServiceId, WorkerId
+from proto.workers import HandoffOrder
+
+TicketId = NewType("TicketId", str)
+"""One movement of KV blocks; a subject token."""
+
+HANDLE_BYTES_MAX = 1 << 20
+
+
+class State(StrEnum):
+    """How far a movement has come."""
+
+    PLANNED = "planned"
+    RESERVED = "reserved"
+    """The decode worker keeps a place for it."""
+    PREFILLING = "prefilling"
+    STAGED = "staged"
+    """The prefill worker holds the blocks under a lease."""
+    TRANSFERRING = "transferring"
+    LANDED = "landed"
+    RELEASED = "released"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({State.RELEASED, State.FAILED, State.EXPIRED, State.CANCELLED})
+
+
+class Step(StrEnum):
+    """What may happen to a ticket."""
+
+    RESERVE = "reserve"
+    PREFILL = "prefill"
+    STAGE = "stage"
+    TRANSFER = "transfer"
+    LAND = "land"
+    RELEASE = "release"
+    OTHER_PREFILL = "other_prefill"
+    """The prefill worker is lost: another one begins anew."""
+    OTHER_DECODE = "other_decode"
+    """The decode worker is lost: another one takes over what there is."""
+    FAIL = "fail"
+    EXPIRE = "expire"
+    CANCEL = "cancel"
+
+
+class Verb(StrEnum):
+    """What an agent is told to have its engine do."""
+
+    ABORT_PREFILL = "abort_prefill"
+    ABORT_DECODE = "abort_decode"
+    RELEASE = "release"
+    """Let staged blocks go."""
+    REPLICATE = "replicate"
+    """Fetch blocks from another engine, to have them, too."""
+
+
+class End(msgspec.Struct, frozen=True):
+    """One of both engines of a movement."""
+
+    worker: WorkerId
+    incarnation: int
+    url: str
+    engine: str
+
+
+class Duty(msgspec.Struct, frozen=True):
+    """Something that an agent has still to see done, lest an engine keep what nobody wants."""
+
+    verb: Verb
+    end: End
+    until_s: float
+    """Then the engine has let go by itself, as its lease is over."""
+    handle: bytes = b""
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """One movement. Never changed but by `controlplane.transfer.ticket`."""
+
+    id: TicketId
+    request: RequestId
+    model: str
+    owner: ServiceId
+    """The gateway that carries the request."""
+    order: HandoffOrder
+    prefill: End
+    decode: End
+    state: State = State.PLANNED
+    fence: int = 1
+    """Grows when an end is replaced: what was said to the old one no longer counts."""
+    sequence: int = 0
+    """Transitions so far."""
+    cancelling: bool = False
+    """It is cancelled as soon as the transfer has ended, one way or the other."""
+    quarantined: bool = False
+    """It was given up while bytes may still have been on their way."""
+    created_s: float = 0.0
+    changed_s: float = 0.0
+    deadline_s: float = 0.0
+    """Of its present state."""
+    lease_s: float = 30.0
+    """For how long the prefill engine holds staged blocks."""
+    lease_until_s: float = 0.0
+    prompt_tokens: int = 0
+    blocks: int = 0
+    kv_bytes: int = 0
+    topology: tuple[str, ...] = ()
+    """Labels in which both ends must agree."""
+    link: str = ""
+    """Which path the bytes take; movements of one link share its bandwidth."""
+    handle: bytes = b""
+    """Where the blocks lie, in the words of the prefill engine; opaque to us."""
+    cause: str = ""
+    """Why it failed or was cancelled."""
+    owed: tuple[Duty, ...] = ()
+    trace: dict[str, str] = {}
+    """W3C trace context of the request."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A worker as the router chose it for its part."""
+
+    worker: WorkerId
+    incarnation: int
+    new_prefill_tokens: int
+    """Of the prompt, what it would have to compute."""
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """May this request be prefilled elsewhere, and by whom?"""
+
+    request: RequestId
+    model: str
+    owner: ServiceId
+    prompt_tokens: int
+    decode: Part
+    prefill: Part | None = None
+    """None: the router found nobody."""
+    exclude: tuple[WorkerId, ...] = ()
+    """Workers that have just failed this request."""
+    topology: str = ""
+    """A label, such as `nvlink_domain`, in which both workers must agree; "" for the operator's
+    own choice."""
+
+
+class Granted(msgspec.Struct, frozen=True, tag="granted"):
+    """Prefill there, under this ticket."""
+
+    ticket: Ticket
+
+
+class Local(msgspec.Struct, frozen=True, tag="local"):
+    """Let the decode worker do all of it. `reason` is one of a few words."""
+
+    reason: str
+    detail: str = ""
+    fallback: bool = False
+    """Remote prefill was wanted, and could not be had."""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The owner says how far it has come, or that it has come to nothing."""
+
+    ticket: TicketId
+    fence: int
+    step: Step
+    handle: bytes = b""
+    """With `STAGE`."""
+    kv_bytes: int = 0
+    seconds: float = 0.0
+    """With `LAND`: how long it took."""
+    cause: str = ""
+    """With `FAIL` and `CANCEL`."""
+    exclude: tuple[WorkerId, ...] = ()
+    """With `OTHER_PREFILL` and `OTHER_DECODE`: who will not do."""
+
+
+class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
+    """Done, and this is the ticket now."""
+
+    ticket: Ticket
+
+
+class Denied(msgspec.Struct, frozen=True, tag="denied"):
+    """Not done. `reason`: `unknown`, `fenced`, `illegal`, `lease_over` or `no_worker`."""
+
+    reason: str
+    detail: str
+    state: State | None = None
+
+
+BeginReply = Granted | Local
+ReportReply = Stepped | Denied
+
+
+class ListTickets(msgspec.Struct, frozen=True):
+    """Which movements are there?"""
+
+
+class Tickets(msgspec.Struct, frozen=True):
+    """All that are not settled, as one replica sees them."""
+
+    tickets: tuple[Ticket, ...]
+
+
+class Transition(msgspec.Struct, frozen=True):
+    """Said to everyone when a ticket has changed."""
+
+    ticket: TicketId
+    request: RequestId
+    sequence: int
+    step: Step
+    before: State
+    after: State
+    prefill: WorkerId
+    prefill_incarnation: int
+    decode: WorkerId
+    decode_incarnation: int
+    at_s: float
+    kv_bytes: int = 0
+    link: str = ""
+    cause: str = ""
+
+
+class Command(msgspec.Struct, frozen=True):
+    """To the agent of one end. Doing it twice is as good as once."""
+
+    ticket: TicketId
+    fence: int
+    verb: Verb
+    request: RequestId
+    incarnation: int
+    """Of the agent that is meant."""
+    handle: bytes = b""
+
+
+class Outcome(StrEnum):
+    """What came of a command."""
+
+    DONE = "done"
+    GONE = "gone"
+    """The engine knows nothing of it, or it was another life of it that did."""
+    BY_LEASE = "by_lease"
+    """This engine cannot be told; it lets go when its lease is over."""
+    FAILED = "failed"
+
+
+class CommandReply(msgspec.Struct, frozen=True):
+    """An agent's answer."""
+
+    outcome: Outcome
+    detail: str = ""
+    kv_bytes: int = 0

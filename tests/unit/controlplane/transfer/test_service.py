@@ -1,0 +1,282 @@
+"""The coordinator over a bus, in virtual time: asked, told, restarted, and left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import anyio
+import msgspec
+import pytest
+import trio.testing
+
+from controlplane.transfer.ticket import over
+from proto.ids import WorkerId
+from proto.transfers import (
+    Denied,
+    Granted,
+    Local,
+    Outcome,
+    Part,
+    State,
+    Step,
+    Stepped,
+    Ticket,
+    Verb,
+)
+from proto.workers import HandoffOrder, Role
+from tests.unit.controlplane.transfer.world import (
+    TRANSFER,
+    World,
+    begin,
+    load,
+    record,
+    run,
+    world,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
+
+
+async def granted(made: World, request: str = "r") -> Ticket:
+    reply = await made.asker.begin(begin(request))
+    assert isinstance(reply, Granted)
+    return reply.ticket
+
+
+async def stepped(made: World, ticket: Ticket, step: Step, **news: object) -> Ticket:
+    reply = await made.asker.report(ticket, step, **news)
+    assert isinstance(reply, Stepped), reply
+    return reply.ticket
+
+
+def path(made: World, ticket: Ticket) -> list[State]:
+    return [each.after for each in made.seen if each.ticket == ticket.id]
+
+
+async def test_a_movement_from_begin_to_release() -> None:
+    async with world() as made:
+        ticket = await granted(made)
+        assert ticket.state is State.PREFILLING
+        assert (ticket.prefill.worker, ticket.decode.worker) == ("p0", "d0")
+        assert ticket.blocks == 256 and ticket.kv_bytes == 256 << 10
+        ticket = await stepped(made, ticket, Step.TRANSFER, handle=b"where")
+        assert ticket.state is State.TRANSFERRING and ticket.handle == b"where"
+        ticket = await stepped(made, ticket, Step.LAND, seconds=0.1)
+        assert ticket.state is State.RELEASED
+        await anyio.sleep(1)
+        assert path(made, ticket) == [
+            State.RESERVED,
+            State.PREFILLING,
+            State.STAGED,
+            State.TRANSFERRING,
+            State.LANDED,
+            State.RELEASED,
+        ]
+        assert [each.sequence for each in made.seen] == [1, 2, 3, 4, 5, 6]
+        assert made.agents.told == []
+        rate = made.services[0].core.rates.link_bytes_per_s(ticket.link)
+        assert rate == pytest.approx(ticket.kv_bytes / 0.1)
+        await anyio.sleep(20)
+        assert len(made.services[0].core.book) == 0
+
+
+async def test_a_short_prompt_stays_where_it_is() -> None:
+    async with world() as made:
+        reply = await made.asker.begin(begin(tokens=100))
+        # All of it is new, so only its length speaks against moving: both bounds must hold.
+        assert isinstance(reply, Granted)
+        asked = begin(tokens=1000)
+        cached = Part(asked.decode.worker, 1, 300)
+        reply = await made.asker.begin(msgspec.structs.replace(asked, decode=cached))
+        assert reply == Local("short")
+
+
+async def test_who_does_not_match_is_refused_before_anything_is_sent() -> None:
+    other = TRANSFER.model_copy(update={"dtype": "fp8"})
+    fleet = record("p0", Role.PREFILL, transfer=other), record("d0", Role.DECODE)
+    async with world(*fleet) as made:
+        reply = await made.asker.begin(begin())
+        assert isinstance(reply, Local) and reply.fallback
+        assert reply.reason == "incompatible" and "dtype 'fp8' and 'auto'" in reply.detail
+        assert made.seen == []
+
+
+async def test_a_dead_gateways_ticket_expires_and_the_engines_are_told() -> None:
+    async with world(prefill_s=5.0) as made:
+        ticket = await granted(made)
+        await anyio.sleep(6)
+        assert path(made, ticket)[-1] is State.EXPIRED
+        assert made.agents.told == [("p0", Verb.ABORT_PREFILL)]
+        late = await made.asker.report(ticket, Step.TRANSFER, handle=b"late")
+        assert isinstance(late, Denied) and late.reason == "illegal"
+
+
+async def test_staged_blocks_that_nobody_may_read_any_more_are_released() -> None:
+    async with world(transfers_max=1) as made:
+        one = await stepped(made, await granted(made, "a"), Step.TRANSFER, handle=b"1")
+        assert one.state is State.TRANSFERRING
+        two = await stepped(made, await granted(made, "b"), Step.TRANSFER, handle=b"2")
+        assert two.state is State.STAGED  # not let in: both ends have enough to move
+        await anyio.sleep(28)
+        assert path(made, two)[-1] is State.EXPIRED
+        assert made.agents.told == [("p0", Verb.RELEASE)]
+        late = await made.asker.report(two, Step.TRANSFER)
+        assert isinstance(late, Denied) and late.state is State.EXPIRED, late
+
+
+async def test_a_transfer_that_waits_is_let_in_when_another_ends() -> None:
+    async with world(transfers_max=1) as made:
+        one = await stepped(made, await granted(made, "a"), Step.TRANSFER, handle=b"1")
+        two = await granted(made, "b")
+
+        async def land() -> None:
+            await anyio.sleep(0.5)
+            await stepped(made, one, Step.LAND, seconds=0.5)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(land)
+            two = await stepped(made, two, Step.TRANSFER, handle=b"2")
+        assert two.state is State.TRANSFERRING
+
+
+async def test_a_cancel_in_the_middle_of_a_transfer_waits_for_its_end() -> None:
+    async with world(cancel_s=2.0) as made:
+        ticket = await stepped(made, await granted(made), Step.TRANSFER, handle=b"h")
+        ticket = await stepped(made, ticket, Step.CANCEL, cause="client")
+        assert ticket.state is State.TRANSFERRING and ticket.cancelling
+        await anyio.sleep(1)
+        assert made.agents.told == [("d0", Verb.ABORT_DECODE)]
+        ended = await stepped(made, ticket, Step.FAIL, cause="aborted")
+        assert ended.state is State.CANCELLED and not ended.quarantined
+        await anyio.sleep(1)
+        assert made.agents.told[1:] == [("p0", Verb.RELEASE)]
+
+
+async def test_a_transfer_that_does_not_end_is_given_up_and_quarantined() -> None:
+    async with world(cancel_s=2.0) as made:
+        made.agents.outcome = Outcome.BY_LEASE
+        ticket = await stepped(made, await granted(made), Step.TRANSFER, handle=b"h")
+        await stepped(made, ticket, Step.CANCEL, cause="client")
+        await anyio.sleep(3)
+        book = made.services[0].core.book
+        assert book.quarantined == 1
+        await anyio.sleep(40)
+        assert len(book) == 0 and book.quarantined == 0
+
+
+async def test_another_prefill_worker_takes_over_under_a_new_fence() -> None:
+    fleet = (
+        record("p0", Role.PREFILL),
+        record("p1", Role.PREFILL),
+        record("d0", Role.DECODE),
+    )
+    async with world(*fleet) as made:
+        first = await granted(made)
+        second = await stepped(made, first, Step.OTHER_PREFILL, exclude=(WorkerId("p0"),))
+        assert second.state is State.PREFILLING and second.prefill.worker == "p1"
+        assert second.fence == first.fence + 1
+        stale = await made.asker.report(first, Step.TRANSFER, handle=b"of p0")
+        assert isinstance(stale, Denied) and stale.reason == "fenced"
+        none = await made.asker.report(
+            second, Step.OTHER_PREFILL, exclude=(WorkerId("p0"), WorkerId("p1"))
+        )
+        assert isinstance(none, Denied) and none.reason == "no_worker"
+        await anyio.sleep(0.1)
+        assert path(made, second)[-1] is State.FAILED
+
+
+async def test_another_decode_worker_reads_what_is_staged() -> None:
+    fleet = (record("p0", Role.PREFILL), record("d0", Role.DECODE), record("d1", Role.DECODE))
+    async with world(*fleet) as made:
+        ticket = await stepped(made, await granted(made), Step.TRANSFER, handle=b"h")
+        again = await stepped(made, ticket, Step.OTHER_DECODE, exclude=(WorkerId("d0"),))
+        assert again.state is State.TRANSFERRING and again.decode.worker == "d1"
+        assert again.handle == b"h" and again.fence == ticket.fence + 1
+        await anyio.sleep(1)
+        assert made.agents.told == [("d0", Verb.ABORT_DECODE)]
+
+
+async def test_an_overlapped_handoff_begins_both_legs_at_once() -> None:
+    both = TRANSFER.model_copy(update={"order": HandoffOrder.OVERLAPPED, "bootstrap": "h:1"})
+    fleet = record("p0", Role.PREFILL, transfer=both), record("d0", Role.DECODE, transfer=both)
+    async with world(*fleet) as made:
+        ticket = await granted(made)
+        assert ticket.state is State.TRANSFERRING
+        assert (await stepped(made, ticket, Step.LAND)).state is State.RELEASED
+
+
+async def test_a_request_waits_for_a_place_and_takes_it_when_there_is_one() -> None:
+    fleet = record("p0", Role.PREFILL), record("d0", Role.DECODE, max_running=1)
+    async with world(*fleet) as made:
+        first = await granted(made, "a")
+
+        async def leave() -> None:
+            await anyio.sleep(0.5)
+            await stepped(made, first, Step.FAIL, cause="gone")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leave)
+            await granted(made, "b")
+        reply = await made.asker.begin(begin("c"))
+        assert isinstance(reply, Local) and reply.reason == "decode_full" and reply.fallback
+
+
+async def test_a_report_whose_answer_was_lost_may_be_made_again() -> None:
+    async with world() as made:
+        ticket = await granted(made)
+        for _ in range(2):
+            assert (await stepped(made, ticket, Step.TRANSFER, handle=b"h")).sequence == 4
+        for _ in range(2):
+            assert (await stepped(made, ticket, Step.LAND)).state is State.RELEASED
+        assert len(path(made, ticket)) == 6
+
+
+async def test_a_second_begin_of_a_request_ends_its_first_ticket() -> None:
+    async with world() as made:
+        first, second = await granted(made), await granted(made)
+        await anyio.sleep(0.1)
+        assert path(made, first)[-1] is State.CANCELLED
+        assert path(made, second)[-1] is State.PREFILLING
+        await anyio.sleep(1)
+        assert made.agents.told == [("p0", Verb.ABORT_PREFILL)]
+
+
+async def test_a_coordinator_that_starts_anew_goes_on_with_what_there_is() -> None:
+    async with world(prefill_s=5.0) as made, anyio.create_task_group() as tasks:
+        staged = await stepped(made, await granted(made, "a"), Step.TRANSFER, handle=b"h")
+        orphan = await granted(made, "b")
+        made.services[0]._bus.cut()  # type: ignore[attr-defined]
+        fresh = made.service("transfer-new", made.services[0]._settings)
+        await tasks.start(run, fresh)
+        assert (await stepped(made, staged, Step.LAND)).state is State.RELEASED
+        await anyio.sleep(6)
+        assert path(made, orphan)[-1] is State.EXPIRED
+        tasks.cancel_scope.cancel()
+
+
+async def test_several_replicas_make_each_step_once() -> None:
+    async with world(replicas=3, prefill_s=2.0, duty_retry_s=30.0) as made:
+        tickets = [await granted(made, f"r{n}") for n in range(30)]
+        for ticket in tickets[:15]:
+            await stepped(made, ticket, Step.TRANSFER, handle=b"h")
+            await stepped(made, ticket, Step.LAND)
+        await anyio.sleep(5)
+        steps = Counter((each.ticket, each.sequence) for each in made.seen)
+        assert set(steps.values()) == {1}
+        ends = Counter(path(made, ticket)[-1] for ticket in tickets)
+        assert ends == {State.RELEASED: 15, State.EXPIRED: 15}
+        assert made.agents.told == [("p0", Verb.ABORT_PREFILL)] * 15
+        for service in made.services:
+            assert all(over(ticket) for ticket in service.core.book)
+
+
+async def test_load_tells_how_fast_a_worker_prefills_and_who_waits() -> None:
+    fleet = (record("p0", Role.PREFILL), record("p1", Role.PREFILL), record("d0", Role.DECODE))
+    async with world(*fleet) as made:
+        await made.tell(load("p0", queued_prefill_tokens=50_000), load("p1"))
+        assert (await granted(made)).prefill.worker == "p1"
