@@ -24,6 +24,12 @@ test: $(READY)
 chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos -s
 
+# An hour under load while workers come and go; see docs/reliability.md.
+SOAK_MINUTES := 60
+.PHONY: soak
+soak: $(READY)
+	$(BIN)/python -m tests.chaos.soak --minutes $(SOAK_MINUTES) --json soak.json --plot docs/images/soak.png
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 PROBE_TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
 STOP_ALL_S = 60.0
 FIRST_ANSWER_S = 30.0
+STATE_RETRY_S = 1.0
 
 
 class LocalCluster:
@@ -42,6 +43,7 @@ class LocalCluster:
         self.supervisor = supervisor
         self.complete = False
         """Everything has been started once and was ready then."""
+        self._changed = anyio.Event()
         gateway = [check_free(options.port, "gateway")] if options.port else []
         free = [port for port in free_ports(Ports.needed(options)) if port not in gateway]
         self.ports = Ports.assign(options, free)
@@ -75,7 +77,7 @@ class LocalCluster:
                 f"the logs are in {self.layout.log('gateway').parent}"
             )
         self.complete = True
-        self.write_state()
+        self.changed()
 
     async def stop(self) -> None:
         """Stop everything, servers last, so that services can say goodbye."""
@@ -108,8 +110,25 @@ class LocalCluster:
                 log.debug("no first answer yet: %s", error)
             await anyio.sleep(PROBE_INTERVAL_S)
 
-    def write_state(self) -> None:
-        """Tell other commands, and tests, where everything is; called on every change."""
+    def changed(self) -> None:
+        """What `keep_state` has written is no longer so."""
+        self._changed.set()
+
+    async def keep_state(self) -> None:
+        """Write the state down whenever it has changed; where the disk has no room, a little later
+        again."""
+        while True:
+            await self._changed.wait()
+            self._changed = anyio.Event()
+            try:
+                self._write_state()
+            except OSError as error:
+                log.warning("cannot say where everything is: %s", error)
+                self._changed.set()
+                await anyio.sleep(STATE_RETRY_S)
+
+    def _write_state(self) -> None:
+        """Tell other commands, and tests, where everything is."""
         self.layout.write_state(
             {
                 "cluster": self.options.name,
@@ -142,9 +161,10 @@ async def run_cluster(
         async with anyio.create_task_group() as tasks:
 
             def on_change(_: Child) -> None:
-                cluster.write_state()
+                cluster.changed()
 
             cluster = LocalCluster(options, layout, Supervisor(tasks, on_change))
+            tasks.start_soon(cluster.keep_state)
             try:
                 await cluster.start(http)
                 yield cluster

@@ -120,6 +120,12 @@ class Load:
             for _ in range(self.clients):
                 tasks.start_soon(self._client)
 
+    def note(self, began_s: float, verdict: Verdict, detail: str) -> None:
+        """A stream has ended now."""
+        self.ended.append(Ended(time.monotonic(), began_s, verdict, detail))
+        self._news.set()
+        self._news = anyio.Event()
+
     async def next_end(self) -> None:
         """Until another stream has ended."""
         await self._news.wait()
@@ -137,9 +143,7 @@ class Load:
             began_s = time.monotonic()
             question = self.rng.choice(self.questions)
             verdict, detail = await ask(self, question)
-            self.ended.append(Ended(time.monotonic(), began_s, verdict, detail))
-            self._news.set()
-            self._news = anyio.Event()
+            self.note(began_s, verdict, detail)
             if verdict is Verdict.WHOLE:
                 await anyio.sleep(self.rng.uniform(0, 2 * self.pause_s))
             else:
