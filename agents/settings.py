@@ -42,7 +42,7 @@ class AgentSettings(Group):
     worker: Annotated[str, AfterValidator(_check_worker)] = Field(
         description="name of this worker, unique in the cluster and the same after a restart"
     )
-    engine: Literal["vllm", "sim"] = Field(
+    engine: Literal["vllm", "sglang", "trtllm", "sim"] = Field(
         "vllm", description="which engine it is; the simulated one speaks vLLM's dialect"
     )
     engine_url: Url = Field(description="where the agent reaches the engine over HTTP")
@@ -59,6 +59,12 @@ class AgentSettings(Group):
         description="ZeroMQ endpoint where the engine replays KV events; without it whatever was "
         "cached before the agent came, or was lost on the way, stays unknown",
     )
+    kv_events: bool = Field(True, description="follow the engine's KV events, where it has any")
+    trust_version: bool = Field(
+        False,
+        description="follow the KV events of a release of the engine that is not among those"
+        " known (docs/engines.md)",
+    )
     rank: int | None = Field(
         None, ge=0, description="data-parallel rank this worker stands for, if there are several"
     )
@@ -73,6 +79,9 @@ class AgentSettings(Group):
     )
     model_directory: str | None = Field(
         None, description="where the tokenizer lies, if not where the engine says its model is"
+    )
+    context_tokens: int | None = Field(
+        None, ge=1, description="longest prompt and answer; only TensorRT-LLM does not tell it"
     )
     max_batched_tokens: int = Field(
         MAX_BATCHED_TOKENS, ge=1, description="tokens of one engine step, as the engine was started"

@@ -119,8 +119,9 @@ class EngineWatch:
         )
         if not facts.kv_events:
             log.warning(
-                "NO KV EVENTS: no events endpoint is set, so routers can only guess what this "
-                "engine caches; start it with KV events and set agent.events and agent.replay"
+                "NO KV EVENTS: %s, so routers can only guess what this engine caches; see "
+                "docs/engines.md",
+                facts.why_no_events,
             )
         self._live.clear()
         self._translator = Translator(

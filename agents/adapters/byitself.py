@@ -7,15 +7,20 @@ engine's notice does, or their own lease.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from proto.transfers import Command, CommandReply, Outcome
 
 
 class ByItself:
-    """An `EngineHandoff` for engines that cannot be told anything."""
+    """An `EngineHandoff` for engines that can be told to stop, at most: by `cancel`."""
+
+    def __init__(self, cancel: Callable[[str], Awaitable[bool]]) -> None:
+        self._cancel = cancel
 
     async def abort(self, command: Command) -> CommandReply:
-        del command
-        return CommandReply(Outcome.DONE, "it aborts what nobody listens to")
+        told = await self._cancel(command.request)
+        return CommandReply(Outcome.DONE, "" if told else "it aborts what nobody listens to")
 
     async def release(self, command: Command) -> CommandReply:
         del command

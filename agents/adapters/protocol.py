@@ -1,7 +1,7 @@
 """What an agent asks of an engine, whichever it is, and the plain values that come back.
 
 An adapter knows one engine's dialect and nothing of the control plane: no names, no subjects, no
-records. All that differs between engines is behind these three questions.
+records. All that differs between engines is behind these few questions.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ EngineHash = int | bytes
 
 class EngineAway(Exception):
     """The engine does not answer, or not yet; try again."""
+
+
+class EngineRefused(EngineAway):
+    """The engine answers this question with an error."""
 
 
 class EngineUnfit(Exception):
@@ -52,6 +56,8 @@ class EngineFacts(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer | None
     kv_events: bool
     """False: nobody tells us what the engine caches."""
+    why_no_events: str = ""
+    """And what to do about it."""
     transfer: KvTransfer | None = None
     """How its KV blocks can go to another engine; None: they cannot."""
 
@@ -181,6 +187,13 @@ class EngineAdapter(Protocol):
 
     async def load(self) -> EngineLoad:
         """Raises `EngineAway`, `EngineUnfit`."""
+
+    async def cancel(self, request: str) -> bool:
+        """Have the engine give up what a gateway sent it under this request id.
+
+        True: it was told, and will if it still has it. False: it cannot be told; who holds the
+        request's connection must close it. Raises `EngineAway`.
+        """
 
     def recheck(self) -> None:
         """The engine was away for a moment: `follow` should find out whether it has restarted."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 import anyio
 import msgspec
 
-from agents.adapters.protocol import EngineAway, EngineFacts, EngineHandoff, EngineUnfit
+from agents.adapters.protocol import (
+    EngineAway,
+    EngineFacts,
+    EngineHandoff,
+    EngineRefused,
+    EngineUnfit,
+)
 from agents.adapters.vllm import VllmAdapter, VllmOptions
 from proto.transfers import Command, CommandReply, Outcome
 from proto.wire.errors import HttpError
@@ -52,10 +58,18 @@ class SimAdapter(VllmAdapter):
     def handoff(self) -> EngineHandoff:
         return self._handoff
 
+    async def cancel(self, request: str) -> bool:
+        """By the id that it came with."""
+        try:
+            await self._ask.post("/abort_requests", {"request_ids": [request]})
+        except EngineRefused:
+            return False
+        return True
+
     async def probe(self) -> EngineFacts:
         """With what it says of its transfers."""
         facts = await super().probe()
-        told = (await self._read("/server_info", _Info)).vllm_config.kv_transfer
+        told = (await self._ask.read("/server_info", _Info)).vllm_config.kv_transfer
         if told is None or facts.transfer is not None:
             return facts
         transfer = KvTransfer(

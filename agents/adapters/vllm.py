@@ -5,39 +5,35 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
 import msgspec
 
+from agents.adapters.asking import Asking
 from agents.adapters.byitself import ByItself
 from agents.adapters.huggingface import read_tokenizer
 from agents.adapters.protocol import (
     Deliver,
-    EngineAway,
     EngineFacts,
     EngineHandoff,
     EngineLoad,
+    EngineRefused,
     EngineUnfit,
     Tokenizer,
 )
+from agents.adapters.versions import why_unknown
+from agents.adapters.vllm_events import VllmEvents
 from agents.adapters.vllm_metrics import CacheConfig, read_cache_config, read_load
 from agents.adapters.vllm_stream import VllmStream
-from proto.wire.errors import HttpError
-from proto.wire.ports import Frames, Http, HttpTimeouts
+from proto.wire.ports import Frames, Http
 from proto.workers import KvTransfer
 
 log = logging.getLogger(__name__)
 
-TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
-ANSWER_BYTES_MAX = 8 << 20
 ADAPTERS_S = 10.0
 """How often it is asked for its LoRA adapters, which may come and go while it runs."""
 MAX_BATCHED_TOKENS, MAX_RUNNING = 8192, 256
 """vLLM's defaults on a GPU server; it does not tell what it runs with."""
-
-
-T = TypeVar("T")
 
 
 class VllmOptions(msgspec.Struct, frozen=True):
@@ -53,6 +49,8 @@ class VllmOptions(msgspec.Struct, frozen=True):
     """Where the tokenizer is, if not where vLLM says that the model is."""
     max_batched_tokens: int = MAX_BATCHED_TOKENS
     max_running: int = MAX_RUNNING
+    trust_version: bool = False
+    """Follow the events of a release that is not known."""
     transfer: KvTransfer | None = None
     """How its KV connector was set up, where there is one: vLLM does not tell."""
 
@@ -76,13 +74,14 @@ class VllmAdapter:
     """One vLLM server, or one data-parallel rank of it."""
 
     def __init__(self, http: Http, frames: Frames, options: VllmOptions) -> None:
-        self._http = http
+        self._ask = Asking(http, options.url, "vLLM")
         self._options = options
         self._cache: CacheConfig | None = None
         self._lora: tuple[str, ...] = ()
         self._lora_read_s = -math.inf
+        self._followed = False  # until it has been probed
         self._stream = (
-            VllmStream(frames, options.events, options.replay, options.rank)
+            VllmStream(frames, options.events, options.replay, VllmEvents(options.rank))
             if options.events
             else None
         )
@@ -90,8 +89,12 @@ class VllmAdapter:
     async def probe(self) -> EngineFacts:
         """Ask for all that does not change while the engine lives."""
         model = await self._model()
-        version = (await self._read("/version", _Version)).version
-        self._cache = read_cache_config(await self._metrics(), self._options.rank)
+        version = (await self._ask.read("/version", _Version)).version
+        self._cache = read_cache_config(await self._ask.text("/metrics"), self._options.rank)
+        why = "no events endpoint is set"
+        if self._stream is not None:
+            why = "" if self._options.trust_version else why_unknown("vllm", version)
+        self._followed = not why
         if model.max_model_len is None:
             raise EngineUnfit("/v1/models does not tell max_model_len: is this vLLM?")
         return EngineFacts(
@@ -103,27 +106,40 @@ class VllmAdapter:
             max_batched_tokens=self._options.max_batched_tokens,
             max_running=self._options.max_running,
             tokenizer=await self._tokenizer(model),
-            kv_events=self._stream is not None,
+            kv_events=not why,
+            why_no_events=why,
             transfer=self._options.transfer,
         )
 
     @property
     def handoff(self) -> EngineHandoff:
-        """vLLM needs not be told."""
-        return ByItself()
+        """It lets go by itself, and can be told to stop."""
+        return ByItself(self.cancel)
 
     async def load(self) -> EngineLoad:
         """What it is busy with now; only after a `probe`."""
         assert self._cache is not None, "probe first"
-        await self._get("/health")  # the metrics outlive an engine core that has died
+        await self._ask.get("/health")  # the metrics outlive an engine core that has died
         if anyio.current_time() >= self._lora_read_s + ADAPTERS_S:
             await self._model()
-        load = read_load(await self._metrics(), self._cache, self._options.rank)
+        load = read_load(await self._ask.text("/metrics"), self._cache, self._options.rank)
         return msgspec.structs.replace(load, adapters=self._lora)
 
+    async def cancel(self, request: str) -> bool:
+        """It numbers the prompts of a completion, and has another name for a chat.
+
+        It must have been started with `--enable-scale-out`.
+        """
+        names = [f"cmpl-{request}-0", f"chatcmpl-{request}"]
+        try:
+            await self._ask.post("/inference/v1/abort_requests", {"request_ids": names})
+        except EngineRefused:
+            return False
+        return True
+
     async def follow(self, deliver: Deliver) -> None:
-        """Deliver KV events, if there are any."""
-        if self._stream is None:
+        """Deliver KV events, if there are any that can be understood."""
+        if self._stream is None or not self._followed:
             await anyio.sleep_forever()
         else:
             await self._stream.follow(deliver)
@@ -135,7 +151,7 @@ class VllmAdapter:
 
     async def _model(self) -> _Model:
         """The base model; adapters are listed too, each with its parent."""
-        models = await self._read("/v1/models", _Models)
+        models = await self._ask.read("/v1/models", _Models)
         base = [model for model in models.data if model.parent is None]
         if not base:
             raise EngineUnfit("/v1/models lists no model")
@@ -157,22 +173,3 @@ class VllmAdapter:
             )
             return None
         return await anyio.to_thread.run_sync(read_tokenizer, directory)
-
-    async def _metrics(self) -> str:
-        return (await self._get("/metrics")).decode(errors="replace")
-
-    async def _read(self, path: str, shape: type[T]) -> T:
-        try:
-            return msgspec.json.decode(await self._get(path), type=shape)
-        except msgspec.DecodeError as error:
-            raise EngineUnfit(f"{path} is not what vLLM answers: {error}") from error
-
-    async def _get(self, path: str) -> bytes:
-        url = self._options.url + path
-        try:
-            async with self._http.exchange("GET", url, timeouts=TIMEOUTS) as response:
-                if response.status != 200:
-                    raise EngineAway(f"GET {url} answered {response.status}")
-                return await response.read(limit_bytes=ANSWER_BYTES_MAX)
-        except HttpError as error:
-            raise EngineAway(f"GET {url}: {error}") from error

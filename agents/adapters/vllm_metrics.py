@@ -1,12 +1,12 @@
-"""vLLM's `/metrics`: the few families that an agent needs, without parsing the rest."""
+"""vLLM's `/metrics`: its paged cache, and its load."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from agents.adapters.prometheus import samples
 from agents.adapters.protocol import EngineLoad, EngineUnfit, EngineWork
 
 CACHE_CONFIG = "vllm:cache_config_info"
@@ -30,7 +30,6 @@ WORK_FAMILIES = frozenset({STEPS, PREFILLED, GENERATED, GAPS, GAPS_S})
 LOAD_FAMILIES = WORK_FAMILIES | {
     RUNNING, WAITING, USAGE, PREEMPTIONS, QUERIED, CACHED, PROMPT_TOKENS, PROMPTS, PROCESS_START,
 }  # fmt: skip
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class CacheConfig(msgspec.Struct, frozen=True):
@@ -101,16 +100,7 @@ def _new_tokens_per_prompt(values: Mapping[str, float]) -> float:
 def _samples(
     text: str, families: frozenset[str], rank: int | None
 ) -> Iterator[tuple[str, Mapping[str, str], float]]:
-    """Samples of some families: name, labels, value; those of other ranks are skipped."""
-    for line in text.splitlines():
-        family = line[: _end_of_name(line)]
-        if family not in families:
-            continue
-        labels = dict(_LABEL.findall(line))
+    """Samples of some families, without those of other ranks."""
+    for family, labels, value in samples(text, families):
         if rank is None or labels.get("engine") in (None, str(rank)):
-            yield family, labels, float(line[line.rindex(" ") :])
-
-
-def _end_of_name(line: str) -> int:
-    brace = line.find("{")
-    return brace if brace >= 0 else line.find(" ")
+            yield family, labels, value

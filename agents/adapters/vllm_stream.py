@@ -1,7 +1,8 @@
 """vLLM's event sockets: every batch once and in order, or word that some are lost.
 
-Messages are `[topic, sequence, payload]`; sequences count from 0 in each life of the engine. The
-replay socket answers `["", start]` with the batches it still has from `start` on, each as
+SGLang has the same sockets, with other words in their payloads: those are the reader's. Messages
+are `[topic, sequence, payload]`; sequences count from 0 in each life of the engine. The replay
+socket answers `["", start]` with the batches it still has from `start` on, each as
 `["", topic, sequence, payload]` (older: without the topic), and ends with sequence -1.
 
 - A hole is filled by replay; what cannot be filled is `Lost`.
@@ -18,12 +19,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from agents.adapters.protocol import Deliver, LossReason, Lost
-from agents.adapters.vllm_events import VllmEvents
+from agents.adapters.protocol import Deliver, EngineEvent, LossReason, Lost
 from proto.wire.errors import FramesError
 from proto.wire.ports import Frames
 
@@ -35,16 +36,23 @@ REPLAY_SILENCE_S = 2.0
 QUIET_S = 5.0
 
 
+class BatchReader(Protocol):
+    """What the payload of one message says; knows one engine's words."""
+
+    def read(self, payload: bytes) -> list[EngineEvent]:
+        """The events of one batch, in order. Raises `EngineUnfit`."""
+
+
 class VllmStream:
     """The KV events of one engine. `replay` None: what is lost stays lost."""
 
     def __init__(
-        self, frames: Frames, events: str, replay: str | None, rank: int | None = None
+        self, frames: Frames, events: str, replay: str | None, reader: BatchReader
     ) -> None:
         self._frames = frames
         self._events = events
         self._replay = replay
-        self._reader = VllmEvents(rank)
+        self._reader = reader
         self._next: int | None = None  # the sequence to be delivered next, once one is known
         self._last = b""  # the payload delivered before it
         self._heard: int | None = None  # the last sequence from the PUB socket itself

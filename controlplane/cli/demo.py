@@ -115,9 +115,7 @@ async def _compare(
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         for nth, policy in enumerate(POLICIES):
             bar = progress.add_task(policy, total=len(requests))
-            target = LiveTarget(
-                cluster.url, cluster.options.model, policy, BLOCK_TOKENS, salt=nth + 1
-            )
+            target = LiveTarget(cluster.url, cluster.model, policy, BLOCK_TOKENS, salt=nth + 1)
             runs.append(await run_live(http, target, requests, partial(_advance, progress, bar)))
     return runs
 

@@ -49,6 +49,12 @@ COMMANDS = {
     "explain": Command(
         "controlplane.cli.explain", "main", "why a request went where it went", Topic.ASK
     ),
+    "conformance": Command(
+        "agents.conformance.command",
+        "main",
+        "does an engine do what we suppose it does?",
+        Topic.ASK,
+    ),
     "key": Command("controlplane.cli.key", "main", "make an API key for a tenant", Topic.CHANGE),
     "gateway": Command("controlplane.compose", "gateway", "run the gateway service"),
     "router": Command("controlplane.compose", "router", "run the router service"),

@@ -71,7 +71,7 @@ async def _live_view(cluster: LocalCluster, console: Console) -> None:
 
 
 def _welcome(cluster: LocalCluster) -> str:
-    url, model = cluster.url, cluster.options.model
+    url, model = cluster.url, cluster.model
     return (
         f"[bold green]ready[/]  {url}/v1  model [bold]{model}[/]\n\n"
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 from pydantic import SecretStr
 
-from controlplane.local import plan
+from controlplane.local import engines, plan
 from controlplane.local.layout import Layout
 from controlplane.local.plan import ClusterOptions, Part, Ports
 from controlplane.local.ports import check_free, free_ports
@@ -41,12 +41,18 @@ class LocalCluster:
         self.options = options
         self.layout = layout
         self.supervisor = supervisor
+        self.engine = engines.find_engine(options)
         self.complete = False
         """Everything has been started once and was ready then."""
         self._changed = anyio.Event()
         gateway = [check_free(options.port, "gateway")] if options.port else []
         free = [port for port in free_ports(Ports.needed(options)) if port not in gateway]
         self.ports = Ports.assign(options, free)
+
+    @property
+    def model(self) -> str:
+        """What clients call the model."""
+        return self.engine.served if self.engine else self.options.model
 
     @property
     def url(self) -> str:
@@ -64,7 +70,8 @@ class LocalCluster:
 
     async def start(self, http: Http) -> None:
         """Start everything; returns when all of it is ready. Raises `ChildFailed`."""
-        await anyio.run_process(plan.model_argv(self.layout))
+        if self.engine is None:
+            await anyio.run_process(plan.model_argv(self.layout))
         for stage in self._stages():
             async with anyio.create_task_group() as starting:
                 for part in stage:
@@ -87,20 +94,28 @@ class LocalCluster:
     def _stages(self) -> list[list[Part]]:
         all_of_it = (self.options, self.layout, self.ports)
         servers = plan.servers(self.layout, self.ports)
-        return [servers, [*plan.services(*all_of_it), *plan.engines(*all_of_it)]]
+        workers = (
+            engines.parts(self.engine, *all_of_it) if self.engine else plan.engines(*all_of_it)
+        )
+        return [servers, [*plan.services(*all_of_it), *workers]]
 
     def _spec(self, part: Part, http: Http) -> ChildSpec:
+        for path, text in part.files.items():
+            path.write_text(text)
         return ChildSpec(
             name=part.name,
             argv=part.argv,
             log_path=self.layout.log(part.name),
             ready=_answers(http, part.ready_url),
             environment=part.environment,
+            start_s=part.start_s,
+            stop_s=part.stop_s,
+            family=part.family,
         )
 
     async def _first_answer(self, http: Http) -> None:
         """Every part is ready; wait until all have heard of each other and a request is served."""
-        body = msgspec.json.encode({"model": self.options.model, "prompt": "?", "max_tokens": 1})
+        body = msgspec.json.encode({"model": self.model, "prompt": "?", "max_tokens": 1})
         while True:
             try:
                 async with http.exchange("POST", f"{self.url}/v1/completions", body=body) as answer:
@@ -134,8 +149,18 @@ class LocalCluster:
                 "cluster": self.options.name,
                 "gateway": self.url,
                 "gateway_admin": f"http://127.0.0.1:{self.ports.gateway_admin}",
-                "model": self.options.model,
+                "model": self.model,
                 "engines": [f"http://127.0.0.1:{mine.http}" for mine in self.ports.engines],
+                "kv_events": [
+                    {
+                        "events": f"tcp://127.0.0.1:{mine.events}",
+                        "replay": f"tcp://127.0.0.1:{mine.replay}",
+                    }
+                    for mine in self.ports.engines
+                ],
+                "agents_admin": [
+                    f"http://127.0.0.1:{mine.agent_admin}" for mine in self.ports.engines
+                ],
                 "complete": self.complete,
                 "nats": f"nats://127.0.0.1:{self.ports.nats}",
                 "etcd": f"127.0.0.1:{self.ports.etcd}",

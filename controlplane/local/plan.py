@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -20,15 +21,19 @@ from proto.roles import parse_roles
 from proto.workers import Role
 
 LOOPBACK_URL = "http://127.0.0.1"
+SIM_BLOCK_TOKENS, SIM_CONTEXT_TOKENS = 16, 32_768
 
 
 class ClusterOptions(CommandSettings):
     """What a user may choose of a local cluster."""
 
-    model_config = SettingsConfigDict(cli_kebab_case=True)
+    model_config = SettingsConfigDict(cli_kebab_case=True, cli_shortcuts={"engines": "n"})
 
     name: str = Field("local", description="name of the cluster; two names can run side by side")
-    engines: int = Field(4, ge=1, le=64, description="how many simulated engines")
+    engine: Literal["sim", "vllm", "sglang", "trtllm"] = Field(
+        "sim", description="simulated engines, or real ones (docs/engines.md)"
+    )
+    engines: int = Field(4, ge=1, le=64, description="how many engines")
     roles: str | None = Field(
         None,
         description="engines by what they do, such as 2P2D: two that prefill, two that decode; A is"
@@ -36,7 +41,11 @@ class ClusterOptions(CommandSettings):
     )
     routers: int = Field(1, ge=1, le=16, description="how many router replicas")
     port: int = Field(8000, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
-    model: str = Field("sim", description="the model name that clients ask for")
+    model: str = Field(
+        "sim",
+        description="simulated engines: the model name that clients ask for; real ones: the "
+        "model's directory, or a name that the engine finds it by",
+    )
     profile: str = Field(
         "laptop", description="timing of the simulated engines, such as h100 or h200"
     )
@@ -44,9 +53,30 @@ class ClusterOptions(CommandSettings):
         None, description="TOML with accelerators of your own (docs/hardware.md)"
     )
     speed: float = Field(1.0, gt=0, description="how many times faster than the profile they run")
-    block_tokens: int = Field(16, ge=1, le=512, description="tokens in a KV block")
-    blocks: int = Field(4096, ge=16, description="KV blocks of each engine")
-    context_tokens: int = Field(32_768, ge=256, description="longest prompt and answer, in tokens")
+    block_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=512,
+        description=f"tokens in a KV block; {SIM_BLOCK_TOKENS} for simulated engines, and for real "
+        "ones as they like it",
+    )
+    blocks: int = Field(4096, ge=16, description="KV blocks of each simulated engine")
+    context_tokens: int | None = Field(
+        None,
+        ge=256,
+        description=f"longest prompt and answer, in tokens; {SIM_CONTEXT_TOKENS} for simulated "
+        "engines, and for real ones the model's",
+    )
+    engine_program: str | None = Field(
+        None, description="what starts a real engine, where it is not on PATH"
+    )
+    engine_args: str = Field("", description="more words for a real engine's command line")
+    kv_cache_mib: int | None = Field(
+        None, ge=1, description="KV cache of each real engine, if not as large as it likes"
+    )
+    connector: Literal["nixl", "shared"] = Field(
+        "nixl", description="what moves KV between vLLMs: NIXL, or files in a shared directory"
+    )
     policy: str = Field("kv", description="the router's policy")
     otlp: str | None = Field(None, description="send traces to this OTLP/HTTP endpoint")
     keep_data: bool = Field(False, description="keep NATS and etcd data of the run before")
@@ -54,9 +84,12 @@ class ClusterOptions(CommandSettings):
     @model_validator(mode="before")
     @classmethod
     def _engines_by_roles(cls, given: dict[str, object]) -> dict[str, object]:
-        if roles := given.get("roles"):
-            return {**given, "engines": len(parse_roles(str(roles)))}
-        return given
+        if not given.get("roles"):
+            return given
+        count = len(parse_roles(str(given["roles"])))
+        if str(given.get("engines", count)) != str(count):
+            raise ValueError(f"roles {given['roles']} are {count} engines; leave out --engines")
+        return {**given, "engines": count}
 
     @property
     def engine_roles(self) -> tuple[Role, ...]:
@@ -70,15 +103,25 @@ class ClusterOptions(CommandSettings):
         """Whether blocks go from engine to engine."""
         return Role.PREFILL in self.engine_roles
 
+    @model_validator(mode="after")
+    def _name_a_model(self) -> ClusterOptions:
+        if self.engine != "sim" and self.model == "sim":
+            raise ValueError(
+                f"--engine {self.engine} needs --model: the model's directory, or a name that the "
+                "engine finds it by"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class EnginePorts:
-    """One simulated engine and the admin port of its agent."""
+    """One engine and the admin port of its agent."""
 
     http: int
     events: int
     replay: int
     kv: int
+    """Where engines that pass blocks to each other meet."""
     agent_admin: int
 
 
@@ -130,6 +173,12 @@ class Part:
     argv: tuple[str, ...]
     ready_url: str
     environment: Mapping[str, str]
+    files: Mapping[Path, str] = field(default_factory=dict)
+    """To be written before it starts."""
+    start_s: float = 30.0
+    stop_s: float = 8.0
+    family: bool = False
+    """It starts processes of its own."""
 
 
 def worker_id(index: int) -> WorkerId:
@@ -185,29 +234,41 @@ def model_argv(layout: Layout) -> tuple[str, ...]:
 
 def engines(options: ClusterOptions, layout: Layout, ports: Ports) -> Iterator[Part]:
     """Each simulated engine and, after it, its agent."""
-    common = _common_environment(options, layout, ports)
     for index, (mine, role) in enumerate(zip(ports.engines, options.engine_roles, strict=True)):
-        url = f"{LOOPBACK_URL}:{mine.http}"
-        yield Part(
-            worker_id(index), _engine_argv(options, layout.model, mine, role), f"{url}/health", {}
-        )
-        yield Part(
-            f"agent-{index}",
-            (sys.executable, "-m", "agents"),
-            f"{LOOPBACK_URL}:{mine.agent_admin}/ready",
-            {
-                **common,
-                "TOKENPLANE_ADMIN__PORT": str(mine.agent_admin),
-                "TOKENPLANE_AGENT__WORKER": worker_id(index),
-                "TOKENPLANE_AGENT__ENGINE": "sim",
-                "TOKENPLANE_AGENT__HARDWARE": options.profile,
-                "TOKENPLANE_AGENT__ACCELERATORS": "1" if options.profile == "laptop" else "8",
-                "TOKENPLANE_AGENT__ROLE": role.value,
-                "TOKENPLANE_AGENT__ENGINE_URL": url,
-                "TOKENPLANE_AGENT__EVENTS": f"tcp://127.0.0.1:{mine.events}",
-                "TOKENPLANE_AGENT__REPLAY": f"tcp://127.0.0.1:{mine.replay}",
-            },
-        )
+        argv = _engine_argv(options, layout.model, mine, role)
+        yield Part(worker_id(index), argv, f"{LOOPBACK_URL}:{mine.http}/health", {})
+        told = {
+            "TOKENPLANE_AGENT__ENGINE": "sim",
+            "TOKENPLANE_AGENT__HARDWARE": options.profile,
+            "TOKENPLANE_AGENT__ACCELERATORS": "1" if options.profile == "laptop" else "8",
+            **event_sockets(mine),
+        }
+        yield agent(options, layout, ports, index, told)
+
+
+def agent(
+    options: ClusterOptions, layout: Layout, ports: Ports, index: int, told: Mapping[str, str]
+) -> Part:
+    """The agent of engine number `index`; `told` is what its kind of engine does not tell."""
+    mine = ports.engines[index]
+    environment = {
+        **_common_environment(options, layout, ports),
+        "TOKENPLANE_ADMIN__PORT": str(mine.agent_admin),
+        "TOKENPLANE_AGENT__WORKER": worker_id(index),
+        "TOKENPLANE_AGENT__ROLE": options.engine_roles[index].value,
+        "TOKENPLANE_AGENT__ENGINE_URL": f"{LOOPBACK_URL}:{mine.http}",
+        **told,
+    }
+    argv = (sys.executable, "-m", "agents")
+    return Part(f"agent-{index}", argv, f"{LOOPBACK_URL}:{mine.agent_admin}/ready", environment)
+
+
+def event_sockets(ports: EnginePorts) -> dict[str, str]:
+    """Where an agent follows an engine that publishes its KV events over ZeroMQ."""
+    return {
+        "TOKENPLANE_AGENT__EVENTS": f"tcp://127.0.0.1:{ports.events}",
+        "TOKENPLANE_AGENT__REPLAY": f"tcp://127.0.0.1:{ports.replay}",
+    }
 
 
 def _engine_argv(
@@ -222,8 +283,9 @@ def _engine_argv(
         *("--model", options.model, "--model-dir", str(model)),
         *("--profile", options.profile, "--speed", str(options.speed)),
         *("--hardware", *map(str, filter(None, (builtin_file(), options.hardware_file)))),
-        *("--block-size", str(options.block_tokens), "--blocks", str(options.blocks)),
-        *("--max-model-len", str(options.context_tokens)),
+        *("--block-size", str(options.block_tokens or SIM_BLOCK_TOKENS)),
+        *("--blocks", str(options.blocks)),
+        *("--max-model-len", str(options.context_tokens or SIM_CONTEXT_TOKENS)),
         *moves,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class ChildSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     start_s: float = 30.0
     stop_s: float = 8.0
+    family: bool = False
+    """It starts processes of its own, which must not outlive us either."""
 
 
 @dataclass
@@ -161,9 +164,10 @@ class Supervisor:
 
 async def _open(spec: ChildSpec) -> Process:
     spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+    family = ["--family"] if spec.family else []
     with spec.log_path.open("ab") as output:
         return await anyio.open_process(
-            [sys.executable, leash.__file__, str(os.getpid()), *spec.argv],
+            [sys.executable, leash.__file__, str(os.getpid()), *family, *spec.argv],
             stdin=DEVNULL,
             stdout=output,
             stderr=STDOUT,
@@ -186,6 +190,11 @@ async def _make_sure_it_is_gone(process: Process) -> None:
         if process.returncode is None:
             process.kill()
         await process.wait()
+        try:
+            # What it has started itself, as a real engine does, and left behind.
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            log.debug("process %d left nothing behind", process.pid)
         await process.aclose()
 
 

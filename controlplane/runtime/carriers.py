@@ -62,6 +62,14 @@ async def open_bus(settings: CommonSettings, client_name: str) -> AsyncIterator[
         yield bus
 
 
+@asynccontextmanager
+async def open_engines() -> AsyncIterator[tuple[Http, Frames]]:
+    """What reaches engines, for commands that ask nobody else."""
+    with closing(ZmqFrames()) as frames:
+        async with AiohttpClient() as http:
+            yield http, frames
+
+
 async def _check(store: Store, settings: CommonSettings) -> None:
     """An etcd client connects when it is first used: use it now, so that a wrong address ends
     the start and not a request."""

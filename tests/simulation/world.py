@@ -18,8 +18,8 @@ import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
 
-from agents.__main__ import make_adapter
 from agents.agent import AgentService
+from agents.engines import make_adapter
 from agents.settings import AgentProcess, AgentSettings
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.openai import Api, ClientError, read

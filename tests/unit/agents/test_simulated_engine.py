@@ -13,8 +13,8 @@ import anyio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agents.__main__ import make_adapter
 from agents.agent import AgentService
+from agents.engines import make_adapter
 from agents.settings import AgentProcess, AgentSettings
 from proto.hashing import BlockHasher, Scope
 from proto.ids import WorkerId

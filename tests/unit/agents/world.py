@@ -10,8 +10,8 @@ import anyio
 from anyio.abc import TaskGroup
 from prometheus_client import CollectorRegistry
 
-from agents.__main__ import make_adapter
 from agents.agent import AgentService
+from agents.engines import make_adapter
 from agents.settings import AgentProcess, AgentSettings
 from proto.ids import WorkerId
 from proto.subjects import Keys, Subjects

@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from agents.adapters import vllm_stream
 from agents.adapters.protocol import EngineEvent, EngineUnfit, LossReason, Lost, Stored
+from agents.adapters.vllm_events import VllmEvents
 from agents.adapters.vllm_stream import VllmStream
 from tests.unit.agents.engine import END, EVENTS, REPLAY, MemoryEngine
 
@@ -56,7 +57,9 @@ async def attached(
     """A listener that has caught up and now listens."""
     listener = Listener()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(VllmStream(engine.frames, EVENTS, replay).follow, listener.deliver)
+        tasks.start_soon(
+            VllmStream(engine.frames, EVENTS, replay, VllmEvents()).follow, listener.deliver
+        )
         await anyio.wait_all_tasks_blocked()
         yield listener
         tasks.cancel_scope.cancel()
@@ -220,7 +223,7 @@ async def test_a_restart_without_a_word_is_seen_when_it_is_quiet(
 
 async def test_a_recheck_finds_a_restart_at_once(engine: MemoryEngine) -> None:
     listener = Listener()
-    stream = VllmStream(engine.frames, EVENTS, REPLAY)
+    stream = VllmStream(engine.frames, EVENTS, REPLAY, VllmEvents())
     with engine.replaying():
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(stream.follow, listener.deliver)
@@ -282,7 +285,7 @@ async def test_what_the_listener_raises_ends_the_stream(engine: MemoryEngine) ->
 
     speak(engine, 1)
     with engine.replaying(), pytest.raises(EngineUnfit, match="1 events"):
-        await VllmStream(engine.frames, EVENTS, REPLAY).follow(refuse)
+        await VllmStream(engine.frames, EVENTS, REPLAY, VllmEvents()).follow(refuse)
 
 
 def _stored_nine() -> bytes:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -118,4 +119,47 @@ async def test_even_a_killed_parent_leaves_no_child() -> None:
         parent.kill()
     await wait_until(
         lambda: not psutil.pid_exists(pid) or child.status() == psutil.STATUS_ZOMBIE, "its end"
+    )
+
+
+FAMILY = (
+    "import subprocess, sys;"
+    f"child = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], stdout=-3);"
+    f"print('child', child.pid); {SLEEPER}"
+)
+"""As a real engine, of whose processes we know the first one only."""
+
+
+async def test_what_a_child_has_started_dies_with_it(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as tasks:
+        supervisor = Supervisor(tasks)
+        child = await supervisor.start(replace(spec(tmp_path, FAMILY), family=True))
+        left_behind = psutil.Process(int(child.spec.log_path.read_text().split()[1]))
+        assert left_behind.is_running()
+        await supervisor.stop("child")
+        await wait_until(
+            lambda: not left_behind.is_running() or left_behind.status() == psutil.STATUS_ZOMBIE,
+            "the end of the child's child",
+        )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's leash is Linux's")
+async def test_even_a_killed_parent_leaves_no_childs_child(tmp_path: Path) -> None:
+    from controlplane.local import leash
+
+    log = tmp_path / "family.log"
+    code = (
+        "import os, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, {leash.__file__!r}, str(os.getpid()), '--family',"
+        f" sys.executable, '-c', {FAMILY!r}], stdout=open({str(log)!r}, 'w'),"
+        " start_new_session=True)\n"
+        "time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        await wait_until(lambda: log.exists() and "up" in log.read_text(), "the family")
+        left_behind = psutil.Process(int(log.read_text().split()[1]))
+        parent.kill()
+    await wait_until(
+        lambda: not left_behind.is_running() or left_behind.status() == psutil.STATUS_ZOMBIE,
+        "its end",
     )
