@@ -19,7 +19,7 @@ from controlplane.local.supervisor import ChildSpec, Supervisor
 from controlplane.runtime.carriers import Carriers, open_carriers
 from controlplane.runtime.settings import BusSettings, CommonSettings, StoreSettings
 from proto.wire.errors import HttpError
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from proto.wire.ports import Http
 
 CLUSTER = "bench"
@@ -82,7 +82,7 @@ async def open_rig() -> AsyncIterator[Rig]:
         directory = Path(made)
         nats_words = nats_argv(directory / "nats", port=nats, monitor_port=monitor)
         etcd_words = etcd_argv(directory / "etcd", port=etcd, peer_port=etcd_peer)
-        async with AiohttpClient() as http, anyio.create_task_group() as tasks:
+        async with HttpClient() as http, anyio.create_task_group() as tasks:
             supervisor = Supervisor(tasks)
             try:
                 for name, words, url in (

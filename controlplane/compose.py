@@ -89,6 +89,7 @@ def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
         secret=settings.secret_bytes,
         bus=kit.carriers.bus,
         http=kit.carriers.http,
+        server=kit.carriers.server,
         subjects=Subjects(settings.cluster),
         view=view,
         metrics=GatewayMetrics(kit.metrics),

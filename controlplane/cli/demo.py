@@ -39,7 +39,7 @@ from controlplane.replay.report import (
 from controlplane.replay.trace import Trace, TraceRequest
 from controlplane.runtime.settings import CommandSettings
 from proto.hashing import BlockHasher, Scope
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from proto.wire.ports import Http
 
 PROG = "tokenplane demo"
@@ -100,7 +100,7 @@ async def demo(options: Demo) -> None:
         blocks=KV_BLOCKS,
         context_tokens=CONTEXT_TOKENS,
     )
-    async with AiohttpClient() as http, run_cluster(cluster_options, http) as cluster:
+    async with HttpClient() as http, run_cluster(cluster_options, http) as cluster:
         console.print(f"ready at {cluster.url}/v1; sending the same requests under each policy")
         runs = await _compare(cluster, http, requests, console)
     _show(_report(options, requests, runs), runs, options.out, console)

@@ -46,7 +46,7 @@ from controlplane.router.plugins import installed
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 from proto.hardware import BadHardware, load_catalogue
 from proto.hashing import BlockHasher, Scope, Words
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from workers.sim.timing import H100, Profile
 
 PROG = "tokenplane replay"
@@ -249,7 +249,7 @@ async def _live_runs(settings: ReplaySettings, trace: Trace, on_progress: OnProg
     """One policy after the other, through the same cluster."""
     assert settings.seed is not None
     runs = []
-    async with AiohttpClient() as http:
+    async with HttpClient() as http:
         model = await served_model(http, settings.url, settings.model)
         for nth, policy in enumerate(settings.policy):
             target = LiveTarget(

@@ -17,7 +17,7 @@ from controlplane.local.view import show
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.carriers import open_carriers
 from proto.subjects import Keys, Subjects
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 
 
 class Up(ClusterOptions):
@@ -35,7 +35,7 @@ async def up(options: Up) -> None:
     """Run a cluster until SIGINT or SIGTERM; a second signal kills what is still stopping."""
     console = Console()
     hurry = anyio.Event()
-    async with anyio.create_task_group() as tasks, AiohttpClient() as http:
+    async with anyio.create_task_group() as tasks, HttpClient() as http:
         with anyio.CancelScope() as working:
             tasks.start_soon(_obey_signals, working, hurry)
             console.print("starting NATS, etcd, engines, agents and services ...")

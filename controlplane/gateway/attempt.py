@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 
 import anyio
 from opentelemetry.trace import SpanKind
@@ -75,13 +74,14 @@ class Attempts:
     async def _exchange(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         settings, ask = self._settings, flight.ask
         # An engine that does not stream says nothing at all until it has finished.
-        patience_s = settings.first_token_s if ask.stream else settings.total_s
+        first_s, gap_s = settings.first_token_s, settings.gap_s
+        patience = (first_s, gap_s, first_s) if ask.stream else (settings.total_s,) * 3
         exchange = self._http.exchange(
             "POST",
             chosen.url + leg.path,
             body=leg.body,
             headers={"content-type": JSON, "x-request-id": flight.request, **inject()},
-            timeouts=HttpTimeouts(settings.connect_s, patience_s, patience_s),
+            timeouts=HttpTimeouts(settings.connect_s, *patience),
         )
         try:
             async with exchange as response:
@@ -106,7 +106,7 @@ class Attempts:
         scanner = SseScanner(leg.reshape)
         told_s, told_first = anyio.current_time(), False
         said_before = flight.output_tokens
-        async for chunk in self._chunks(response):
+        async for chunk in response.chunks():
             events = scanner.feed(chunk)
             if not events:
                 continue
@@ -126,27 +126,13 @@ class Attempts:
         if not scanner.done and not scanner.failed:
             raise EngineFailed("engine_lost", "the engine ended the stream before its end")
 
-    async def _chunks(self, response: HttpResponse) -> AsyncIterator[bytes]:
-        """The stream, with one patience for its first piece and another for every later one."""
-        pieces = response.chunks()
-        patience_s, what = self._settings.first_token_s, "no first token"
-        while True:
-            with anyio.move_on_after(patience_s) as waiting:
-                piece = await anext(pieces, None)
-            if waiting.cancelled_caught:
-                raise EngineFailed("engine_silent", f"{what} within {patience_s:g} s")
-            if piece is None:
-                return
-            yield piece
-            patience_s, what = self._settings.gap_s, "nothing in the middle of the answer"
-
     async def _whole(
         self, flight: Flight, chosen: Chosen, response: HttpResponse, sink: Sink
     ) -> None:
         body = await response.read()
         flight.saw_usage(usage_of(body))
         flight.started = True
-        await sink.start(200, _headers(flight, chosen, response))
+        await sink.start(200, _headers(flight, chosen, response), len(body))
         await sink.write(body)
 
     async def _refused(self, response: HttpResponse) -> None:

@@ -21,7 +21,9 @@ CANCELLED = "cancelled"
 class Sink(Protocol):
     """Where the answer goes; both methods wait for a slow client, and raise `ClientStalled`."""
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None: ...
+    async def start(
+        self, status: int, headers: Mapping[str, str], length: int | None = None
+    ) -> None: ...
 
     async def write(self, data: bytes) -> None: ...
 

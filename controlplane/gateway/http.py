@@ -1,4 +1,4 @@
-"""The HTTP border, on aiohttp's server: OpenAI's paths in, a `Sink` for the answer out.
+"""The HTTP border: OpenAI's paths in, a `Sink` for the answer out.
 
 A client that goes away cancels its handler, and with it everything down to the engine.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
 import anyio
-from aiohttp import web
 from opentelemetry.trace import SpanKind
 
 from controlplane.gateway.admission import Admission
@@ -30,15 +30,17 @@ from controlplane.registry.view import RegistryView
 from controlplane.runtime.service import CannotServe
 from controlplane.runtime.tracing import extract, tracer
 from proto.ids import BadName, RequestId, check_name, new_request_id
+from proto.wire.errors import HttpCannotListen, HttpTimeout
+from proto.wire.ports import Headers, HttpCall, HttpLimits, HttpPort, HttpServing
 
 log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
 
 JSON = "application/json"
-CLOSE_S = 2.0
-BACKLOG = 4096
+REFUSED_CODES = {413: "body_too_large", 500: "internal_error"}
+"""The machine's word for what is refused by its head alone; else it is a bad request."""
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[HttpCall], Awaitable[None]]
 
 
 class PortTaken(CannotServe):
@@ -54,8 +56,8 @@ class Front(NamedTuple):
     view: RegistryView
 
 
-class HttpServer:
-    """Listens while its context is open; counts what is under way."""
+class Border:
+    """Answers HTTP requests; counts what is under way."""
 
     def __init__(self, settings: GatewaySettings, front: Front) -> None:
         self._settings = settings
@@ -64,100 +66,123 @@ class HttpServer:
         self._open = 0
         self._idle = anyio.Event()
         self._draining = False
-        self._runner: web.AppRunner | None = None
+        self._port: HttpPort | None = None
+        self._routes: dict[str, dict[str, Handler]] = {
+            **{api.value: {"POST": partial(self._infer, api)} for api in Api},
+            "/v1/models": {"GET": self._models},
+            "/health": {"GET": self._health},
+            "/live": {"GET": self._live},
+        }
 
-    async def __aenter__(self) -> HttpServer:
-        application = web.Application(
-            client_max_size=self._settings.body_bytes_max, middlewares=[_in_openai_form]
-        )
-        for api in Api:
-            application.router.add_post(api.value, partial(self._infer, api))
-        application.router.add_get("/v1/models", self._models)
-        application.router.add_get("/health", self._health)
-        application.router.add_get("/live", self._live)
-        self._runner = web.AppRunner(application, access_log=None, handler_cancellation=True)
-        await self._runner.setup()
+    @asynccontextmanager
+    async def listening(self, server: HttpServing) -> AsyncIterator[None]:
+        """Requests are answered while this is open. Raises `PortTaken`."""
         settings = self._settings
-        site = web.TCPSite(self._runner, settings.host, settings.port, backlog=BACKLOG)
+        limits = HttpLimits(settings.body_bytes_max, stall_s=settings.stall_s)
         try:
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
+            async with server.serve(
+                settings.host,
+                settings.port,
+                self.answer,
+                refuse=_refused,
+                limits=limits,
+                shared=settings.shared,
+            ) as self._port:
+                yield
+        except HttpCannotListen as error:
             raise PortTaken(
-                f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
+                f"cannot listen on {settings.host}:{settings.port} ({error}); "
                 "choose another port with --gateway.port"
             ) from error
-        return self
-
-    async def __aexit__(self, *details: object) -> None:
-        assert self._runner is not None
-        with anyio.move_on_after(CLOSE_S, shield=True):
-            await self._runner.cleanup()
 
     async def drain(self) -> None:
         """Refuse new requests and wait for those under way; `/live` stays."""
         self._draining = True
+        if self._port is not None:
+            self._port.retire(stop_listening=self._settings.shared)
         while self._open:
             self._idle = anyio.Event()
             await self._idle.wait()
 
-    async def _infer(self, api: Api, request: web.Request) -> web.StreamResponse:
+    async def answer(self, call: HttpCall) -> None:
+        """Any request; what goes wrong is told as OpenAI's clients expect it."""
+        methods = self._routes.get(call.path)
+        try:
+            if methods is None:
+                raise ClientError(404, f"there is no {call.path} here", code="not_found")
+            handler = methods.get(call.method)
+            if handler is None:
+                allowed = ", ".join(methods)
+                raise ClientError(
+                    405, f"{call.path} is asked by {allowed}", code="method_not_allowed"
+                )
+            await handler(call)
+        except ClientError as error:
+            await _reply(call, error.status, _headers_of(error), error.body())
+
+    async def _infer(self, api: Api, call: HttpCall) -> None:
         if self._draining:
             raise ClientError(
                 503, "this gateway is shutting down", code="draining", retry_after_s=1.0
             )
         self._open += 1
-        request_id = self._request_id(request)
+        request_id = self._request_id(call.headers)
         try:
             with spans.start_as_current_span(
-                "gateway.request", context=extract(request.headers), kind=SpanKind.SERVER
+                "gateway.request", context=extract(call.headers), kind=SpanKind.SERVER
             ):
-                tenant = self._tenant(request)
-                ask = read(api, await request.read())
-                if salt := self._front.admission.salt(tenant):
-                    ask = salted(ask, salt)
-                sink = _Sink(request, self._settings.stall_s)
-                hints = Hints(
-                    policy=request.headers.get("x-tokenplane-policy", ""),
-                    session=request.headers.get("x-tokenplane-session", ""),
-                    tenant=tenant,
-                    constraints=constraints_of(request.headers, tenant),
-                )
-                run = partial(self._front.dispatcher.serve, request_id, ask, hints)
-                if key := request.headers.get("idempotency-key"):
-                    await self._front.answers.serve(tenant.name, key, ask.body, run, sink)
-                else:
-                    await run(sink)
-                return await sink.end()
+                await self._serve(api, request_id, call)
         except ClientError as error:
-            refusal = _refusal(error)
-            refusal.headers["x-request-id"] = request_id
-            return refusal
+            headers = {**_headers_of(error), "x-request-id": request_id}
+            await _reply(call, error.status, headers, error.body())
+        except ClientStalled as error:
+            log.warning("request %s: %s", request_id, error)
+            raise ConnectionResetError(str(error)) from error
         finally:
             self._open -= 1
             if not self._open:
                 self._idle.set()
 
-    async def _models(self, request: web.Request) -> web.StreamResponse:
-        self._tenant(request)
+    async def _serve(self, api: Api, request_id: RequestId, call: HttpCall) -> None:
+        headers = call.headers
+        tenant = self._tenant(headers)
+        ask = read(api, call.body)
+        if salt := self._front.admission.salt(tenant):
+            ask = salted(ask, salt)
+        sink = _Sink(call)
+        hints = Hints(
+            policy=headers.get("x-tokenplane-policy", ""),
+            session=headers.get("x-tokenplane-session", ""),
+            tenant=tenant,
+            constraints=constraints_of(headers, tenant),
+        )
+        run = partial(self._front.dispatcher.serve, request_id, ask, hints)
+        if key := headers.get("idempotency-key"):
+            await self._front.answers.serve(tenant.name, key, ask.body, run, sink)
+        else:
+            await run(sink)
+
+    async def _models(self, call: HttpCall) -> None:
+        self._tenant(call.headers)
         models = context_tokens(self._front.view)
-        return web.Response(body=model_list(models, int(time.time())), content_type=JSON)
+        await _reply(call, 200, _JSON_HEADERS, model_list(models, int(time.time())))
 
-    async def _health(self, request: web.Request) -> web.StreamResponse:
-        del request
-        return web.Response(status=503 if self._draining else 200)
+    async def _health(self, call: HttpCall) -> None:
+        await _reply(call, 503 if self._draining else 200, {}, b"")
 
-    async def _live(self, request: web.Request) -> web.StreamResponse:
-        del request
-        return web.Response()
+    async def _live(self, call: HttpCall) -> None:
+        await _reply(call, 200, {}, b"")
 
-    def _tenant(self, request: web.Request) -> Tenant:
-        return self._front.admission.tenant(request.headers.get("authorization", ""))
+    def _tenant(self, headers: Headers) -> Tenant:
+        return self._front.admission.tenant(headers.get("authorization", ""))
 
-    def _request_id(self, request: web.Request) -> RequestId:
+    def _request_id(self, headers: Headers) -> RequestId:
         """The client's own, where it can be a name, else a new one."""
+        given = headers.get("x-request-id")
+        if given is None:
+            return new_request_id(self._rng)
         try:
-            return RequestId(check_name(request.headers.get("x-request-id", ""), "request"))
+            return RequestId(check_name(given, "request"))
         except BadName:
             return new_request_id(self._rng)
 
@@ -165,50 +190,36 @@ class HttpServer:
 class _Sink:
     """The answer to one HTTP request; waits for the client, but not for ever."""
 
-    def __init__(self, request: web.Request, stall_s: float) -> None:
-        self._request = request
-        self._stall_s = stall_s
-        self._response: web.StreamResponse | None = None
+    def __init__(self, call: HttpCall) -> None:
+        self._call = call
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        self._response = web.StreamResponse(status=status, headers=headers)
-        await self._response.prepare(self._request)
+    async def start(
+        self, status: int, headers: Mapping[str, str], length: int | None = None
+    ) -> None:
+        await self._call.start(status, headers, length)
 
     async def write(self, data: bytes) -> None:
-        assert self._response is not None, "an answer starts with its head"
-        with anyio.move_on_after(self._stall_s) as waiting:
-            await self._response.write(data)
-        if waiting.cancelled_caught:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            raise ClientStalled(f"the client did not read for {self._stall_s:g} s")
-
-    async def end(self) -> web.StreamResponse:
-        assert self._response is not None
-        await self._response.write_eof()
-        return self._response
+        try:
+            await self._call.write(data)
+        except HttpTimeout as error:
+            raise ClientStalled(f"the client did not read for {error.seconds:g} s") from error
 
 
-@web.middleware
-async def _in_openai_form(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as OpenAI's clients expect it."""
-    try:
-        return await handler(request)
-    except ClientError as error:
-        return _refusal(error)
-    except web.HTTPRequestEntityTooLarge as error:
-        return _refusal(ClientError(413, str(error.text), code="body_too_large"))
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return _refusal(ClientError(error.status, error.reason, code="not_found"))
-    except ClientStalled as error:
-        log.warning("%s", error)
-        raise ConnectionResetError(str(error)) from error
+async def _reply(call: HttpCall, status: int, headers: Headers, body: bytes) -> None:
+    await call.start(status, headers, len(body))
+    await call.write(body)
 
 
-def _refusal(error: ClientError) -> web.Response:
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-    return web.Response(status=error.status, body=error.body(), content_type=JSON, headers=headers)
+def _refused(status: int, why: str) -> tuple[Headers, bytes]:
+    """What the server says by itself, in our form."""
+    error = ClientError(status, why, code=REFUSED_CODES.get(status, "bad_request"))
+    return _headers_of(error), error.body()
+
+
+_JSON_HEADERS = {"content-type": JSON}
+
+
+def _headers_of(error: ClientError) -> Headers:
+    if error.retry_after_s is None:
+        return _JSON_HEADERS
+    return {**_JSON_HEADERS, "retry-after": str(max(1, round(error.retry_after_s)))}

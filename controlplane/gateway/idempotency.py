@@ -103,7 +103,7 @@ class _Answer:
 
     fingerprint: bytes
     work: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    head: tuple[int, Mapping[str, str]] | None = None
+    head: tuple[int, Mapping[str, str], int | None] | None = None
     pieces: list[bytes] = field(default_factory=list)
     size_bytes: int = 0
     refusal: ClientError | None = None
@@ -112,8 +112,10 @@ class _Answer:
     readers: int = 0
     _news: anyio.Event = field(default_factory=anyio.Event)
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        self.head = status, headers
+    async def start(
+        self, status: int, headers: Mapping[str, str], length: int | None = None
+    ) -> None:
+        self.head = status, headers, length
         self._tell()
 
     async def write(self, data: bytes) -> None:

@@ -162,6 +162,8 @@ class _Reshape:
 
 
 def _without_prompt_ids(events: bytes) -> bytes:
+    if b"prompt_token_ids" not in events:  # all but the first
+        return events
     return _PROMPT_IDS.sub(b'"prompt_token_ids":null', events)
 
 

@@ -13,7 +13,7 @@ from controlplane.gateway.accounting import Accounting
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.dispatch import Dispatcher
-from controlplane.gateway.http import Front, HttpServer
+from controlplane.gateway.http import Border, Front
 from controlplane.gateway.idempotency import Answers
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.records import RecordWriter
@@ -23,7 +23,7 @@ from controlplane.registry.view import RegistryView
 from proto.codec import Producer
 from proto.ids import ServiceId, new_incarnation
 from proto.subjects import Subjects
-from proto.wire.ports import Bus, Http
+from proto.wire.ports import Bus, Http, HttpServing
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Surroundings:
     view: RegistryView
     metrics: GatewayMetrics
     clock: Callable[[], float] = time.time
+    server: HttpServing | None = None
+    """None: nobody asks over HTTP, and `run` cannot be called."""
 
 
 class GatewayService:
@@ -56,19 +58,21 @@ class GatewayService:
         self.dispatcher = Dispatcher(settings, view, routing, attempts, self._admission, accounting)
         self._answers = Answers(settings.answers_kept_s, settings.answers_bytes_max)
         front = Front(self.dispatcher, self._admission, self._answers, view)
-        self._server = HttpServer(settings, front)
+        self._border = Border(settings, front)
+        self._server = around.server
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled. Raises `PortTaken`."""
+        assert self._server is not None, "given no HTTP server"
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.records.run)
             tasks.start_soon(self._admission.follow)
             tasks.start_soon(self._answers.run)
-            async with self._server:
+            async with self._border.listening(self._server):
                 task_status.started()
                 await anyio.sleep_forever()
 
     async def drain(self) -> None:
         """Refuse new requests, finish what is under way, store what is to be remembered."""
-        await self._server.drain()
+        await self._border.drain()
         await self.records.settled()

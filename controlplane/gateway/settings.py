@@ -14,6 +14,9 @@ class GatewaySettings(Group):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    shared: bool = Field(
+        False, description="share the port with other gateway processes that say so, too"
+    )
     tenants: Path | None = Field(
         None, description="TOML file of tenants and the hashes of their keys; none: whoever asks"
     )

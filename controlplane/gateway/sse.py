@@ -6,6 +6,7 @@ of events, the first with content, usage, an error, and the final `[DONE]`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -49,6 +50,7 @@ class _HasUsage(msgspec.Struct):
 
 
 _USAGE = msgspec.json.Decoder(_HasUsage)
+_NO_USAGE = re.compile(rb'"usage"\s*:\s*null')
 
 
 class MalformedStream(Exception):
@@ -77,7 +79,20 @@ class SseScanner:
         Half an event waits for its other half, so that a stream that breaks never leaves the
         client with a torn one. Raises `MalformedStream`.
         """
+        whole = self._whole_events(chunk)
+        if not whole:
+            return b""
+        if self._reshape is not None:
+            whole = self._reshape(whole)
+        for event in whole.split(b"\n\n"):
+            if event:
+                self._see(event.strip(b"\r\n"))
+        return whole
+
+    def _whole_events(self, chunk: bytes) -> bytes:
         tail = self._tail
+        if not tail and chunk.endswith(b"\n\n"):
+            return chunk  # as engines write them: an event a token
         searched = max(0, len(tail) - 1)
         tail += chunk
         end = tail.rfind(b"\n\n", searched) + 2
@@ -87,23 +102,20 @@ class SseScanner:
             return b""
         whole = bytes(tail[:end])
         del tail[:end]
-        if self._reshape is not None:
-            whole = self._reshape(whole)
-        for event in whole.split(b"\n\n"):
-            self._see(event.strip(b"\r\n"))
         return whole
 
     def _see(self, event: bytes) -> None:
-        if event.startswith(b"event:"):
+        if event.startswith(b"data:"):
+            if event == DONE:
+                self.done = True
+            elif event.startswith(b'data: {"error"'):
+                self.failed = True
+            else:
+                self.events += 1
+                if b'"usage"' in event and _NO_USAGE.search(event) is None:
+                    self.usage = usage_of(event.removeprefix(b"data:")) or self.usage
+        elif event.startswith(b"event:"):
             self._see_named(*event.split(b"\n", 1))
-        elif event == DONE:
-            self.done = True
-        elif event.startswith(b'data: {"error"'):
-            self.failed = True
-        elif event.startswith(b"data:"):
-            self.events += 1
-            if b'"usage"' in event and b'"usage":null' not in event.replace(b" ", b""):
-                self.usage = usage_of(event.removeprefix(b"data:")) or self.usage
 
     def _see_named(self, name: bytes, data: bytes = b"") -> None:
         """An event of the responses API, which says its kind on a line of its own."""

@@ -14,9 +14,9 @@ from proto.subjects import Keys
 from proto.wire.errors import StoreRefused, StoreUnavailable
 from proto.wire.etcd.connection import EtcdSettings
 from proto.wire.etcd.store import EtcdStore
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient, HttpServer
 from proto.wire.nats import NatsBus, NatsSettings
-from proto.wire.ports import Bus, Frames, Http, Store
+from proto.wire.ports import Bus, Frames, Http, HttpServing, Store
 from proto.wire.zmq import ZmqFrames
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class Carriers:
     store: Store
     http: Http
     frames: Frames
+    server: HttpServing
 
 
 @asynccontextmanager
@@ -47,12 +48,12 @@ async def open_carriers(settings: CommonSettings, client_name: str) -> AsyncIter
     )
     with closing(ZmqFrames()) as frames:
         async with (
-            AiohttpClient() as http,
+            HttpClient() as http,
             EtcdStore(_etcd_settings(settings.etcd)) as store,
             NatsBus(_nats_settings(settings.nats, client_name)) as bus,
         ):
             await _check(store, settings)
-            yield Carriers(bus, store, http, frames)
+            yield Carriers(bus, store, http, frames, HttpServer())
 
 
 @asynccontextmanager

@@ -14,7 +14,9 @@
     +-- HttpError
     |   +-- HttpUnreachable    no connection: the request was certainly not executed
     |   +-- HttpBroken         the connection died; the request may have been executed
-    |   +-- HttpTimeout        `phase` ("connect" | "first_byte" | "idle") took too long
+    |   +-- HttpTimeout        `phase` ("connect" | "first_byte" | "first_piece" | "idle" |
+    |   |                      "reading") took too long
+    |   +-- HttpCannotListen   the port is taken, or not ours to have
     +-- FramesError            a ZeroMQ endpoint did not answer in time or answered nonsense
 
 A carrier wraps its client library's errors in these at the border, with the cause attached.
@@ -96,6 +98,10 @@ class HttpTimeout(HttpError):
         super().__init__(f"no {phase} within {seconds:g} s")
         self.phase = phase
         self.seconds = seconds
+
+
+class HttpCannotListen(HttpError):
+    """The port is taken, or not ours to have."""
 
 
 class FramesError(WireError):

@@ -292,6 +292,8 @@ class HttpTimeouts(msgspec.Struct, frozen=True):
     connect_s: float = 3.0
     first_byte_s: float = 60.0
     idle_s: float = 60.0
+    first_piece_s: float | None = None
+    """For the first piece of the body, where that may take longer; None: as `idle_s`."""
 
 
 DEFAULT_TIMEOUTS = HttpTimeouts()
@@ -308,7 +310,8 @@ class HttpResponse(Protocol):
         """Names in lower case."""
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body; raises `HttpBroken` if it ends early, `HttpTimeout("idle")` on silence."""
+        """The body; raises `HttpBroken` if it ends early, and on silence `HttpTimeout`
+        ("first_piece" or "idle"). May be taken once."""
 
     async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
         """The whole body, at most `limit_bytes` (else `HttpBroken`)."""
@@ -328,6 +331,76 @@ class Http(Protocol):
         timeouts: HttpTimeouts = DEFAULT_TIMEOUTS,
     ) -> AbstractAsyncContextManager[HttpResponse]:
         """Send and wait for the head. Raises `HttpUnreachable`, `HttpBroken`, `HttpTimeout`."""
+
+
+class HttpLimits(msgspec.Struct, frozen=True):
+    """What a server bears of its clients."""
+
+    body_bytes_max: int = 32 << 20
+    request_s: float = 75.0
+    """For a whole request to come in, and between two on one connection."""
+    stall_s: float = 30.0
+    """For a client to read what is there for it."""
+
+
+class HttpCall(Protocol):
+    """One request that has come in whole, and the way back. A handler is cancelled when its client
+    goes away."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def path(self) -> str:
+        """Without the query."""
+
+    @property
+    def headers(self) -> Headers:
+        """Names in lower case."""
+
+    @property
+    def body(self) -> bytes: ...
+
+    async def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        """The head, once. `length` is the body's, in bytes; None: it comes in pieces, and ends when
+        the handler returns."""
+
+    async def write(self, data: bytes) -> None:
+        """A piece of the body. Waits while the client does not read, and raises `HttpTimeout`
+        ("reading") when that takes too long; the connection is closed then."""
+
+
+HttpHandler = Callable[[HttpCall], Awaitable[None]]
+HttpRefuse = Callable[[int, str], tuple[Headers, bytes]]
+"""Headers and body of an answer that the server gives by itself: status, and why."""
+
+
+class HttpPort(Protocol):
+    """A port that is listened on."""
+
+    @property
+    def port(self) -> int: ...
+
+    def retire(self, *, stop_listening: bool) -> None:
+        """Answers tell clients not to come again on the same connection. With `stop_listening`
+        nobody new comes at all: right where another process has the same port, too."""
+
+
+class HttpServing(Protocol):
+    """An HTTP server."""
+
+    def serve(
+        self,
+        host: str,
+        port: int,
+        handle: HttpHandler,
+        *,
+        refuse: HttpRefuse,
+        limits: HttpLimits,
+        shared: bool = False,
+    ) -> AbstractAsyncContextManager[HttpPort]:
+        """Listen while the context is open; port 0 takes a free one. Raises `HttpCannotListen`.
+        Processes that all say `shared` share a port: each connection goes to one of them."""
 
 
 # --- Frames ---------------------------------------------------------------------------------

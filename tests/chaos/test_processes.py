@@ -23,7 +23,7 @@ import anyio.to_thread
 import psutil
 import pytest
 
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from tests.chaos.faults import Fault, inflict, pairs, singles
 from tests.chaos.load import Load, Verdict, predicted_and_actual, questions
 from tests.support.up import UpCluster, up
@@ -66,7 +66,7 @@ def test_no_stream_is_wrong_and_nothing_is_left(
     schedule = [*singles(parts), *pairs(parts, PAIRS, rng)]
 
     async def play() -> None:
-        async with AiohttpClient() as http:
+        async with HttpClient() as http:
             load = Load(http, cluster.url, cluster.model, [], rng)
             load.questions = await questions(load, PROMPTS)
             before = _descriptors(cluster)

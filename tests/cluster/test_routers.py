@@ -11,7 +11,7 @@ import pytest
 from controlplane.replay.live import LiveTarget, run_live
 from controlplane.replay.report import Run, Status
 from controlplane.replay.trace import TraceRequest
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from tests.support.up import UpCluster, up
 
 pytestmark = [
@@ -59,7 +59,7 @@ def run(cluster: UpCluster, salt: int, victim: str | None = None) -> Run:
 
     async def play() -> Run:
         target = LiveTarget(cluster.url, cluster.model, "", block_tokens=16, salt=salt)
-        async with AiohttpClient() as http:
+        async with HttpClient() as http:
             return await run_live(http, target, trace(), on_ended)
 
     return anyio.run(play)

@@ -81,8 +81,10 @@ class Client:
         self.worker = ""
         self.read = b""
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        del status
+    async def start(
+        self, status: int, headers: Mapping[str, str], length: int | None = None
+    ) -> None:
+        del status, length
         self.worker = headers["x-tokenplane-worker"]
 
     async def write(self, data: bytes) -> None:

@@ -66,25 +66,30 @@ class MemoryHttp:
         answer = origin(Request(method, parts.path, body, lowered))
         # Leaving early closes the generator, which is how an origin learns of it.
         async with aclosing(answer.body) as pieces:
-            yield _Response(answer, pieces, timeouts.idle_s)
+            yield _Response(answer, pieces, timeouts)
 
 
 class _Response:
-    def __init__(self, answer: Answer, pieces: AsyncGenerator[bytes], idle_s: float) -> None:
+    def __init__(
+        self, answer: Answer, pieces: AsyncGenerator[bytes], timeouts: HttpTimeouts
+    ) -> None:
         self.status = answer.status
         self.headers = answer.headers
         self._pieces = pieces
-        self._idle_s = idle_s
+        self._timeouts = timeouts
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        idle_s, first_s = self._timeouts.idle_s, self._timeouts.first_piece_s
+        phase, patience_s = "first_piece", idle_s if first_s is None else first_s
         while True:
-            with anyio.move_on_after(self._idle_s) as waiting:
+            with anyio.move_on_after(patience_s) as waiting:
                 piece = await anext(self._pieces, None)
             if waiting.cancelled_caught:
-                raise HttpTimeout("idle", self._idle_s)
+                raise HttpTimeout(phase, patience_s)
             if piece is None:
                 return
             yield piece
+            phase, patience_s = "idle", idle_s
 
     async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
         whole = b"".join([piece async for piece in self.chunks()])

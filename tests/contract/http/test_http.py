@@ -12,13 +12,13 @@ from aiohttp import web
 
 from controlplane.local.ports import free_ports
 from proto.wire.errors import HttpBroken, HttpTimeout, HttpUnreachable
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from proto.wire.memory.http import Answer, MemoryHttp, Request
 from proto.wire.ports import Http, HttpTimeouts
 
 pytestmark = pytest.mark.anyio
 
-CARRIERS = [("asyncio", "memory"), ("trio", "memory"), ("asyncio", "aiohttp")]
+CARRIERS = [("asyncio", "memory"), ("trio", "memory"), ("asyncio", "httptools")]
 PATIENT = HttpTimeouts(2.0, 5.0, 5.0)
 IMPATIENT = HttpTimeouts(2.0, 0.3, 0.3)
 
@@ -77,7 +77,7 @@ async def world(carrier: tuple[str, str]) -> AsyncIterator[World]:
         yield ours
         return
     [port] = free_ports(1)
-    async with AiohttpClient() as client:
+    async with HttpClient() as client:
         ours = World(client, f"http://127.0.0.1:{port}")
         runner = web.AppRunner(_application(ours), handler_cancellation=True)
         await runner.setup()
@@ -153,10 +153,73 @@ async def test_nobody_there_is_unreachable(world: World) -> None:
         await read(World(world.http, f"http://127.0.0.1:{port}"), "/echo")
 
 
-@pytest.mark.parametrize("carrier", [("asyncio", "aiohttp")], indirect=True)
+@pytest.mark.parametrize("carrier", [("asyncio", "httptools")], indirect=True)
 async def test_no_head_in_time_is_a_timeout(world: World) -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         silent = World(world.http, f"http://127.0.0.1:{port}")
         with pytest.raises(HttpTimeout, match="first_byte"):
             await read(silent, "/echo", timeouts=HttpTimeouts(0.2, 0.1, 5.0))
+
+
+@pytest.mark.parametrize("carrier", [("asyncio", "httptools")], indirect=True)
+async def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(world: World) -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok"
+    connections = 0
+
+    async def answer_once(stream: anyio.abc.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        async with stream:
+            await stream.receive()
+            await stream.send(answer)
+            if connections == 1:  # takes the second request in, and dies over it
+                await stream.receive()
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, answer_once)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        there = World(world.http, f"http://127.0.0.1:{port}")
+        assert [await read(there, "/") for _ in range(2)] == [b"ok", b"ok"]
+        assert connections == 2
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("carrier", [("asyncio", "httptools")], indirect=True)
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\nto the end", b"to the end"),
+        (
+            b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n%b\r\nok"
+            % b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n",
+            b"ok",
+        ),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\nhalf of it", None),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhalf", None),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", None),
+    ],
+)
+async def test_every_kind_of_ending(world: World, answer: bytes, body: bytes | None) -> None:
+    async def say(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(answer)
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, say)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        there = World(world.http, f"http://127.0.0.1:{port}")
+        if body is None:
+            with pytest.raises(HttpBroken):
+                async with there.http.exchange("GET", there.url, timeouts=PATIENT) as response:
+                    await response.read()
+        else:
+            assert await read(there, "/") == body
+        tasks.cancel_scope.cancel()

@@ -19,7 +19,7 @@ from agents.settings import AgentProcess, AgentSettings
 from proto.hashing import BlockHasher, Scope
 from proto.ids import WorkerId
 from proto.subjects import Keys, Subjects
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.store import MemoryEtcd
 from proto.wire.ports import Http
@@ -131,7 +131,7 @@ class World:
 @asynccontextmanager
 async def watched(process: Process) -> AsyncGenerator[World, None]:
     with closing(ZmqFrames()) as frames:
-        async with AiohttpClient() as http:
+        async with HttpClient() as http:
             world = World(process, http, frames)
             async with anyio.create_task_group() as tasks:
                 await tasks.start(world.reader.run)

@@ -25,6 +25,7 @@ from proto.records import RequestRecord
 from proto.route import NO_WORKER, Chosen, Rejected, RouteReply, RouteRequest
 from proto.subjects import Keys, Subjects
 from proto.wire.errors import HttpBroken
+from proto.wire.http import HttpServer
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.http import Answer, MemoryHttp, Request
 from proto.wire.memory.store import MemoryEtcd
@@ -52,7 +53,9 @@ class Client:
         self.headers: Mapping[str, str] = {}
         self.read = b""
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+    async def start(
+        self, status: int, headers: Mapping[str, str], length: int | None = None
+    ) -> None:
         self.status, self.headers = status, headers
 
     async def write(self, data: bytes) -> None:
@@ -152,7 +155,7 @@ async def world(
         view, http, bus = RegistryView(store, KEYS), MemoryHttp(), hub.connect("gateway")
         metrics = GatewayMetrics(CollectorRegistry())
         around = Surroundings(
-            ServiceId("gw"), b"k", bus, http, SUBJECTS, view, metrics, lambda: 1_000.0
+            ServiceId("gw"), b"k", bus, http, SUBJECTS, view, metrics, lambda: 1_000.0, HttpServer()
         )
         ours = World(GatewayService(settings, around), http, hub)
         await tasks.start(lambda *, task_status: view.run(task_status=task_status))

@@ -10,7 +10,7 @@ from controlplane.replay.live import LiveTarget, NotServing, run_live, served_mo
 from controlplane.replay.report import Outcome, Status
 from controlplane.replay.tokens import expand
 from controlplane.replay.trace import TraceRequest
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from tests.unit.controlplane.replay.server import (
     MODEL,
     Behave,
@@ -37,7 +37,7 @@ async def replayed(
 ) -> tuple[Server, list[Outcome]]:
     ended: list[int] = []
     with anyio.fail_after(20):
-        async with serving(behave) as server, AiohttpClient() as http:
+        async with serving(behave) as server, HttpClient() as http:
             run = await run_live(http, target(server.url, **fields), requests, ended.append)
     assert (run.policy, run.busy) == ("kv", None)
     assert ended == list(range(1, len(requests) + 1))
@@ -125,7 +125,7 @@ async def test_nobody_there_is_a_failure_of_each_request() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, and never listening
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        async with AiohttpClient() as http:
+        async with HttpClient() as http:
             run = await run_live(http, target(url), [ONE, ONE], lambda ended: None)
             with pytest.raises(NotServing, match="no cluster at"):
                 await served_model(http, url, MODEL)
@@ -179,7 +179,7 @@ async def test_cancelling_a_replay_closes_its_streams() -> None:
             gone.set()
         return web.Response()
 
-    async with serving(forever) as server, AiohttpClient() as http:
+    async with serving(forever) as server, HttpClient() as http:
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run_live, http, target(server.url), [ONE], lambda ended: None)
@@ -189,7 +189,7 @@ async def test_cancelling_a_replay_closes_its_streams() -> None:
 
 
 async def test_the_model_may_be_left_out_where_there_is_only_one() -> None:
-    async with AiohttpClient() as http:
+    async with HttpClient() as http:
         async with serving(well) as server:
             assert await served_model(http, server.url, None) == MODEL
             assert await served_model(http, server.url + "/", MODEL) == MODEL

@@ -1,0 +1,264 @@
+"""What the HTTP server promises, to clients that speak plain bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+
+from proto.wire.errors import HttpCannotListen, HttpTimeout
+from proto.wire.http import HttpServer
+from proto.wire.ports import Headers, HttpCall, HttpLimits, HttpPort
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = HttpLimits(body_bytes_max=1000, request_s=5.0, stall_s=0.3)
+GET = b"GET /hello?x=1 HTTP/1.1\r\nhost: x\r\n\r\n"
+Handler = Callable[[HttpCall], Awaitable[None]]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The server is asyncio's."""
+    return "asyncio"
+
+
+def refuse(status: int, why: str) -> tuple[Headers, bytes]:
+    return {"x-refused": "yes"}, f"{status}: {why}".encode()
+
+
+@asynccontextmanager
+async def serving(handle: Handler, limits: HttpLimits = LIMITS) -> AsyncIterator[HttpPort]:
+    async with HttpServer().serve("127.0.0.1", 0, handle, refuse=refuse, limits=limits) as port:
+        yield port
+
+
+@asynccontextmanager
+async def connected(port: HttpPort) -> AsyncIterator[anyio.abc.SocketStream]:
+    with anyio.fail_after(10):
+        async with await anyio.connect_tcp("127.0.0.1", port.port) as stream:
+            yield stream
+
+
+async def until(stream: anyio.abc.SocketStream, end: bytes) -> bytes:
+    read = b""
+    while end not in read:
+        read += await stream.receive()
+    return read
+
+
+async def rest(stream: anyio.abc.SocketStream) -> bytes:
+    """All that comes until the server closes."""
+    read = b""
+    try:
+        while True:
+            read += await stream.receive()
+    except (anyio.EndOfStream, anyio.BrokenResourceError):
+        return read
+
+
+async def echo(call: HttpCall) -> None:
+    said = f"{call.method} {call.path} ".encode() + call.body
+    await call.start(200, {"content-type": "text/plain"}, len(said))
+    await call.write(said)
+
+
+async def in_pieces(call: HttpCall) -> None:
+    await call.start(200, {})
+    await call.write(b"one,")
+    await call.write(b"two")
+
+
+async def test_one_connection_serves_many_requests_and_bodies_of_both_kinds() -> None:
+    chunked = (
+        b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    )
+    sized = b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nho"
+    async with serving(echo) as port, connected(port) as stream:
+        for request, answer in (
+            (GET, b"GET /hello "),
+            (chunked, b"POST /a hi"),
+            (sized, b"POST /b ho"),
+        ):
+            await stream.send(request)
+            read = await until(stream, answer)
+            assert read.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert re.search(rb"\r\ndate: \w{3}, \d\d ", read)
+
+
+async def test_requests_sent_ahead_are_answered_in_order() -> None:
+    async with serving(echo) as port, connected(port) as stream:
+        await stream.send(GET + GET.replace(b"hello", b"second") + GET.replace(b"hello", b"last"))
+        read = await until(stream, b"GET /last ")
+        assert read.index(b"/hello ") < read.index(b"/second ") < read.index(b"/last ")
+
+
+async def test_an_answer_in_pieces_ends_with_the_handler() -> None:
+    async with serving(in_pieces) as port, connected(port) as stream:
+        await stream.send(GET)
+        read = await until(stream, b"0\r\n\r\n")
+        assert read.endswith(b"\r\n\r\n4\r\none,\r\n3\r\ntwo\r\n0\r\n\r\n")
+
+
+async def test_a_client_of_http_1_0_gets_it_plain_and_a_close() -> None:
+    async with serving(in_pieces) as port, connected(port) as stream:
+        await stream.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await rest(stream)).endswith(b"\r\n\r\none,two")
+
+
+async def test_who_waits_to_be_told_to_send_is_told() -> None:
+    async with serving(echo) as port, connected(port) as stream:
+        await stream.send(
+            b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n"
+        )
+        await until(stream, b"100 Continue\r\n\r\n")
+        await stream.send(b"hi")
+        await until(stream, b"POST / hi")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1001\r\n\r\n", 413),
+        (
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n"
+            + b"x" * 0x3E9,
+            413,
+        ),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nlong: " + b"x" * 70_000 + b"\r\n\r\n", 431),
+        (b"what is this?\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", 400),
+    ],
+)
+async def test_what_is_too_large_or_no_http_is_refused_in_words(
+    request_: bytes, status: int
+) -> None:
+    async with serving(echo) as port, connected(port) as stream:
+        await stream.send(request_)
+        read = await until(stream, f"{status}: ".encode())
+        assert read.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b"x-refused: yes" in read and b"connection: close" in read
+
+
+async def test_a_client_that_goes_cancels_its_handler() -> None:
+    began, ended = anyio.Event(), anyio.Event()
+
+    async def handle(call: HttpCall) -> None:
+        began.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    async with serving(handle) as port:
+        async with connected(port) as stream:
+            await stream.send(GET)
+            await began.wait()
+        with anyio.fail_after(5):
+            await ended.wait()
+
+
+async def test_gw2_who_does_not_read_makes_its_handler_wait_and_then_fail() -> None:
+    failed = anyio.Event()
+
+    async def handle(call: HttpCall) -> None:
+        await call.start(200, {})
+        try:
+            while True:
+                await call.write(b"x" * 65536)
+        except HttpTimeout as error:
+            assert error.phase == "reading"
+            failed.set()
+            raise
+
+    async with serving(handle) as port, connected(port) as stream:
+        await stream.send(GET)
+        await failed.wait()
+
+
+async def test_a_slow_reader_gets_everything() -> None:
+    size = 8 << 20
+
+    async def handle(call: HttpCall) -> None:
+        await call.start(200, {}, size)
+        for _ in range(size >> 16):
+            await call.write(b"x" * 65536)
+
+    patient = HttpLimits(stall_s=30.0)
+    async with serving(handle, patient) as port, connected(port) as stream:
+        await stream.send(GET)
+        read = len(await until(stream, b"\r\n\r\n"))
+        while read < size:
+            await anyio.lowlevel.checkpoint()
+            read += len(await stream.receive(32768))
+
+
+async def test_a_handler_that_fails_is_a_500_or_a_broken_answer() -> None:
+    async def handle(call: HttpCall) -> None:
+        if call.path == "/late":
+            await call.start(200, {}, 10)
+            await call.write(b"half")
+        raise RuntimeError("a bug")
+
+    async with serving(handle) as port:
+        async with connected(port) as stream:
+            await stream.send(GET)
+            assert (await rest(stream)).startswith(b"HTTP/1.1 500 ")
+        async with connected(port) as stream:
+            await stream.send(GET.replace(b"/hello", b"/late"))
+            assert not (await rest(stream)).endswith(b"\r\n\r\n")
+
+
+async def test_a_header_cannot_bring_another_one() -> None:
+    async def handle(call: HttpCall) -> None:
+        await call.start(200, {"x": "a\r\nset-cookie: evil"}, 0)
+
+    async with serving(handle) as port, connected(port) as stream:
+        await stream.send(GET)
+        read = await rest(stream)
+        assert b"evil" not in read
+
+
+async def test_who_sends_nothing_is_left() -> None:
+    hasty = HttpLimits(request_s=0.2)
+    async with serving(echo, hasty) as port, connected(port) as stream:
+        await stream.send(GET[:20])
+        assert await rest(stream) == b""
+
+
+async def test_after_retiring_clients_are_told_to_go() -> None:
+    async with serving(echo) as port, connected(port) as stream:
+        await stream.send(GET)
+        await until(stream, b"GET /hello ")
+        port.retire(stop_listening=False)
+        await stream.send(GET)
+        assert b"connection: close" in await rest(stream)
+
+
+async def test_two_can_share_a_port_and_a_taken_one_is_said_so() -> None:
+    server = HttpServer()
+    taken: dict[str, int] = {}
+
+    async def count(call: HttpCall) -> None:
+        taken[call.headers["host"]] = 1
+        await echo(call)
+
+    async with server.serve("127.0.0.1", 0, count, refuse=refuse, limits=LIMITS) as port:
+        with pytest.raises(HttpCannotListen, match="in use"):
+            async with server.serve("127.0.0.1", port.port, count, refuse=refuse, limits=LIMITS):
+                pass
+    async with (
+        server.serve("127.0.0.1", 0, count, refuse=refuse, limits=LIMITS, shared=True) as one,
+        server.serve(
+            "127.0.0.1", one.port, count, refuse=refuse, limits=LIMITS, shared=True
+        ) as two,
+    ):
+        one.retire(stop_listening=True)
+        async with connected(two) as stream:
+            await stream.send(GET)
+            await until(stream, b"GET /hello ")
