@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-
 import anyio
 from opentelemetry.trace import SpanKind
 
 from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight, Sink
+from controlplane.gateway.health import Health, Stream
 from controlplane.gateway.migration import Leg
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.sse import MalformedStream, SseScanner, usage_of
+from controlplane.gateway.telling import Teller
 from controlplane.runtime.tracing import inject, tracer
-from proto.codec import Producer
-from proto.progress import Phase, Progress
+from proto.progress import Phase
 from proto.route import Chosen
-from proto.subjects import Subjects
-from proto.wire.errors import BusError, HttpError, HttpTimeout, HttpUnreachable
-from proto.wire.ports import Bus, Http, HttpResponse, HttpTimeouts
+from proto.wire.errors import HttpError, HttpTimeout, HttpUnreachable
+from proto.wire.ports import Http, HttpResponse, HttpTimeouts
 
-log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
 
 FAREWELL_S = 1.0
@@ -35,18 +32,16 @@ class Attempts:
     def __init__(
         self,
         settings: GatewaySettings,
-        bus: Bus,
         http: Http,
-        subjects: Subjects,
         routing: Routing,
-        producer: Producer,
+        health: Health,
+        teller: Teller,
     ) -> None:
         self._settings = settings
-        self._bus = bus
         self._http = http
-        self._subjects = subjects
         self._routing = routing
-        self._producer = producer
+        self._health = health
+        self._teller = teller
 
     async def make(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         """Returns when the answer is whole. Raises `EngineFailed` when the engine is at fault,
@@ -57,7 +52,7 @@ class Attempts:
             span.set_attribute("tokenplane.worker", chosen.worker)
             span.set_attribute("tokenplane.attempt", flight.attempts)
             try:
-                await self._tell(flight, chosen, Phase.DISPATCHED)
+                await self._teller.tell(flight, chosen, Phase.DISPATCHED)
                 await self._exchange(flight, chosen, leg, sink)
                 outcome = COMPLETED
             except EngineFailed as error:
@@ -69,7 +64,9 @@ class Attempts:
             finally:
                 self._routing.closed(chosen.worker)
                 with anyio.move_on_after(FAREWELL_S, shield=True):
-                    await self._tell(flight, chosen, Phase.ENDED, outcome, worker_failed=failed)
+                    await self._teller.tell(
+                        flight, chosen, Phase.ENDED, outcome, worker_failed=failed
+                    )
 
     async def _exchange(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         settings, ask = self._settings, flight.ask
@@ -88,7 +85,8 @@ class Attempts:
                 if response.status != 200:
                     await self._refused(response)
                 elif ask.stream:
-                    await self._stream(flight, chosen, leg, response, sink)
+                    with self._health.watched(flight, chosen) as stream:
+                        await self._stream(stream, leg, response, sink)
                 else:
                     await self._whole(flight, chosen, response, sink)
         except HttpUnreachable as error:
@@ -100,29 +98,28 @@ class Attempts:
         except MalformedStream as error:
             raise EngineFailed("engine_malformed", str(error)) from error
 
-    async def _stream(
-        self, flight: Flight, chosen: Chosen, leg: Leg, response: HttpResponse, sink: Sink
-    ) -> None:
+    async def _stream(self, stream: Stream, leg: Leg, response: HttpResponse, sink: Sink) -> None:
+        flight, chosen = stream.flight, stream.chosen
         scanner = SseScanner(leg.reshape)
-        told_s, told_first = anyio.current_time(), False
-        said_before = flight.output_tokens
+        said_before, told_first = flight.output_tokens, False
         async for chunk in response.chunks():
             events = scanner.feed(chunk)
             if not events:
                 continue
+            flight.saw(events, said_before + scanner.events)
             if not flight.started:
                 flight.started = True
                 await sink.start(200, _headers(flight, chosen, response))
-            now_s = anyio.current_time()
-            flight.saw(events, said_before + scanner.events, now_s)
             if not told_first and scanner.events:
                 told_first = True
-                await self._tell(flight, chosen, Phase.FIRST_TOKEN)
-            elif now_s - told_s > self._settings.alive_s:
-                told_s = now_s
-                await self._tell(flight, chosen, Phase.ALIVE)
+                flight.timed(anyio.current_time())
+                await self._teller.tell(flight, chosen, Phase.FIRST_TOKEN)
+            stream.held = True
             await sink.write(events)
+            stream.held = False
         flight.saw_usage(scanner.usage)
+        if scanner.events:
+            flight.timed(anyio.current_time())
         if not scanner.done and not scanner.failed:
             raise EngineFailed("engine_lost", "the engine ended the stream before its end")
 
@@ -140,33 +137,6 @@ class Attempts:
         if response.status in RETRIABLE_STATUSES:
             raise EngineFailed("engine_refused", f"HTTP {response.status}: {body[:200]}")
         raise ClientError(response.status, _message_in(body), code="engine_rejected")
-
-    async def _tell(
-        self,
-        flight: Flight,
-        chosen: Chosen,
-        phase: Phase,
-        outcome: str = "",
-        *,
-        worker_failed: bool = False,
-    ) -> None:
-        progress = Progress(
-            flight.request,
-            chosen.worker,
-            flight.attempts,
-            phase,
-            flight.output_tokens,
-            outcome,
-            worker_failed,
-        )
-        try:
-            await self._bus.publish(
-                self._subjects.progress(chosen.worker),
-                self._producer.seal(progress),
-                headers=inject(),
-            )
-        except BusError as error:
-            log.debug("progress of %s was not told: %s", flight.request, error)
 
 
 def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str, str]:

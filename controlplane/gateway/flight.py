@@ -60,6 +60,8 @@ class Flight:
     """Bytes have gone to the client: from here on there is no second try."""
     first_token_s: float | None = None
     last_token_s: float | None = None
+    last_tokens: int = 0
+    """`output_tokens` at `last_token_s`; of a stream under way that is looked up now and then."""
     output_tokens: int = 0
     cached_tokens: int | None = None
     outcome: str = COMPLETED
@@ -70,14 +72,17 @@ class Flight:
     reservation: Reservation | None = None
     """What was set aside for it of its tenant's tokens."""
 
-    def saw(self, events: bytes, pieces: int, now_s: float) -> None:
+    def saw(self, events: bytes, pieces: int) -> None:
         """The stream has brought `events`, which make `pieces` of the answer so far."""
         if self.transcript is not None:
             self.transcript.see(events)
-        if pieces > self.output_tokens:
-            self.first_token_s = self.first_token_s or now_s
-            self.last_token_s = now_s
-            self.output_tokens = pieces
+        self.output_tokens = pieces
+
+    def timed(self, now_s: float) -> None:
+        """What has been seen of the answer was seen by now, and the last of it just now."""
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self.last_token_s, self.last_tokens = now_s, self.output_tokens
 
     def saw_usage(self, usage: Usage | None) -> None:
         """The engine's own count is better than ours."""
@@ -102,9 +107,9 @@ class Flight:
 
     @property
     def tpot_s(self) -> float | None:
-        if self.first_token_s is None or self.last_token_s is None or self.output_tokens < 2:
+        if self.first_token_s is None or self.last_token_s is None or self.last_tokens < 2:
             return None
-        return (self.last_token_s - self.first_token_s) / (self.output_tokens - 1)
+        return (self.last_token_s - self.first_token_s) / (self.last_tokens - 1)
 
     def record(self, now_s: float, trace_id: str) -> RequestRecord:
         """What is kept of it; no content."""

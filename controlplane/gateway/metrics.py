@@ -72,6 +72,17 @@ class GatewayMetrics:
             ["reason"],
             registry=registry,
         )
+        self.quarantined = Gauge(
+            "tokenplane_gateway_quarantined_workers",
+            "Workers that get nothing new because none of their streams moved",
+            registry=registry,
+        )
+        self.probes = Counter(
+            "tokenplane_gateway_probes",
+            "Tokens asked of workers in quarantine, by whether one came",
+            ["outcome"],
+            registry=registry,
+        )
         self.untokenised = Counter(
             "tokenplane_gateway_untokenised_requests",
             "Requests routed by load only, because their prompt could not be tokenised here",

@@ -75,6 +75,8 @@ class Routing:
         self._hashers: dict[tuple[Scope, int], BlockHasher] = {}
         self._in_flight: Counter[WorkerId] = Counter()
         self._inhibited: dict[WorkerId, float] = {}
+        self.quarantined: set[WorkerId] = set()
+        """Whom nothing new is given to, as `health` has found them stuck."""
 
     def opened(self, worker: WorkerId) -> None:
         """A request of ours runs on the worker."""
@@ -116,7 +118,7 @@ class Routing:
             priority=hints.tenant.priority,
             session=hints.session,
             policy=hints.policy,
-            exclude=tuple(failed),
+            exclude=tuple({*failed, *self.quarantined}),
             attempt=attempt,
             constraints=msgspec.structs.replace(hints.constraints, adapter=adapter),
         )

@@ -13,12 +13,14 @@ from controlplane.gateway.accounting import Accounting
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.dispatch import Dispatcher
+from controlplane.gateway.health import Health
 from controlplane.gateway.http import Border, Front
 from controlplane.gateway.idempotency import Answers
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.records import RecordWriter
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
+from controlplane.gateway.telling import Teller
 from controlplane.registry.view import RegistryView
 from proto.codec import Producer
 from proto.ids import ServiceId, new_incarnation
@@ -50,8 +52,10 @@ class GatewayService:
     def __init__(self, settings: GatewaySettings, around: Surroundings) -> None:
         bus, subjects, view, metrics = around.bus, around.subjects, around.view, around.metrics
         producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
+        teller = Teller(bus, subjects, producer)
         routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
-        attempts = Attempts(settings, bus, around.http, subjects, routing, producer)
+        self.health = Health(settings, around.http, routing, view, metrics, teller)
+        attempts = Attempts(settings, around.http, routing, self.health, teller)
         self.records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
         self._admission = Admission(settings, around.secret, anyio.current_time)
         accounting = Accounting(metrics, view, self.records.write, around.clock)
@@ -68,6 +72,7 @@ class GatewayService:
             tasks.start_soon(self.records.run)
             tasks.start_soon(self._admission.follow)
             tasks.start_soon(self._answers.run)
+            tasks.start_soon(self.health.run)
             async with self._border.listening(self._server):
                 task_status.started()
                 await anyio.sleep_forever()

@@ -42,6 +42,13 @@ class GatewaySettings(Group):
     gap_s: float = Field(
         30.0, gt=0, description="how long an engine may be silent in the middle of an answer"
     )
+    stuck_s: float = Field(
+        10.0,
+        gt=0,
+        description="a worker none of whose streams moves for so long is probed, and gets nothing"
+        " new until it answers",
+    )
+    probe_s: float = Field(5.0, gt=0, description="how long a worker may take to answer a probe")
     total_s: float = Field(1800.0, gt=0, description="how long a request may take altogether")
     stall_s: float = Field(
         30.0, gt=0, description="how long a client may not read; then its request is cancelled"

@@ -67,7 +67,7 @@ async def open_bus(settings: CommonSettings, client_name: str) -> AsyncIterator[
 async def open_engines() -> AsyncIterator[tuple[Http, Frames]]:
     """What reaches engines, for commands that ask nobody else."""
     with closing(ZmqFrames()) as frames:
-        async with AiohttpClient() as http:
+        async with HttpClient() as http:
             yield http, frames
 
 

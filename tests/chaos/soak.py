@@ -29,7 +29,7 @@ import anyio.to_thread
 import numpy as np
 import psutil
 
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from tests.chaos.faults import Fault, How, inflict
 from tests.chaos.load import Load, Question, Verdict, ask, predicted_and_actual, questions
 from tests.support.up import UpCluster, up
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _soak(cluster: UpCluster, seconds: float, rng: random.Random) -> Soak:
-    async with AiohttpClient() as http:
+    async with HttpClient() as http:
         load = Load(http, cluster.url, cluster.model, [], rng, clients=64)
         load.questions = await questions(load, PROMPTS)
         capacity_per_s = await _capacity(load)

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from tests.chaos.load import Load, Verdict, questions
 from tests.support.up import UpCluster, up
 
@@ -57,7 +57,7 @@ def test_a_full_disk_costs_no_wrong_token_and_heals_when_it_is_freed(small_disk:
 
 
 async def _play(cluster: UpCluster, disk: Path) -> None:
-    async with AiohttpClient() as http:
+    async with HttpClient() as http:
         load = Load(http, cluster.url, cluster.model, [], random.Random(0))
         load.questions = await questions(load, PROMPTS)
         async with anyio.create_task_group() as tasks:

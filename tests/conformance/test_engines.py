@@ -16,7 +16,7 @@ from agents.adapters.protocol import EngineAdapter
 from agents.conformance.suite import Finding, Verdict, examine
 from agents.engines import make_adapter
 from agents.settings import AgentSettings
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from proto.wire.ports import Http
 from proto.wire.zmq import ZmqFrames
 from tests.support.engines.sglang import sglang
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 async def adapters(**settings: object) -> AsyncIterator[tuple[Http, EngineAdapter]]:
     said = AgentSettings.model_validate({"worker": "w", **settings})
     with closing(ZmqFrames()) as frames:
-        async with AiohttpClient() as http:
+        async with HttpClient() as http:
             yield http, make_adapter(said, http, frames)
 
 

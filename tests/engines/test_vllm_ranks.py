@@ -14,7 +14,7 @@ from agents.conformance.subject import SECRET, Cache
 from agents.engines import make_adapter
 from agents.settings import AgentSettings
 from proto.hashing import BlockHasher, Scope
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from proto.wire.zmq import ZmqFrames
 from tests.support.vllm import BLOCK_TOKENS, SERVED, Vllm, new_prompt, vllm
 from tests.unit.agents.reader import wait_until
@@ -46,7 +46,7 @@ async def agent_of(
         }
     )
     with closing(ZmqFrames()) as frames:
-        async with AiohttpClient() as http:
+        async with HttpClient() as http:
             adapter = make_adapter(settings, http, frames)
             yield adapter, await adapter.probe()
 

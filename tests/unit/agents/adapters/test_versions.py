@@ -18,7 +18,7 @@ from agents.live import LiveSet
 from agents.metrics import AgentMetrics
 from agents.settings import AgentSettings
 from agents.watch import EngineWatch, Listener, Pace
-from proto.wire.http import AiohttpClient
+from proto.wire.http import HttpClient
 from proto.wire.zmq import ZmqFrames
 from tests.support.engines.sglang import sglang
 from tests.support.engines.trtllm import trtllm
@@ -74,7 +74,7 @@ async def attached(**settings: object) -> AsyncIterator[EngineWatch]:
     """A watch that has found its engine."""
     said = AgentSettings.model_validate({"worker": "w", **settings})
     with closing(ZmqFrames()) as frames:
-        async with AiohttpClient() as http:
+        async with HttpClient() as http:
             watch = EngineWatch(
                 make_adapter(said, http, frames),
                 LiveSet(),

@@ -143,9 +143,10 @@ async def world(
     router: bool = True,
     settings: GatewaySettings = SETTINGS,
     http_server: bool = False,
+    watched: bool = False,
     adapters: tuple[str, ...] = (),
 ) -> AsyncIterator[World]:
-    """Engine `b` has the adapters."""
+    """Engine `b` has the adapters; `watched`: streams that stand still are looked for."""
     store = MemoryEtcd().connect()
     card = ModelCard(name="m", context_tokens=100)
     await store.put(KEYS.model("m"), card.model_dump_json().encode())
@@ -163,6 +164,8 @@ async def world(
             await tasks.start(lambda *, task_status: ours.gateway.run(task_status=task_status))
         else:
             tasks.start_soon(ours.gateway.records.run)
+        if watched:
+            tasks.start_soon(ours.gateway.health.run)
         tasks.start_soon(_collect, ours)
         endpoint = Endpoint("route", SUBJECTS.route, ours.route)
         if router:
