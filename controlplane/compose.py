@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from controlplane.console.service import ConsoleService
+from controlplane.console.settings import ConsoleSettings
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.service import GatewayService, Surroundings
 from controlplane.gateway.settings import GatewaySettings
+from controlplane.local.running import located
 from controlplane.registry.service import RegistryService
 from controlplane.registry.view import RegistryView
 from controlplane.router.core import RouterCore
@@ -46,6 +49,12 @@ class TransferProcess(CommonSettings):
     transfer: TransferSettings = Field(TransferSettings(), description="When KV blocks are moved")
 
 
+class ConsoleProcess(CommonSettings):
+    """All settings of a console's process."""
+
+    console: ConsoleSettings = Field(ConsoleSettings(), description="Where the page is")
+
+
 def router(argv: Sequence[str]) -> int:
     """`tokenplane router`"""
     return run_command("router", RouterProcess, build_router, argv)
@@ -64,6 +73,11 @@ def registry(argv: Sequence[str]) -> int:
 def transfer(argv: Sequence[str]) -> int:
     """`tokenplane transfer`"""
     return run_command("transfer", TransferProcess, build_transfer, argv)
+
+
+def console(argv: Sequence[str]) -> int:
+    """`tokenplane console`, of the cluster that runs here if no other one is named"""
+    return run_command("console", ConsoleProcess, build_console, argv, settle=located)
 
 
 def build_router(settings: RouterProcess, kit: Kit) -> Sequence[Service]:
@@ -115,6 +129,15 @@ def build_transfer(settings: TransferProcess, kit: Kit) -> Sequence[Service]:
         view,
         TransferMetrics(kit.metrics),
         service=_service_id("transfer"),
+    )
+    return [view, service]
+
+
+def build_console(settings: ConsoleProcess, kit: Kit) -> Sequence[Service]:
+    """The console and the view it shows."""
+    view = RegistryView(kit.carriers.store, Keys(settings.cluster))
+    service = ConsoleService(
+        settings.console, settings.cluster, kit.carriers.bus, view, kit.metrics
     )
     return [view, service]
 

@@ -5,13 +5,10 @@ Asks every router of the cluster; whoever made the decision remembers it for a w
 
 from __future__ import annotations
 
-import secrets
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-import anyio
 import msgspec
 from pydantic import AfterValidator, Field
 from pydantic_settings import CliPositionalArg
@@ -20,16 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from controlplane.cli.run import run_interactive
+from controlplane.client.questions import ask_routers
 from controlplane.local.running import located
 from controlplane.runtime.carriers import open_bus
 from controlplane.runtime.service import CannotServe
 from controlplane.runtime.settings import CommonSettings
-from proto.codec import Producer, Reader, Unreadable
-from proto.decisions import Decision, Explained, ExplainRequest
-from proto.ids import Incarnation, RequestId, ServiceId, check_name
+from proto.decisions import Decision
+from proto.ids import RequestId, check_name
 from proto.route import Term
 from proto.subjects import Subjects
-from proto.wire.ports import Bus
 
 PROG = "tokenplane explain"
 SHOWN_MAX = 20
@@ -81,24 +77,6 @@ async def explain(settings: Explain) -> None:
         print(msgspec.json.encode(decisions).decode())
     else:
         _show(decisions)
-
-
-async def ask_routers(
-    bus: Bus, subjects: Subjects, request: RequestId, wait_s: float
-) -> list[Decision]:
-    """What all routers together remember of a request, first attempt first."""
-    producer = Producer(ServiceId(f"explain-{secrets.token_hex(4)}"), Incarnation(1), lambda: 0.0)
-    reader = Reader[Explained](Explained)
-    found: list[Decision] = []
-    async with bus.subscribe(subjects.explained(request)) as answers:
-        await bus.publish(subjects.explain, producer.seal(ExplainRequest(request)))
-        with anyio.move_on_after(wait_s):
-            async for answer in answers:
-                try:
-                    found += reader.open(answer.data).body.decisions
-                except Unreadable as error:
-                    print(f"{PROG}: skipping an answer: {error}", file=sys.stderr)
-    return sorted(found, key=lambda decision: (decision.attempt, decision.time_s))
 
 
 def _show(decisions: Sequence[Decision]) -> None:

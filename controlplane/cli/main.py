@@ -55,6 +55,9 @@ COMMANDS = {
         "does an engine do what we suppose it does?",
         Topic.ASK,
     ),
+    "console": Command(
+        "controlplane.compose", "console", "a web page that shows a cluster live", Topic.ASK
+    ),
     "key": Command("controlplane.cli.key", "main", "make an API key for a tenant", Topic.CHANGE),
     "gateway": Command("controlplane.compose", "gateway", "run the gateway service"),
     "router": Command("controlplane.compose", "router", "run the router service"),

@@ -73,7 +73,8 @@ async def _live_view(cluster: LocalCluster, console: Console) -> None:
 def _welcome(cluster: LocalCluster) -> str:
     url, model = cluster.url, cluster.model
     return (
-        f"[bold green]ready[/]  {url}/v1  model [bold]{model}[/]\n\n"
+        f"[bold green]ready[/]  {url}/v1  model [bold]{model}[/]\n"
+        f"       {cluster.console_url}  the console\n\n"
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
         f'    -d \'{{"model": "{model}", "max_tokens": 40, "stream": true,\n'
         '         "messages": [{"role": "user", "content": "Hello"}]}\'\n\n'

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from controlplane.local import engines, plan
 from controlplane.local.layout import Layout
 from controlplane.local.plan import ClusterOptions, Part, Ports
-from controlplane.local.ports import check_free, free_ports
+from controlplane.local.ports import PortTaken, check_free, free_ports
 from controlplane.local.supervisor import (
     PROBE_INTERVAL_S,
     Child,
@@ -45,9 +45,11 @@ class LocalCluster:
         self.complete = False
         """Everything has been started once and was ready then."""
         self._changed = anyio.Event()
-        gateway = [check_free(options.port, "gateway")] if options.port else []
-        free = [port for port in free_ports(Ports.needed(options)) if port not in gateway]
-        self.ports = Ports.assign(options, free)
+        fixed = [check_free(options.port, "gateway")] if options.port else []
+        console = _console_port(options)
+        fixed += [console] if console else []
+        free = [port for port in free_ports(Ports.needed(options)) if port not in fixed]
+        self.ports = Ports.assign(options, free, console=console)
 
     @property
     def model(self) -> str:
@@ -58,6 +60,11 @@ class LocalCluster:
     def url(self) -> str:
         """Where clients reach the gateway."""
         return f"http://127.0.0.1:{self.ports.gateway}"
+
+    @property
+    def console_url(self) -> str:
+        """Where people look at it."""
+        return f"http://127.0.0.1:{self.ports.console}"
 
     def settings(self) -> CommonSettings:
         """What a process on this machine needs to join the cluster's bus and store."""
@@ -149,6 +156,7 @@ class LocalCluster:
                 "cluster": self.options.name,
                 "gateway": self.url,
                 "gateway_admin": f"http://127.0.0.1:{self.ports.gateway_admin}",
+                "console": self.console_url,
                 "model": self.model,
                 "engines": [f"http://127.0.0.1:{mine.http}" for mine in self.ports.engines],
                 "kv_events": [
@@ -208,6 +216,16 @@ async def _stop_at_all_events(cluster: LocalCluster, hurry: anyio.Event) -> None
             stopping.start_soon(kill_when_told)
             await cluster.stop()
             stopping.cancel_scope.cancel()
+
+
+def _console_port(options: ClusterOptions) -> int:
+    """The port that was asked for; else the gateway's neighbour if it is free; 0 for any."""
+    if options.console_port is not None:
+        return check_free(options.console_port, "console") if options.console_port else 0
+    try:
+        return check_free(options.port + 1, "console") if options.port else 0
+    except PortTaken:
+        return 0
 
 
 def _answers(http: Http, url: str) -> Probe:

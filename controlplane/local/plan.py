@@ -41,6 +41,12 @@ class ClusterOptions(CommandSettings):
     )
     routers: int = Field(1, ge=1, le=16, description="how many router replicas")
     port: int = Field(8000, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
+    console_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="the console's port; else the one after the gateway's, or a free one",
+    )
     model: str = Field(
         "sim",
         description="simulated engines: the model name that clients ask for; real ones: the "
@@ -78,6 +84,9 @@ class ClusterOptions(CommandSettings):
         "nixl", description="what moves KV between vLLMs: NIXL, or files in a shared directory"
     )
     policy: str = Field("kv", description="the router's policy")
+    decisions_share: float = Field(
+        1.0, ge=0, le=1, description="share of the router's decisions that the console is told of"
+    )
     otlp: str | None = Field(None, description="send traces to this OTLP/HTTP endpoint")
     keep_data: bool = Field(False, description="keep NATS and etcd data of the run before")
 
@@ -137,17 +146,19 @@ class Ports:
     gateway_admin: int
     registry_admin: int
     transfer_admin: int
+    console: int
+    console_admin: int
     routers_admin: tuple[int, ...]
     engines: tuple[EnginePorts, ...]
 
     @staticmethod
     def needed(options: ClusterOptions) -> int:
         """How many free ports to find."""
-        return 8 + options.routers + 5 * options.engines
+        return 10 + options.routers + 5 * options.engines
 
     @staticmethod
-    def assign(options: ClusterOptions, free: Sequence[int]) -> Ports:
-        """Deal out free ports; the gateway gets the one the user asked for."""
+    def assign(options: ClusterOptions, free: Sequence[int], *, console: int = 0) -> Ports:
+        """Deal out free ports; gateway and console get those that the user asked for."""
         take = iter(free)
         return Ports(
             nats=next(take),
@@ -158,6 +169,8 @@ class Ports:
             gateway_admin=next(take),
             registry_admin=next(take),
             transfer_admin=next(take),
+            console=console or next(take),
+            console_admin=next(take),
             routers_admin=tuple(next(take) for _ in range(options.routers)),
             engines=tuple(
                 EnginePorts(*(next(take) for _ in range(5))) for _ in range(options.engines)
@@ -205,7 +218,7 @@ def servers(layout: Layout, ports: Ports) -> list[Part]:
 
 
 def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part]:
-    """Registry, routers and gateway, and who coordinates transfers where there are any."""
+    """Registry, routers, gateway and console, and who coordinates transfers where there are any."""
     common = _common_environment(options, layout, ports)
 
     def service(command: str, name: str, admin_port: int, **own: str) -> Part:
@@ -214,7 +227,13 @@ def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part
         return Part(name, argv, f"{LOOPBACK_URL}:{admin_port}/ready", environment)
 
     routers = [
-        service("router", f"router-{number}", port, TOKENPLANE_ROUTER__POLICY=options.policy)
+        service(
+            "router",
+            f"router-{number}",
+            port,
+            TOKENPLANE_ROUTER__POLICY=options.policy,
+            TOKENPLANE_ROUTER__DECISIONS_SHARE=str(options.decisions_share),
+        )
         for number, port in enumerate(ports.routers_admin)
     ]
     gateway_port = str(ports.gateway)
@@ -224,6 +243,9 @@ def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part
         *(coordinators if options.disaggregated else []),
         *routers,
         service("gateway", "gateway", ports.gateway_admin, TOKENPLANE_GATEWAY__PORT=gateway_port),
+        service(
+            "console", "console", ports.console_admin, TOKENPLANE_CONSOLE__PORT=str(ports.console)
+        ),
     ]
 
 

@@ -83,7 +83,8 @@ def _headline(
 ) -> Text:
     line = Text()
     line.append(f"{cluster.options.name}", style="bold")
-    line.append(f"  {cluster.url}/v1  model {cluster.model!r}")
+    line.append(f"  {cluster.url}/v1  console {cluster.console_url}")
+    line.append(f"  model {cluster.model!r}")
     line.append(f"  {fleet.requests_per_s(now_s):.1f} requests/s")
     line.append(f"  {fleet.completed:,} completed")
     if fleet.failed:

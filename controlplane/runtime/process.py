@@ -58,10 +58,12 @@ def run_command(
     argv: Sequence[str],
     *,
     prog: str | None = None,
+    settle: Callable[[S], S] = lambda settings: settings,
 ) -> int:
-    """Load the settings and run the process; returns its exit code."""
+    """Load the settings and run the process; returns its exit code. `settle` may fill in what
+    nobody has set."""
     try:
-        settings = load(settings_type, argv, prog=prog or f"tokenplane {service}")
+        settings = settle(load(settings_type, argv, prog=prog or f"tokenplane {service}"))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_SETTINGS

@@ -25,7 +25,18 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 ENV_PREFIX = "TOKENPLANE_"
 ENV_DELIMITER = "__"
 KNOWN_GROUPS = frozenset(
-    {"admin", "agent", "etcd", "gateway", "nats", "planner", "registry", "router", "telemetry"}
+    {
+        "admin",
+        "agent",
+        "console",
+        "etcd",
+        "gateway",
+        "nats",
+        "planner",
+        "registry",
+        "router",
+        "telemetry",
+    }
 )
 """Groups that some process has. One file and one environment may serve a whole cluster: a process
 skips the groups of others, and refuses every other name it does not know."""

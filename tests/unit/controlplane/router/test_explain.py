@@ -12,8 +12,9 @@ import pytest
 from anyio import wait_all_tasks_blocked
 from rich.console import Console
 
-from controlplane.cli.explain import ask_routers, headline, table
+from controlplane.cli.explain import headline, table
 from controlplane.cli.main import main
+from controlplane.client.questions import ask_routers
 from controlplane.router.core import RouterCore
 from controlplane.router.explain import (
     DECISION_BYTES,
