@@ -190,6 +190,12 @@ class AgentService:
         metrics.watch(
             "engine_healthy", "1 while the engine may serve.", lambda: float(self._watch.healthy)
         )
+        metrics.watch_load(lambda: self._watch.load)
+        metrics.watch(
+            "total_blocks",
+            "KV blocks that the engine has.",
+            lambda: self._watch.facts.total_blocks if self._watch.facts else 0,
+        )
         metrics.watch(
             "requests_in_flight",
             "Requests sent to the engine and not known to have ended.",

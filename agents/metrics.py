@@ -6,11 +6,37 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from agents.adapters.protocol import EngineLoad
 from agents.usage import Usage
 from proto.workers import WorkerRecord
 
 CLASS = ("hardware", "engine", "engine_version", "model")
 """Labels of what makes one worker like another."""
+
+
+LOAD_GAUGES: dict[str, tuple[str, Callable[[EngineLoad], float]]] = {
+    "running_requests": ("Requests that the engine runs.", lambda load: load.running),
+    "waiting_requests": ("Requests that wait in the engine.", lambda load: load.waiting),
+    "queued_prefill_tokens": (
+        "Prompt tokens that wait in the engine.",
+        lambda load: load.queued_prefill_tokens,
+    ),
+    "used_blocks": ("KV blocks that sequences use.", lambda load: load.used_blocks),
+    "queried_prompt_tokens": (
+        "Prompt tokens that the engine looked up in its cache since it started.",
+        lambda load: load.queried_tokens,
+    ),
+    "cached_prompt_tokens": (
+        "Prompt tokens that the engine found in its cache since it started.",
+        lambda load: load.cached_tokens,
+    ),
+    "preemptions": (
+        "Sequences that the engine threw out for want of blocks since it started.",
+        lambda load: load.preemptions,
+    ),
+}
+"""What is told of an engine's load: 0 while it is not known. The engine's own names are passed on
+beside these by its own `/metrics`."""
 
 
 class AgentMetrics:
@@ -81,6 +107,15 @@ class AgentMetrics:
 
     def _of_class(self, name: str, documentation: str) -> Counter:
         return Counter(f"tokenplane_agent_{name}", documentation, CLASS, registry=self._registry)
+
+    def watch_load(self, load: Callable[[], EngineLoad | None]) -> None:
+        """Gauges of the engine's load, as it was polled last."""
+
+        def of(read: Callable[[EngineLoad], float]) -> Callable[[], float]:
+            return lambda: float(read(now)) if (now := load()) else 0.0
+
+        for name, (documentation, read) in LOAD_GAUGES.items():
+            self.watch(name, documentation, of(read))
 
     def watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """A gauge `tokenplane_agent_<name>`."""

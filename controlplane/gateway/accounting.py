@@ -47,7 +47,13 @@ class Accounting:
         metrics.requests.labels(label, flight.outcome).inc()
         metrics.tokens.labels(label, "prompt").inc(flight.prompt_tokens)
         metrics.tokens.labels(label, "cached").inc(flight.cached_tokens or 0)
+        metrics.tokens.labels(label, "predicted").inc(flight.predicted_cached_tokens)
         metrics.tokens.labels(label, "output").inc(flight.output_tokens)
+        metrics.duration_s.labels(label, flight.outcome).observe(
+            anyio.current_time() - flight.began_s
+        )
+        metrics.prompt_tokens.labels(label).observe(flight.prompt_tokens)
+        metrics.output_tokens.labels(label).observe(flight.output_tokens)
         if flight.ttft_s is not None:
             metrics.ttft_s.labels(label).observe(flight.ttft_s)
         if flight.tpot_s is not None:

@@ -9,6 +9,8 @@ LATENCY_BUCKETS_S = (
 )  # fmt: skip
 TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
 
+LENGTH_BUCKETS = (16, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768, 65_536)
+
 
 class GatewayMetrics:
     """One set a process."""
@@ -37,6 +39,27 @@ class GatewayMetrics:
             buckets=TPOT_BUCKETS_S,
             registry=registry,
         )
+        self.duration_s = Histogram(
+            "tokenplane_gateway_request_seconds",
+            "From a request's arrival to its end, by model and outcome",
+            ["model", "outcome"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.prompt_tokens = Histogram(
+            "tokenplane_gateway_prompt_tokens",
+            "Prompt of a request, in tokens",
+            ["model"],
+            buckets=LENGTH_BUCKETS,
+            registry=registry,
+        )
+        self.output_tokens = Histogram(
+            "tokenplane_gateway_output_tokens",
+            "Answer to a request, in tokens",
+            ["model"],
+            buckets=LENGTH_BUCKETS,
+            registry=registry,
+        )
         self.route_s = Histogram(
             "tokenplane_gateway_route_seconds",
             "From asking a router to its answer",
@@ -45,7 +68,8 @@ class GatewayMetrics:
         )
         self.tokens = Counter(
             "tokenplane_gateway_tokens",
-            "Tokens of served requests: prompt, cached (of the prompt) and output",
+            "Tokens of served requests: prompt, of it cached (as the engine said) and predicted (as"
+            " the router thought), and output",
             ["model", "kind"],
             registry=registry,
         )
