@@ -42,6 +42,9 @@ COMMANDS = {
     "replay": Command(
         "controlplane.cli.replay", "main", "replay a trace, in virtual time or live", Topic.TRY
     ),
+    "compare": Command(
+        "controlplane.cli.compare", "main", "the same trace on other hardware", Topic.TRY
+    ),
     "generate": Command(
         "controlplane.cli.generate", "main", "write a trace of conversations", Topic.TRY
     ),

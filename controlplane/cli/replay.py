@@ -12,51 +12,42 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import anyio
 import msgspec
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from controlplane.cli import ladder
-from controlplane.cli.options import Names, OutPath, written_arm
+from controlplane.cli.options import Names, written_arm
+from controlplane.cli.traces import REASONS_SHOWN, TraceSettings, tell_losses
 from controlplane.replay.arms import arm
-from controlplane.replay.fleet import MODEL
-from controlplane.replay.hardware import dollars_per_hour, timing
+from controlplane.replay.hardware import dollars_per_hour, timings
 from controlplane.replay.live import LiveTarget, NotServing, run_live, served_model
-from controlplane.replay.names import PromptNamer, check_block_size
 from controlplane.replay.parallel import run_all
 from controlplane.replay.report import (
     Report,
     Run,
     Setting,
-    Targets,
     ideal_hit_rate,
     policy_report,
     table,
     trace_report,
 )
 from controlplane.replay.simulate import Scenario, simulate
-from controlplane.replay.trace import Trace, TraceUnreadable, load_trace
+from controlplane.replay.trace import Trace, TraceUnreadable
 from controlplane.router.plugins import installed
-from controlplane.runtime.settings import CommandSettings, SettingsError, load
+from controlplane.runtime.settings import SettingsError, load
 from proto.hardware import BadHardware, load_catalogue
-from proto.hashing import BlockHasher, Scope, Words
+from proto.hashing import Words
 from proto.wire.http import HttpClient
 from workers.sim.timing import H100, Profile
 
 PROG = "tokenplane replay"
 EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
-REASONS_SHOWN = 5
 
-_COMMON = (
-    "speed", "limit", "rate_scale", "max_model_len", "block_size", "ttft_target_ms",
-    "tpot_target_ms", "seed",
-)  # fmt: skip
 OnProgress = Callable[[str, int], None]
 """Policy, and how many of its requests have ended."""
 
@@ -80,12 +71,9 @@ def _url(url: str) -> str:
     return url
 
 
-class ReplaySettings(CommandSettings):
+class ReplaySettings(TraceSettings):
     """Replay a Mooncake-format trace and compare routing policies."""
 
-    model_config = SettingsConfigDict(cli_kebab_case=True)
-
-    trace: CliPositionalArg[Path] = Field(description="trace file: .jsonl or .jsonl.gz")
     policy: Names[Annotated[str, AfterValidator(written_arm)]] = Field(
         ("round_robin", "kv"),
         description="policies to compare, separated by commas; virtual: also arms, such as"
@@ -94,20 +82,6 @@ class ReplaySettings(CommandSettings):
     speed: Annotated[float | Literal["virtual"], BeforeValidator(_speed)] = Field(
         "virtual", description="`virtual`, or N: live over HTTP, N times as fast as the trace"
     )
-    limit: int | None = Field(None, ge=1, description="replay the first N usable requests only")
-    json_out: OutPath | None = Field(None, alias="json", description="write the figures here")
-    plot: OutPath | None = Field(None, description="draw the figures here (.png)")
-    rate_scale: float = Field(1.0, gt=0, description="arrivals so many times as fast")
-    max_model_len: int = Field(
-        131_072,
-        ge=2,
-        description="context; prompts that fill it are dropped, answers that do not fit are cut",
-    )
-    block_size: Annotated[int, AfterValidator(check_block_size)] = Field(
-        64, description="tokens in a KV block; must divide 512"
-    )
-    ttft_target_ms: float = Field(5_000.0, gt=0, description="goodput counts up to here")
-    tpot_target_ms: float = Field(100.0, gt=0, description="goodput counts up to here")
     seed: int | None = Field(
         None, ge=0, description="of all dice; if not given 0 in virtual time, a new one live"
     )
@@ -117,9 +91,6 @@ class ReplaySettings(CommandSettings):
         (H100.name,),
         description="virtual: engine timing, such as h100, h200 or laptop; of several, separated"
         " by commas, the engines have one in turn",
-    )
-    hardware_file: Path | None = Field(
-        None, description="virtual: TOML with accelerators of your own (docs/hardware.md)"
     )
     blocks: int | None = Field(
         None, ge=1, description="virtual: KV blocks of an engine; default: what the profile holds"
@@ -152,20 +123,16 @@ class ReplaySettings(CommandSettings):
 
     def timings(self) -> tuple[Profile, ...]:
         """Of the engines in turn. Raises ValueError, `BadHardware`."""
-        catalogue = load_catalogue(self.hardware_file)
-        return tuple(timing(name, catalogue) for name in self.profile)
+        return timings(self.profile, load_catalogue(self.hardware_file))
 
     @property
     def live(self) -> bool:
         """Through a cluster, and not in virtual time."""
         return self.speed != "virtual"
 
-    def told(self) -> dict[str, Setting]:
+    def told_of_all(self) -> dict[str, Setting]:
         """What had a say in the figures, for the report."""
-        names = _COMMON + (_LIVE if self.live else _VIRTUAL)
-        values = {name: getattr(self, name) for name in names}
-        values = {n: ",".join(v) if isinstance(v, tuple) else v for n, v in values.items()}
-        return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
+        return self.told("speed", "seed", *(_LIVE if self.live else _VIRTUAL))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -188,13 +155,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _replay(settings: ReplaySettings) -> int:
     notes = Console(stderr=True)
-    trace = load_trace(
-        settings.trace,
-        limit=settings.limit,
-        context_tokens=settings.max_model_len,
-        rate_scale=settings.rate_scale,
-    )
-    _tell_losses(settings.trace, trace, notes)
+    trace = settings.load_trace()
+    tell_losses(settings.trace, trace, notes)
     if not trace.requests:
         print(f"{PROG}: {settings.trace} has no usable request", file=sys.stderr)
         return EXIT_FAILED
@@ -202,8 +164,7 @@ def _replay(settings: ReplaySettings) -> int:
         # Live, tokens of an earlier replay may still lie in the engines' caches: take others.
         seed = secrets.randbelow(1 << 31) if settings.live else 0
         settings = settings.model_copy(update={"seed": seed})
-    hasher = BlockHasher(b"replay", Scope(MODEL), settings.block_size)
-    names = list(PromptNamer(hasher).names(trace.requests))
+    names = settings.names(trace)
     runs = _runs(settings, trace, names, notes)
     report = _report(settings, trace, names, runs)
     Console().print(table(report))
@@ -224,7 +185,7 @@ def _runs(settings: ReplaySettings, trace: Trace, names: list[Words], notes: Con
         if settings.live:
             return anyio.run(_live_runs, settings, trace, on_progress)
         scenario = _scenario(settings, trace, names)
-        targets = _targets(settings)
+        targets = settings.targets
         jobs = [partial(simulate, scenario, arm(policy, targets)) for policy in settings.policy]
         return run_all(jobs, lambda job, ended: on_progress(settings.policy[job], ended))
 
@@ -237,7 +198,7 @@ def _scenario(settings: ReplaySettings, trace: Trace, names: list[Words]) -> Sce
         names=names,
         profiles=fleet,
         block_tokens=settings.block_size,
-        targets=_targets(settings),
+        targets=settings.targets,
         blocks=settings.blocks,
         event_delay_s=settings.event_delay_ms / 1000,
         dollars_per_hour=dollars_per_hour(fleet, load_catalogue(settings.hardware_file)),
@@ -268,31 +229,12 @@ async def _live_runs(settings: ReplaySettings, trace: Trace, on_progress: OnProg
 
 def _report(settings: ReplaySettings, trace: Trace, names: list[Words], runs: list[Run]) -> Report:
     ideal = ideal_hit_rate(names)
-    targets = _targets(settings)
+    targets = settings.targets
     return Report(
         policies={run.policy: policy_report(run, ideal, targets) for run in runs},
         trace=trace_report(trace),
-        settings=settings.told(),
+        settings=settings.told_of_all(),
     )
-
-
-def _targets(settings: ReplaySettings) -> Targets:
-    return Targets(settings.ttft_target_ms, settings.tpot_target_ms)
-
-
-def _tell_losses(path: Path, trace: Trace, notes: Console) -> None:
-    """What of the file is not replayed, with the first reasons."""
-    for dropped in trace.dropped[:REASONS_SHOWN]:
-        notes.print(f"{path}:{dropped.line}: {dropped.reason}; dropped", markup=False)
-    dropped_lines = trace.malformed + trace.too_long
-    if dropped_lines > REASONS_SHOWN:
-        notes.print(f"... and {dropped_lines - REASONS_SHOWN:,} more")
-    if dropped_lines or trace.outputs_cut:
-        notes.print(
-            f"{path}: {trace.malformed:,} malformed lines and {trace.too_long:,} prompts over the "
-            f"context dropped, {trace.outputs_cut:,} answers cut to fit it",
-            markup=False,
-        )
 
 
 def _tell_failures(runs: list[Run], notes: Console) -> None:
@@ -310,4 +252,4 @@ def _save(settings: ReplaySettings, report: Report, runs: list[Run]) -> None:
         # Here and not above: drawing takes longer to import than a small replay to run.
         from controlplane.replay.plot import save
 
-        save(settings.plot, report, runs, _targets(settings))
+        save(settings.plot, report, runs, settings.targets)

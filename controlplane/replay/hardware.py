@@ -19,6 +19,11 @@ def timing(name: str, catalogue: Catalogue) -> Profile:
     return profile_of(name, chips)
 
 
+def timings(names: Iterable[str], catalogue: Catalogue) -> tuple[Profile, ...]:
+    """Of several, in turn."""
+    return tuple(timing(name, catalogue) for name in names)
+
+
 def dollars_per_hour(fleet: Iterable[Profile], catalogue: Catalogue) -> float | None:
     """For workers of these profiles together; None where a price is not known."""
     dollars = 0.0

@@ -67,7 +67,7 @@ def _distributions(
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: _duration(ms)))
     axes.set_ylabel("served requests", fontsize=9)
-    _tidy(axes, grid="both")
+    tidy(axes, grid="both")
 
 
 def _bars(axes: Axes, title: str, names: list[str], shares: list[float]) -> None:
@@ -80,7 +80,7 @@ def _bars(axes: Axes, title: str, names: list[str], shares: list[float]) -> None
         axes.text(share, row, f" {share:.1%}", va="center", fontsize=9)
     axes.set_xlim(0, max(0.05, *shares) * 1.18)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    _tidy(axes, grid="x")
+    tidy(axes, grid="x")
 
 
 def _ideal_line(axes: Axes, ideal: float) -> None:
@@ -91,7 +91,8 @@ def _ideal_line(axes: Axes, ideal: float) -> None:
     axes.text(ideal, 0.97, text, color=_GREY, fontsize=8, va="top", transform=above)
 
 
-def _tidy(axes: Axes, grid: Literal["both", "x"]) -> None:
+def tidy(axes: Axes, grid: Literal["both", "x"]) -> None:
+    """No frame, a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, axis=grid, color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

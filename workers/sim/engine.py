@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from workers.sim.cache import CacheEvent, RequestId
 from workers.sim.request import Progress, Request
 from workers.sim.scheduler import Scheduler, StepWork
+from workers.sim.speculation import Speculation, Tally
 from workers.sim.timing import Profile
 
 
@@ -57,6 +58,11 @@ class StepSums:
     decode_batch: int = 0
     decode_kv_tokens: int = 0
     decode_ms: float = 0.0
+    accepted_drafts: int = 0
+    """Tokens beyond one for each sequence and step."""
+    verifications: int = 0
+    """Sequences times steps with drafts."""
+    drafted_tokens: int = 0
 
 
 @dataclass
@@ -70,6 +76,8 @@ class _Flight:
     step_ms: float
     growth_ms: float
     work: StepWork
+    speculation_ms: float = 0.0
+    """Of a step's time, what drafts and their verification add."""
 
     def end_of_s(self, steps: int) -> float:
         series_ms = steps * self.step_ms + self.growth_ms * (steps * (steps - 1) / 2)
@@ -108,11 +116,16 @@ class Engine:
         block_tokens: int,
         blocks: int | None = None,
         closed_form: bool = True,
+        speculation: Speculation | None = None,
     ) -> None:
         self.profile = profile
         self.block_tokens = block_tokens
+        self.speculation = speculation
+        """What the engine was started with, whether it is in use or not."""
         capacity = profile.kv_capacity_blocks(block_tokens) if blocks is None else blocks
-        self._scheduler = Scheduler(profile, block_tokens, capacity)
+        if speculation is not None:
+            capacity = max(1, int(capacity * (1 - speculation.draft_memory)))
+        self._scheduler = Scheduler(profile, block_tokens, capacity, speculation)
         self._closed_form = closed_form
         self._flight: _Flight | None = None
         self._free_s = -math.inf
@@ -132,6 +145,25 @@ class Engine:
         known = self._scheduler.cancel(id)
         self._interrupt(now_s)
         return known
+
+    @property
+    def speculating(self) -> bool:
+        """Whether the next step has drafts."""
+        return self._scheduler.speculation is not None
+
+    @property
+    def tally(self) -> Tally:
+        """What came of drafts since the engine was made."""
+        return self._scheduler.tally
+
+    def speculate(self, *, on: bool, now_s: float) -> None:
+        """Use drafts from the next step on, or none. The draft's memory stays taken. An engine
+        that was started without speculation has none: ValueError."""
+        if on and self.speculation is None:
+            raise ValueError("the engine was started without speculation")
+        self._run_until(now_s)
+        self._scheduler.speculation = self.speculation if on else None
+        self._interrupt(now_s)
 
     def next_event_s(self) -> float | None:
         """When something may next be visible: a first token, an end, a cache event; without
@@ -201,14 +233,16 @@ class Engine:
         work = self._scheduler.plan()
         assert work.prefill_tokens or work.decode_batch, "work, and none of it can be scheduled"
         alike = self._closed_form and not work.prefill_tokens
-        cost = self.profile.cost
+        cost, drafts = self.profile.cost, self._scheduler.drafts
+        speculation_ms = self.speculation.extra_ms(cost, drafts, work) if self.speculation else 0.0
         flight = _Flight(
             start_s=self._free_s,
             end_s=0.0,
             steps=self._scheduler.steps_alike() if alike else 1,
-            step_ms=cost.step_ms(*work),
+            step_ms=cost.step_ms(*work) + speculation_ms,
             growth_ms=cost.decode_kv_token_ms * work.decode_batch,
             work=work,
+            speculation_ms=speculation_ms,
         )
         flight.end_s = flight.end_of_s(flight.steps)
         self._flight = flight
@@ -218,7 +252,9 @@ class Engine:
         """The first `steps` steps of the flight have ended."""
         end_s = flight.end_s if steps == flight.steps else flight.end_of_s(steps)
         self._count(flight, steps)
+        accepted_before = self.tally.accepted_tokens
         self._progress += self._scheduler.complete(steps, end_s, every_token=not self._closed_form)
+        self._sums.accepted_drafts += self.tally.accepted_tokens - accepted_before
         if steps == flight.steps:
             self._flight = None
             self._free_s = end_s
@@ -247,10 +283,13 @@ class Engine:
         if work.prefill_tokens:
             cost = self.profile.cost
             decode_ms = cost.decode_sequence_ms * work.decode_batch
-            decode_ms += cost.decode_kv_token_ms * work.decode_kv_tokens
+            decode_ms += cost.decode_kv_token_ms * work.decode_kv_tokens + flight.speculation_ms
         sums.steps += steps
         sums.prefill_tokens += work.prefill_tokens
         sums.prefill_ms += total_ms - decode_ms
         sums.decode_batch += steps * work.decode_batch
         sums.decode_kv_tokens += steps * work.decode_kv_tokens + work.decode_batch * int(pairs)
         sums.decode_ms += decode_ms
+        drafts = self._scheduler.drafts
+        sums.verifications += work.decode_batch if drafts else 0
+        sums.drafted_tokens += work.decode_batch * drafts

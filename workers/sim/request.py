@@ -25,6 +25,8 @@ class Request:
     prompt_hashes: Sequence[int]
     output_tokens: int
     output_hash: Callable[[int], int] | None = None
+    kind: str = ""
+    """Of text, and how it is sampled: what the acceptance of drafts depends on."""
 
 
 class ProgressKind(Enum):
@@ -47,6 +49,10 @@ class Progress(NamedTuple):
     time_s: float
     output_tokens: int
     cached_tokens: int
+    drafted_tokens: int = 0
+    """Proposed for it so far, by speculative decoding."""
+    accepted_tokens: int = 0
+    """Of these, kept."""
 
 
 class Stage(Enum):
@@ -76,3 +82,5 @@ class Job:
     blocks: int = 0
     named_blocks: int = 0
     cached_tokens: int | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0

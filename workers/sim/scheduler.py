@@ -6,6 +6,10 @@ blocks last. Blocks for a whole prompt are taken at its admission (vLLM checks f
 takes them chunk by chunk). When decoding needs a block and none is left, the sequence admitted
 last is preempted: its blocks are let go, it waits at the front of the queue, and what it had is
 computed again, except for blocks still cached by then.
+
+With speculation (`workers.sim.speculation`) a decoding sequence computes its drafts with its token,
+as long as the token budget allows, and advances by what is accepted. It takes blocks for all of
+them; only blocks full of accepted tokens are named.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import NamedTuple
 
 from workers.sim.cache import BlockCache, RequestId
 from workers.sim.request import Job, Progress, ProgressKind, Request, Stage
+from workers.sim.speculation import Speculation, Tally
 from workers.sim.timing import Profile, attention_pairs
 
 
@@ -34,8 +39,21 @@ class StepWork(NamedTuple):
 class Scheduler:
     """Queues, running sequences and their blocks. `plan` a step, then `complete` it, in turn."""
 
-    def __init__(self, profile: Profile, block_tokens: int, blocks: int) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        block_tokens: int,
+        blocks: int,
+        speculation: Speculation | None = None,
+    ) -> None:
         assert 0 < profile.max_num_seqs <= profile.max_num_batched_tokens
+        self.speculation = speculation
+        """What to speculate by from the next plan on; None: not at all."""
+        self.drafts = 0
+        """For each decoding sequence in the step that was planned last, ..."""
+        self._drafting = speculation
+        """... and by what."""
+        self.tally = Tally()
         self.cache = BlockCache(blocks)
         self.block_tokens = block_tokens
         self._budget_tokens = profile.max_num_batched_tokens
@@ -92,20 +110,25 @@ class Scheduler:
 
     def plan(self) -> StepWork:
         """Fix the next step. Takes blocks, so it may evict, and it may preempt."""
+        self._drafting, self.drafts = self.speculation, self._affordable_drafts()
         preempted = self._grow()
         batch = len(self._decoding)
-        left_tokens = self._budget_tokens - batch
+        decode_tokens = batch * (1 + self.drafts)
+        left_tokens = self._budget_tokens - decode_tokens
         pairs = 0.0
         for job in self._prefilling:
             left_tokens, pairs = self._schedule_chunk(job, left_tokens, pairs)
         while not preempted and left_tokens and self._admit():
             left_tokens, pairs = self._schedule_chunk(self._prefilling[-1], left_tokens, pairs)
-        prefill_tokens = self._budget_tokens - batch - left_tokens
+        prefill_tokens = self._budget_tokens - decode_tokens - left_tokens
         return StepWork(prefill_tokens, pairs, batch, self.decode_kv_tokens + batch)
 
     def steps_alike(self) -> int:
         """After a plan without prefill: how many steps can follow each other, this one included,
-        before a sequence ends, a named block fills, or a block must be evicted."""
+        before a sequence ends, a named block fills, or a block must be evicted. With drafts no two
+        steps are known to be alike."""
+        if self.drafts:
+            return 1
         finish = min(job.request.output_tokens - job.output_tokens for job in self._decoding)
         if finish == 1:
             return 1
@@ -115,8 +138,8 @@ class Scheduler:
         rounds, blocks = divmod(self.cache.unused_blocks, len(rooms))
         evict = rounds * tokens + sorted(rooms)[blocks]
         named_rooms = (
-            room
-            for room, job in zip(rooms, self._decoding, strict=True)
+            -job.computed_tokens % tokens or tokens
+            for job in self._decoding
             if job.request.output_hash is not None
         )
         return min(finish, evict, *named_rooms)
@@ -127,7 +150,9 @@ class Scheduler:
         Reports first tokens and finished requests, and with `every_token` the tokens between.
         """
         progress: list[Progress] = []
-        if self._decoding:
+        if self._decoding and self.drafts:
+            self._complete_verification(time_s, progress, every_token)
+        elif self._decoding:
             self._complete_decode(steps, time_s, progress, every_token)
         if self._prefilling:
             assert steps == 1
@@ -147,19 +172,36 @@ class Scheduler:
         return -(-tokens // self.block_tokens)
 
     def _grow(self) -> bool:
-        """Give each decoding sequence room for one more token; True if one was preempted."""
+        """Give each decoding sequence room for one more token and its drafts; True if one was
+        preempted."""
         tokens = self.block_tokens
-        full = [job for job in self._decoding if job.computed_tokens == job.blocks * tokens]
+        if self.drafts:
+            short = [(job, n) for job in self._decoding if (n := self._short_blocks(job)) > 0]
+        else:
+            short = [(j, 1) for j in self._decoding if j.computed_tokens == j.blocks * tokens]
         preempted = False
-        while len(full) > self.cache.available_blocks:
+        while sum(blocks for _, blocks in short) > self.cache.available_blocks:
             victim = max((*self._decoding, *self._prefilling), key=lambda job: job.admission)
-            full = [job for job in full if job is not victim]
+            short = [(job, blocks) for job, blocks in short if job is not victim]
             self._preempt(victim)
             preempted = True
-        self.cache.allocate(len(full))
-        for job in full:
-            job.blocks += 1
+        self.cache.allocate(sum(blocks for _, blocks in short))
+        for job, blocks in short:
+            job.blocks += blocks
         return preempted
+
+    def _short_blocks(self, job: Job) -> int:
+        """How many blocks it lacks for its token and drafts; 0 or less if it has them. No room is
+        taken behind an answer's end."""
+        all_tokens = job.request.prompt_tokens + job.request.output_tokens - 1
+        return self._blocks_of(min(job.computed_tokens + 1 + self.drafts, all_tokens)) - job.blocks
+
+    def _affordable_drafts(self) -> int:
+        """As many as the configuration says, or fewer where the token budget is too small."""
+        if self.speculation is None or not self._decoding:
+            return 0
+        budget_tokens = self._budget_tokens // len(self._decoding) - 1
+        return min(self.speculation.num_speculative_tokens, budget_tokens)
 
     def _preempt(self, job: Job) -> None:
         self._leave(job)
@@ -226,17 +268,45 @@ class Scheduler:
             if short_blocks > 0:
                 job.blocks += short_blocks
                 grown_blocks += short_blocks
-            if job.request.output_hash is not None:
-                self._commit(job)
-            if job.output_tokens == job.request.output_tokens:
-                finished += 1
-                progress.append(_progress(job, ProgressKind.FINISHED, time_s))
-            elif every_token:
-                progress.append(_progress(job, ProgressKind.TOKENS, time_s))
+            finished += self._advanced(job, time_s, progress, every_token)
         self.decode_kv_tokens += steps * len(self._decoding)
         self.cache.allocate(grown_blocks)
         if finished:
             self._drop_finished()
+
+    def _complete_verification(
+        self, time_s: float, progress: list[Progress], every_token: bool
+    ) -> None:
+        assert self._drafting is not None
+        finished = 0
+        for job in self._decoding:
+            request = job.request
+            accepted = self._drafting.accepted(
+                request.id, job.output_tokens, request.kind, self.drafts
+            )
+            self.tally.count(self.drafts, accepted)
+            job.drafted_tokens += self.drafts
+            job.accepted_tokens += accepted
+            tokens = min(1 + accepted, request.output_tokens - job.output_tokens)
+            job.computed_tokens += tokens
+            job.output_tokens += tokens
+            self.decode_kv_tokens += tokens
+            finished += self._advanced(job, time_s, progress, every_token)
+        if finished:
+            self._drop_finished()
+
+    def _advanced(
+        self, job: Job, time_s: float, progress: list[Progress], every_token: bool
+    ) -> bool:
+        """A decoding sequence has new tokens; True if it has all."""
+        if job.request.output_hash is not None:
+            self._commit(job)
+        finished = job.output_tokens == job.request.output_tokens
+        if finished:
+            progress.append(_progress(job, ProgressKind.FINISHED, time_s))
+        elif every_token:
+            progress.append(_progress(job, ProgressKind.TOKENS, time_s))
+        return finished
 
     def _drop_finished(self) -> None:
         running = []
@@ -290,4 +360,12 @@ class Scheduler:
 
 def _progress(job: Job, kind: ProgressKind, time_s: float) -> Progress:
     assert job.cached_tokens is not None
-    return Progress(job.request.id, kind, time_s, job.output_tokens, job.cached_tokens)
+    return Progress(
+        job.request.id,
+        kind,
+        time_s,
+        job.output_tokens,
+        job.cached_tokens,
+        job.drafted_tokens,
+        job.accepted_tokens,
+    )

@@ -70,9 +70,12 @@ class StepCost:
 
     def prefill_ms(self, tokens: int) -> float:
         """What the weights take over `tokens` of prompts, at least one; attention not counted."""
+        return max(self.prefill_floor_ms, self.prefill_base_ms + self.arithmetic_ms(tokens))
+
+    def arithmetic_ms(self, tokens: int) -> float:
+        """What the weights take over `tokens` where nothing but arithmetic takes time."""
         above_knee = max(0, tokens - self.prefill_knee_tokens)
-        linear_ms = self.prefill_base_ms + self.prefill_token_ms * tokens
-        return max(self.prefill_floor_ms, linear_ms + self.prefill_knee_token_ms * above_knee)
+        return self.prefill_token_ms * tokens + self.prefill_knee_token_ms * above_knee
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from workers.sim.cache import CacheEvent, Cleared, Removed, Stored
 from workers.sim.engine import Engine
 from workers.sim.request import Progress, ProgressKind, Request
 from workers.sim.scheduler import RequestTooLarge
+from workers.sim.speculation import Speculation
 from workers.sim.timing import Profile, StepCost
 
 BLOCK_TOKENS = 4
@@ -40,12 +42,18 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Speculate:
+    on: bool
+
+
+@dataclass(frozen=True)
 class Script:
     """What happens to an engine, and after how much time each."""
 
     profile: Profile
     blocks: int
-    actions: list[tuple[float, Submit | Cancel]]
+    actions: list[tuple[float, Submit | Cancel | Speculate]]
+    speculation: Speculation | None = None
 
 
 def name(path: Iterable[int]) -> int:
@@ -66,18 +74,21 @@ def requests(draw: st.DrawFn, id: int) -> Request:
 
 
 @st.composite
-def scripts(draw: st.DrawFn) -> Script:
+def scripts(draw: st.DrawFn, *, speculating: bool = False) -> Script:
     seqs = draw(st.integers(1, 5))
     profile = Profile("test", 0, COST, draw(st.integers(seqs, 20)), seqs)
-    actions: list[tuple[float, Submit | Cancel]] = []
+    actions: list[tuple[float, Submit | Cancel | Speculate]] = []
     for id in range(draw(st.integers(1, 12))):
         # Never commensurable with the durations above: no arrival ties with the end of a step.
         gap_s = draw(st.integers(0, 120)) * 0.00123457
         if id and draw(st.integers(0, 4)) == 0:
             actions.append((gap_s, Cancel(draw(st.integers(0, id - 1)))))
+        elif speculating and draw(st.integers(0, 4)) == 0:
+            actions.append((gap_s, Speculate(draw(st.booleans()))))
         else:
             actions.append((gap_s, Submit(draw(requests(id)))))
-    return Script(profile, draw(st.integers(14, 40)), actions)
+    drafts = Speculation(draw(st.integers(1, 6)), draw(st.sampled_from([0.0, 0.5, 0.9, 0.999])))
+    return Script(profile, draw(st.integers(15, 40)), actions, drafts if speculating else None)
 
 
 @dataclass
@@ -95,7 +106,11 @@ class Run:
 
 def run(script: Script, *, closed_form: bool, check: Callable[[Run], None] | None = None) -> Run:
     engine = Engine(
-        script.profile, block_tokens=BLOCK_TOKENS, blocks=script.blocks, closed_form=closed_form
+        script.profile,
+        block_tokens=BLOCK_TOKENS,
+        blocks=script.blocks,
+        closed_form=closed_form,
+        speculation=script.speculation,
     )
     seen = Run(engine, [], [], [])
 
@@ -112,8 +127,10 @@ def run(script: Script, *, closed_form: bool, check: Callable[[Run], None] | Non
         look()
         if isinstance(action, Submit):
             engine.submit(action.request, now_s)
-        else:
+        elif isinstance(action, Cancel):
             engine.cancel(action.id, now_s)
+        else:
+            engine.speculate(on=action.on, now_s=now_s)
         look()
     while (next_s := engine.next_event_s()) is not None:
         seen.progress += engine.advance(next_s)
@@ -182,7 +199,7 @@ def check_answers(script: Script, run: Run) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(scripts(), st.booleans())
+@given(scripts() | scripts(speculating=True), st.booleans())
 def test_accounts_are_exact_and_answers_whole(script: Script, closed_form: bool) -> None:
     seen = run(script, closed_form=closed_form, check=check_invariants)
     check_answers(script, seen)
@@ -192,7 +209,7 @@ def test_accounts_are_exact_and_answers_whole(script: Script, closed_form: bool)
 
 
 @settings(max_examples=250, deadline=None)
-@given(scripts())
+@given(scripts() | scripts(speculating=True))
 def test_closed_form_equals_step_after_step(script: Script) -> None:
     fast = run(script, closed_form=True)
     slow = run(script, closed_form=False)
@@ -222,6 +239,40 @@ def test_step_by_step_tells_every_token(script: Script) -> None:
                 if p.kind is not ProgressKind.FINISHED or p.output_tokens > 1
             ]
             assert counts == list(range(1, len(counts) + 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(scripts(speculating=True))
+def test_a_verification_brings_one_token_at_least_and_what_was_drafted_at_most(
+    script: Script,
+) -> None:
+    """SD5, SD7: no stall and no lost token, and what is counted is what was told."""
+    seen = run(script, closed_form=False)
+    assert script.speculation is not None
+    for _, action in script.actions:
+        if isinstance(action, Submit):
+            told = seen.of(action.request.id)
+            counts = list(dict.fromkeys(p.output_tokens for p in told))
+            steps = [after - before for before, after in pairwise(counts)]
+            assert all(1 <= n <= 1 + script.speculation.num_speculative_tokens for n in steps)
+            assert all(p.accepted_tokens <= p.drafted_tokens for p in told)
+    tally, sums = seen.engine.tally, seen.engine.take_step_sums()
+    assert sums.accepted_drafts == tally.accepted_tokens == sum(tally.accepted_at)
+    assert tally.accepted_tokens <= tally.drafted_tokens
+    assert tally.accepted_at == sorted(tally.accepted_at, reverse=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scripts(speculating=True))
+def test_what_is_announced_does_not_depend_on_drafts(script: Script) -> None:
+    """SD11: blocks are stored under the names of their accepted tokens, with drafts or without."""
+    submits = [(gap_s, a) for gap_s, a in script.actions if isinstance(a, Submit)]
+    room = 1_000
+    drafting = run(replace(script, actions=[*submits], blocks=room), closed_form=False)
+    plain = run(
+        replace(script, actions=[*submits], blocks=room, speculation=None), closed_form=False
+    )
+    assert sorted(drafting.engine.cached_names()) == sorted(plain.engine.cached_names())
 
 
 @settings(max_examples=100, deadline=None)
