@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import uvloop
 from aiohttp import web
 
@@ -28,6 +29,7 @@ from workers.sim.metrics import Metrics
 from workers.sim.roofline import profile_of
 from workers.sim.server import Served, Server
 from workers.sim.shapes import VERSION
+from workers.sim.speculation import BadSpeculation, Speculation
 from workers.sim.tokens import BadModelDirectory, ChatTokenizer, write_model
 
 GRACE_S = 0.5
@@ -62,6 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--speed", type=_positive, default=1.0, help="run so many times as fast as the profile")
     add("--block-size", type=_count, default=16, help="tokens of a KV block")
     add("--blocks", type=_count, help="KV blocks; by default what the profile has room for")
+    add("--speculative-config", type=_speculation, metavar="JSON", help="speculation.py's fields")
     add("--max-model-len", type=_count, help="context, by default the model directory's")
     add("--max-num-seqs", type=_count, help="sequences running at once; default the profile's")
     add("--max-num-batched-tokens", type=_count, help="tokens of a step; default the profile's")
@@ -134,7 +137,11 @@ def _engine(options: argparse.Namespace) -> Engine:
             f"--max-num-seqs {profile.max_num_seqs}: every sequence needs one a step"
         )
     return Engine(
-        profile, block_tokens=options.block_size, blocks=options.blocks, closed_form=False
+        profile,
+        block_tokens=options.block_size,
+        blocks=options.blocks,
+        closed_form=False,
+        speculation=options.speculative_config,
     )
 
 
@@ -212,6 +219,13 @@ def _positive(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def _speculation(text: str) -> Speculation:
+    try:
+        return msgspec.json.decode(text, type=Speculation)
+    except (msgspec.DecodeError, BadSpeculation) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _count(text: str) -> int:

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from workers.sim.errors import bad_request
+from workers.sim.speculation import SAMPLED
 
 COMPLETION_MAX_TOKENS = 16
 """What /v1/completions gives when nothing is said, as OpenAI's and vLLM's do."""
@@ -21,6 +22,12 @@ class StreamOptions(msgspec.Struct):
     """What a stream may say besides its tokens."""
 
     include_usage: bool = False
+
+
+class ResponseFormat(msgspec.Struct):
+    """What shape an answer should have; taken, and ignored but for `Body.kind`."""
+
+    type: str = "text"
 
 
 class Body(msgspec.Struct, kw_only=True):
@@ -37,6 +44,15 @@ class Body(msgspec.Struct, kw_only=True):
     return_token_ids: bool | None = False
     cache_salt: str | None = None
     temperature: float | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[object] | None = None
+
+    def kind(self, otherwise: str) -> str:
+        """Of text, and whether it is drawn at random: what the acceptance of drafts depends on."""
+        shape = self.response_format
+        kind = "structured" if shape and shape.type != "text" else otherwise
+        kind = "tools" if self.tools else kind
+        return kind if self.temperature == 0 else f"{kind}/{SAMPLED}"
 
 
 class CompletionBody(Body, kw_only=True):
@@ -75,6 +91,12 @@ class ChatBody(Body, kw_only=True):
     logprobs: bool | None = False
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+
+class SpeculationBody(msgspec.Struct):
+    """POST /speculation, which is this engine's own: use drafts, or do not."""
+
+    enabled: bool
 
 
 class InputItem(msgspec.Struct):

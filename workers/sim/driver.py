@@ -80,6 +80,18 @@ class Driver:
         events of the next step."""
         return self._engine.reset_cache()
 
+    @property
+    def speculating(self) -> bool:
+        """Whether the engine uses drafts."""
+        return self._engine.speculating
+
+    def speculate(self, *, on: bool) -> None:
+        """Use drafts from the next step on, or none; ValueError where there are none to use."""
+        now_s = self._now_s()
+        self._hand_out(now_s)
+        self._engine.speculate(on=on, now_s=now_s)
+        self._work.set()
+
     def stop(self) -> None:
         """Refuse new requests and fail those under way."""
         self._stopping = True

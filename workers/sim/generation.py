@@ -29,6 +29,8 @@ class Sampling:
     ignore_eos: bool = False
     seed: int = 0
     cache_salt: str | None = None
+    kind: str = ""
+    """Of text; see `workers.sim.speculation`."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Generation:
         self.produced_tokens = 0
         """Tokens of the answer that the engine has computed."""
         self.cached_tokens = 0
+        self.drafted_tokens = self.accepted_tokens = 0
         self.error: str | None = None
         self.arrived_s = self.first_token_s = self.last_token_s = 0.0
         self._notify = notify
@@ -114,12 +117,21 @@ class Generation:
 
         prompt_names = tuple(names)
         output_tokens = self.ending.output_tokens
-        return Request(self.id, self.prompt_tokens, prompt_names, output_tokens, name_output_block)
+        return Request(
+            self.id,
+            self.prompt_tokens,
+            prompt_names,
+            output_tokens,
+            name_output_block,
+            self.sampling.kind,
+        )
 
     def advance(self, progress: Progress) -> None:
         """The engine has computed more of it."""
         self.produced_tokens = progress.output_tokens
         self.cached_tokens = progress.cached_tokens
+        self.drafted_tokens = progress.drafted_tokens
+        self.accepted_tokens = progress.accepted_tokens
         if progress.kind is ProgressKind.FIRST_TOKEN:
             self.first_token_s = progress.time_s
         self.last_token_s = progress.time_s

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from workers.sim.engine import Engine, StepSums
 from workers.sim.generation import Generation
 from workers.sim.request import Progress, ProgressKind
+from workers.sim.speculation import Tally
 
 _TTFT_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -79,7 +80,7 @@ class Metrics:
 
     def observe_steps(self, sums: StepSums) -> None:
         """Several steps at once (the engine was late) count with their mean."""
-        tokens = sums.prefill_tokens + sums.decode_batch
+        tokens = sums.prefill_tokens + sums.decode_batch + sums.accepted_drafts
         for _ in range(sums.steps):
             self._steps.observe(tokens / sums.steps)
 
@@ -119,6 +120,22 @@ class _EngineCollector(Collector):
         yield self._counter("prefix_cache_queries", "Tokens looked up.", load.queried_tokens)
         yield self._counter("prefix_cache_hits", "Tokens found.", load.cached_tokens)
         yield self._cache_config(load.total_blocks)
+        if self._engine.speculation is not None:
+            yield from self._drafts(self._engine.tally)
+
+    def _drafts(self, tally: Tally) -> Iterator[Metric]:
+        told = "spec_decode_num_"
+        yield self._counter(f"{told}drafts", "Verifications.", tally.verifications)
+        yield self._counter(f"{told}draft_tokens", "Tokens drafted.", tally.drafted_tokens)
+        yield self._counter(f"{told}accepted_tokens", "Drafts kept.", tally.accepted_tokens)
+        family = CounterMetricFamily(
+            f"vllm:{told}accepted_tokens_per_pos",
+            "Drafts kept, by position.",
+            labels=(*_LABELS, "position"),
+        )
+        for position, accepted in enumerate(tally.accepted_at):
+            family.add_metric([*self._values, str(position)], accepted)
+        yield family
 
     def _gauge(self, name: str, help: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"vllm:{name}", help, labels=_LABELS)

@@ -139,6 +139,7 @@ class Reader:
                 ignore_eos=body.ignore_eos,
                 seed=(body.seed or 0) + variant * _VARIANT_SEED,
                 cache_salt=body.cache_salt,
+                kind=body.kind("chat" if chat else "completion"),
             )
             for variant in range(n)
         ]

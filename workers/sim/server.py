@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from workers.sim import responses, shapes
+from workers.sim.bodies import SpeculationBody, decode
 from workers.sim.driver import Driver, Refused
 from workers.sim.embeddings import embeddings
 from workers.sim.errors import ApiError, bad_request, unavailable
@@ -100,6 +101,8 @@ class Server:
                 web.post("/tokenize", self._tokenize),
                 web.post("/detokenize", self._detokenize),
                 web.post("/reset_prefix_cache", self._reset_prefix_cache),
+                web.get("/speculation", self._speculation),
+                web.post("/speculation", self._speculate),
             ]
         )
 
@@ -260,6 +263,18 @@ class Server:
         if not self._driver.reset_cache():
             _log.warning("the prefix cache was not reset: blocks are in use")
         return web.Response()
+
+    async def _speculation(self, request: web.Request) -> web.Response:
+        del request
+        return _json({"enabled": self._driver.speculating})
+
+    async def _speculate(self, request: web.Request) -> web.Response:
+        body = decode(await request.read(), SpeculationBody)
+        try:
+            self._driver.speculate(on=body.enabled)
+        except ValueError as error:
+            raise bad_request(f"Cannot speculate: {error}.", "enabled") from error
+        return _json({"enabled": self._driver.speculating})
 
 
 def _chunks(style: Style, index: int, generation: Generation, opened: set[int]) -> bytes:

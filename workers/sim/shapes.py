@@ -103,7 +103,19 @@ def usage(style: Style, generations: Sequence[Generation]) -> dict[str, object]:
         "total_tokens": prompt_tokens + completion_tokens,
         "completion_tokens": completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
-        "completion_tokens_details": None,
+        "completion_tokens_details": _of_drafts(generations),
+    }
+
+
+def _of_drafts(generations: Sequence[Generation]) -> dict[str, int] | None:
+    """OpenAI's words for predicted outputs. vLLM tells nothing of a single request."""
+    drafted = sum(generation.drafted_tokens for generation in generations)
+    if not drafted:
+        return None
+    accepted = sum(generation.accepted_tokens for generation in generations)
+    return {
+        "accepted_prediction_tokens": accepted,
+        "rejected_prediction_tokens": drafted - accepted,
     }
 
 
