@@ -21,6 +21,15 @@ class StepSums(msgspec.Struct, frozen=True, array_like=True):
     decode_kv_tokens: int = 0
     decode_ms: float = 0.0
     accepted_drafts: int = 0
+    """Tokens beyond one for each sequence and step. `decode_batch` counts sequences, not tokens."""
+    verifications: int = 0
+    """Sequences times steps with drafts."""
+    drafted_tokens: int = 0
+
+    @property
+    def accept_length(self) -> float:
+        """Tokens that a sequence got from a step, on average; 1 without speculation (SD7)."""
+        return 1 + self.accepted_drafts / self.decode_batch if self.decode_batch else 1.0
 
 
 class TierSum(msgspec.Struct, frozen=True, array_like=True):

@@ -45,6 +45,9 @@ COMMANDS = {
     "compare": Command(
         "controlplane.cli.compare", "main", "the same trace on other hardware", Topic.TRY
     ),
+    "speculation": Command(
+        "controlplane.cli.speculation", "main", "where speculative decoding helps", Topic.TRY
+    ),
     "generate": Command(
         "controlplane.cli.generate", "main", "write a trace of conversations", Topic.TRY
     ),

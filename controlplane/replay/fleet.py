@@ -19,6 +19,7 @@ from proto.load import LoadReport, StepSums
 from proto.workers import Hardware, WorkerRecord, WorkerState
 from workers.sim.cache import CacheEvent, Cleared, Stored
 from workers.sim.engine import Engine
+from workers.sim.speculation import Speculation
 from workers.sim.timing import Profile
 
 INCARNATION = 1
@@ -29,15 +30,24 @@ class SimulatedWorker:
     """An engine and its agent. Drive `engine` as its module says, then ask here for the words."""
 
     def __init__(
-        self, worker: WorkerId, profile: Profile, block_tokens: int, blocks: int | None
+        self,
+        worker: WorkerId,
+        profile: Profile,
+        block_tokens: int,
+        blocks: int | None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.worker = worker
-        self.engine = Engine(profile, block_tokens=block_tokens, blocks=blocks)
+        self.engine = Engine(
+            profile, block_tokens=block_tokens, blocks=blocks, speculation=speculation
+        )
         self.wake_s: float | None = None
         """When the engine next has something to show; kept by the driver."""
         self.busy_ms = 0.0
         self.steps = 0
-        """That the engine has made, as of the last report."""
+        """That the engine has made, as of the last report; so are the next."""
+        self.decoded = 0
+        """Sequences, summed over all steps."""
         self.live: set[int] = set()
         """The names its agent knows to be cached."""
         self.kv_sequence = 0
@@ -114,6 +124,7 @@ class SimulatedWorker:
         sums = self.engine.take_step_sums()
         self.busy_ms += sums.prefill_ms + sums.decode_ms
         self.steps += sums.steps
+        self.decoded += sums.decode_batch
         return StepSums(
             steps=sums.steps,
             prefill_tokens=sums.prefill_tokens,
@@ -121,6 +132,9 @@ class SimulatedWorker:
             decode_batch=sums.decode_batch,
             decode_kv_tokens=sums.decode_kv_tokens,
             decode_ms=sums.decode_ms,
+            accepted_drafts=sums.accepted_drafts,
+            verifications=sums.verifications,
+            drafted_tokens=sums.drafted_tokens,
         )
 
 

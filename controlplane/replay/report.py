@@ -62,6 +62,10 @@ class Run(msgspec.Struct, frozen=True):
     """Held from first arrival to last token."""
     dollars: float | None = None
     """What they cost."""
+    batch: float = 0.0
+    """Sequences that were decoded in a step, on average."""
+    accept_length: float = 1.0
+    """Tokens that each of them got, on average; above 1 where there was speculation."""
 
 
 class Targets(msgspec.Struct, frozen=True):

@@ -24,10 +24,12 @@ from proto.hashing import Words
 from proto.ids import WorkerId
 from proto.progress import Phase
 from proto.route import Rejected
+from proto.speculation import accept_length
 from workers.sim.cache import CacheEvent
 from workers.sim.request import Progress as EngineProgress
 from workers.sim.request import ProgressKind, Request
 from workers.sim.scheduler import RequestTooLarge
+from workers.sim.speculation import Speculation
 from workers.sim.timing import Profile
 
 
@@ -47,6 +49,7 @@ class Scenario:
     dollars_per_hour: float | None = None
     """For all workers; None: nobody knows."""
     seed: int = 0
+    speculation: Speculation | None = None
 
 
 def simulate(scenario: Scenario, arm: Arm, on_outcome: Callable[[], None]) -> Run:
@@ -113,13 +116,19 @@ class _Simulation:
         self._chooser.check()
         outcomes = [self._outcomes[index] for index in range(len(requests))]
         span_s = self._last_token_s - start_s
+        busy = self._busy(span_s)
+        fleet, tallies = self._fleet.values(), [w.engine.tally for w in self._fleet.values()]
         price = self._scenario.dollars_per_hour
         return Run(
             self._arm.name,
             outcomes,
-            self._busy(span_s),
+            busy,
             sum(profile.accelerators for profile in self._scenario.profiles) * span_s,
             None if price is None else price * span_s / 3600,
+            sum(w.decoded for w in fleet) / max(1, sum(w.steps for w in fleet)),
+            accept_length(
+                sum(t.verifications for t in tallies), sum(t.accepted_tokens for t in tallies)
+            ),
         )
 
     def _moment(self, now_s: float) -> None:
@@ -213,7 +222,13 @@ class _Simulation:
 def _fleet(scenario: Scenario) -> dict[WorkerId, SimulatedWorker]:
     width = len(str(len(scenario.profiles) - 1))
     fleet = [
-        SimulatedWorker(WorkerId(f"w{i:0{width}}"), profile, scenario.block_tokens, scenario.blocks)
+        SimulatedWorker(
+            WorkerId(f"w{i:0{width}}"),
+            profile,
+            scenario.block_tokens,
+            scenario.blocks,
+            scenario.speculation,
+        )
         for i, profile in enumerate(scenario.profiles)
     ]
     return {worker.worker: worker for worker in fleet}

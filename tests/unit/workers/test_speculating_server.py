@@ -95,7 +95,8 @@ async def test_structured_text_is_accepted_more_often(speculating: SimProcess) -
         answer = await c.post("/v1/chat/completions", {**body, "temperature": 0, **more})
         told = answer["usage"]["completion_tokens_details"]
         accepted: float = told["accepted_prediction_tokens"]
-        return accepted / (accepted + told["rejected_prediction_tokens"])
+        rejected: float = told["rejected_prediction_tokens"]
+        return accepted / (accepted + rejected)
 
     async with client(speculating) as c:
         assert await rate({}) < await rate({"response_format": {"type": "json_object"}})
