@@ -10,7 +10,8 @@ import anyio
 from anyio.abc import TaskStatus
 from prometheus_client import CollectorRegistry
 
-from agents.adapters.protocol import EngineAdapter, EngineFacts
+from agents.adapters.protocol import DraftSwitch, EngineAdapter, EngineFacts
+from agents.drafts import Drafts
 from agents.handoff import Handoff
 from agents.hardware import hardware_of
 from agents.live import LiveSet
@@ -91,6 +92,8 @@ class AgentService:
             Listener(cache_changed=self._outbox.wake, state_changed=self._tell),
             self._metrics,
         )
+        switch = adapter if isinstance(adapter, DraftSwitch) and settings.draft_switch else None
+        self._drafts = Drafts(settings.draft_policy, switch, self._metrics)
         self._expose()
 
     @property
@@ -140,12 +143,13 @@ class AgentService:
             if self._watch.facts and self._watch.load:
                 usage = self._usage.take(self._watch.load, anyio.current_time())
                 self._metrics.used(self._record(self._watch.facts), usage)
-                await self._outbox.report(
+                steps = await self._outbox.report(
                     self._watch.load,
                     total_blocks=self._watch.facts.total_blocks,
                     healthy=self._watch.healthy,
                     draining=self._draining,
                 )
+                await self._drafts.take(steps, anyio.current_time())
 
     def _tell(self) -> None:
         """Let the registry and the routers know how the engine is now."""

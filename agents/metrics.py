@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from agents.adapters.protocol import EngineLoad
 from agents.usage import Usage
+from proto.load import StepSums
 from proto.workers import WorkerRecord
 
 CLASS = ("hardware", "engine", "engine_version", "model")
@@ -86,6 +87,23 @@ class AgentMetrics:
             registry=registry,
         )
 
+        self._drafts = Counter(
+            "tokenplane_agent_drafts",
+            "Tokens drafted, by outcome (accepted, rejected). Each accepted one saves a pass.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._verifications = Counter(
+            "tokenplane_agent_verifications",
+            "Sequences in steps that checked drafts of theirs.",
+            registry=registry,
+        )
+        self.switches = Counter(
+            "tokenplane_agent_draft_switches",
+            "Times when drafts were found worth it again, or no longer, and why.",
+            ["to", "reason"],
+            registry=registry,
+        )
         self._accelerator_s = self._of_class(
             "accelerator_seconds", "Seconds that accelerators were held, busy or not."
         )
@@ -104,6 +122,12 @@ class AgentMetrics:
         self._dollars.labels(*of).inc(usage.dollars)
         self._tokens.labels(*of, "prefill").inc(usage.prefill_tokens)
         self._tokens.labels(*of, "generated").inc(usage.generated_tokens)
+
+    def drafted(self, sums: StepSums) -> None:
+        """What came of drafts in a window."""
+        self._verifications.inc(sums.verifications)
+        self._drafts.labels("accepted").inc(sums.accepted_drafts)
+        self._drafts.labels("rejected").inc(max(0, sums.drafted_tokens - sums.accepted_drafts))
 
     def _of_class(self, name: str, documentation: str) -> Counter:
         return Counter(f"tokenplane_agent_{name}", documentation, CLASS, registry=self._registry)

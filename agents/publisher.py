@@ -25,7 +25,7 @@ from proto.codec import Producer
 from proto.hashing import Words, pack
 from proto.ids import Incarnation, WorkerId
 from proto.kv import KvBatch, Tier
-from proto.load import LoadReport
+from proto.load import LoadReport, StepSums
 from proto.subjects import Subjects
 from proto.wire.errors import BusUnavailable
 from proto.wire.ports import Bus
@@ -92,10 +92,11 @@ class Outbox:
 
     async def report(
         self, load: EngineLoad, *, total_blocks: int, healthy: bool, draining: bool
-    ) -> None:
-        """Say how busy the engine is, after all changes so far."""
+    ) -> StepSums:
+        """Say how busy the engine is, after all changes so far; returns what it says of steps."""
         async with self._order:
             batches = self._seal()
+            steps = self._steps.take(load, anyio.current_time())
             report = LoadReport(
                 worker=self._worker,
                 running=load.running,
@@ -113,10 +114,11 @@ class Outbox:
                 preemptions=load.preemptions,
                 cached_tokens=load.cached_tokens,
                 queried_tokens=load.queried_tokens,
-                steps=self._steps.take(load, anyio.current_time()),
+                steps=steps,
             )
             await self._send(batches)
             await self._publish(self._load_subject, self._load.seal(report))
+            return steps
 
     async def photograph(self) -> Photo:
         """The live set, once all that led to it has been sent."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from agents.adapters.vllm import MAX_BATCHED_TOKENS, MAX_RUNNING
+from agents.speculation import DraftPolicy
 from controlplane.runtime.settings import CommonSettings, Group
 from proto.ids import WorkerId, check_name
 from proto.workers import KvTransfer
@@ -112,6 +113,29 @@ class AgentSettings(Group):
         description="the engine loads a LoRA adapter that it does not have when it is asked for"
         " it, as vLLM does with a LoRA resolver plug-in",
     )
+    draft_acceptance_min: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of speculative drafts kept, below which they are not worth it",
+    )
+    draft_batch_max: float = Field(
+        128.0,
+        ge=0,
+        description="sequences decoded in a step above which drafts are not worth it; 0: no limit",
+    )
+    draft_retry_s: float = Field(
+        60.0,
+        gt=0,
+        description="seconds until drafts that were poor are tried again; doubles each time",
+    )
+    draft_cost: float = Field(
+        0.08, ge=0, description="what a draft's step takes of the engine's, for what is expected"
+    )
+    draft_switch: bool = Field(
+        True,
+        description="switch drafts off and on where the engine allows it; else only say so",
+    )
     load_interval_s: float = Field(
         0.25,
         gt=0,
@@ -125,6 +149,13 @@ class AgentSettings(Group):
     retry_s: float = Field(
         1.0, gt=0, description="seconds between attempts to reach an engine that is not there"
     )
+
+    @property
+    def draft_policy(self) -> DraftPolicy:
+        """When drafts are worth it."""
+        return DraftPolicy(
+            self.draft_acceptance_min, self.draft_batch_max, self.draft_retry_s, self.draft_cost
+        )
 
 
 class AgentProcess(CommonSettings):

@@ -5,7 +5,7 @@ a step takes. Over a window in which an engine decodes, a gap is a step: every r
 one token in each. So
 
     prefill_tokens   = prompt tokens - those found in cache
-    decode_batch     = tokens generated, the sum of the steps' batches
+    decode_batch     = tokens generated less drafts accepted, the sum of the steps' batches
     decode_kv_tokens = steps * KV tokens in use, the mean of both ends of the window
     busy_ms          = steps * mean gap, and never more than the window
 
@@ -17,7 +17,7 @@ divided; who learns from it adds both parts anyway.
 
 from __future__ import annotations
 
-from agents.adapters.protocol import EngineLoad, EngineWork
+from agents.adapters.protocol import EngineDrafts, EngineLoad, EngineWork
 from proto.load import StepSums
 
 WINDOW_S = 2.0
@@ -50,10 +50,14 @@ class StepMeter:
 def _sums(did: EngineWork, kv_tokens: float, window_ms: float) -> StepSums:
     if not did.steps or not did.gaps:
         return NOTHING
+    drafts = did.drafts or EngineDrafts(0, 0, 0)
     return StepSums(
         steps=did.steps,
         prefill_tokens=max(0, did.prefill_tokens),
-        decode_batch=did.generated_tokens,
+        decode_batch=max(0, did.generated_tokens - drafts.accepted_tokens),
+        accepted_drafts=drafts.accepted_tokens,
+        verifications=drafts.verifications,
+        drafted_tokens=drafts.drafted_tokens,
         decode_kv_tokens=round(kv_tokens * did.steps),
         decode_ms=min(window_ms, did.steps * did.gaps_s / did.gaps * 1000),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -62,6 +62,15 @@ class EngineFacts(msgspec.Struct, frozen=True):
     """How its KV blocks can go to another engine; None: they cannot."""
 
 
+class EngineDrafts(msgspec.Struct, frozen=True):
+    """What came of speculative decoding since the engine started."""
+
+    verifications: int
+    """Sequences times steps in which the engine checked drafts."""
+    drafted_tokens: int
+    accepted_tokens: int
+
+
 class EngineWork(msgspec.Struct, frozen=True):
     """What an engine has done since it started."""
 
@@ -73,6 +82,8 @@ class EngineWork(msgspec.Struct, frozen=True):
     """Times between two tokens of one stream."""
     gaps_s: float
     """Their sum."""
+    drafts: EngineDrafts | None = None
+    """None: it does not speculate, or does not tell."""
 
     def since(self, before: EngineWork) -> EngineWork:
         """What was done between two looks at one life."""
@@ -82,7 +93,18 @@ class EngineWork(msgspec.Struct, frozen=True):
             self.generated_tokens - before.generated_tokens,
             self.gaps - before.gaps,
             self.gaps_s - before.gaps_s,
+            _drafts_since(self.drafts, before.drafts),
         )
+
+
+def _drafts_since(now: EngineDrafts | None, before: EngineDrafts | None) -> EngineDrafts | None:
+    if now is None or before is None:
+        return now
+    return EngineDrafts(
+        now.verifications - before.verifications,
+        now.drafted_tokens - before.drafted_tokens,
+        now.accepted_tokens - before.accepted_tokens,
+    )
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
@@ -208,3 +230,11 @@ class EngineAdapter(Protocol):
     @property
     def handoff(self) -> EngineHandoff:
         """How it is told to release and abort."""
+
+
+@runtime_checkable
+class DraftSwitch(Protocol):
+    """An engine that can be told to speculate or not, without a restart."""
+
+    async def speculate(self, *, on: bool) -> None:
+        """From the next step on. Raises `EngineAway`, `EngineUnfit`."""

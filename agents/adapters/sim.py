@@ -66,6 +66,10 @@ class SimAdapter(VllmAdapter):
             return False
         return True
 
+    async def speculate(self, *, on: bool) -> None:
+        """Use drafts from the next step on, or none."""
+        await self._ask.post("/speculation", {"enabled": on})
+
     async def probe(self) -> EngineFacts:
         """With what it says of its transfers."""
         facts = await super().probe()

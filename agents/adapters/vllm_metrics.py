@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from agents.adapters.prometheus import samples
-from agents.adapters.protocol import EngineLoad, EngineUnfit, EngineWork
+from agents.adapters.protocol import EngineDrafts, EngineLoad, EngineUnfit, EngineWork
 
 CACHE_CONFIG = "vllm:cache_config_info"
 PROCESS_START = "process_start_time_seconds"
@@ -26,8 +26,13 @@ GENERATED = "vllm:generation_tokens_total"
 GAPS = "vllm:inter_token_latency_seconds_count"
 GAPS_S = "vllm:inter_token_latency_seconds_sum"
 
+DRAFTS = "vllm:spec_decode_num_drafts_total"
+DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
+ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
+
+DRAFT_FAMILIES = frozenset({DRAFTS, DRAFTED, ACCEPTED})
 WORK_FAMILIES = frozenset({STEPS, PREFILLED, GENERATED, GAPS, GAPS_S})
-LOAD_FAMILIES = WORK_FAMILIES | {
+LOAD_FAMILIES = WORK_FAMILIES | DRAFT_FAMILIES | {
     RUNNING, WAITING, USAGE, PREEMPTIONS, QUERIED, CACHED, PROMPT_TOKENS, PROMPTS, PROCESS_START,
 }  # fmt: skip
 
@@ -86,7 +91,14 @@ def _work(values: Mapping[str, float]) -> EngineWork | None:
         generated_tokens=int(values[GENERATED]),
         gaps=int(values[GAPS]),
         gaps_s=values[GAPS_S],
+        drafts=_drafts(values),
     )
+
+
+def _drafts(values: Mapping[str, float]) -> EngineDrafts | None:
+    if not values.keys() >= DRAFT_FAMILIES:
+        return None
+    return EngineDrafts(int(values[DRAFTS]), int(values[DRAFTED]), int(values[ACCEPTED]))
 
 
 def _new_tokens_per_prompt(values: Mapping[str, float]) -> float:

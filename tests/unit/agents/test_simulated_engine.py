@@ -72,7 +72,7 @@ class World:
     """An agent of a real engine; the bus and the store are in memory."""
 
     def __init__(self, process: Process, http: Http, frames: ZmqFrames) -> None:
-        hub, self.etcd = MemoryHub(), MemoryEtcd()
+        hub, self.etcd, self.metrics = MemoryHub(), MemoryEtcd(), CollectorRegistry()
         settings = AgentSettings(
             worker=WORKER,
             engine="sim",
@@ -90,7 +90,7 @@ class World:
             make_adapter(settings, http, frames),
             hub.connect("agent"),
             self.etcd.connect(),
-            CollectorRegistry(),
+            self.metrics,
         )
 
     async def is_registered_as(self, state: WorkerState) -> None:
@@ -102,9 +102,19 @@ class World:
         await wait_until(registered)
         assert registered()
 
-    async def complete(self, prompt: str) -> set[int]:
+    def metric(self, name: str, **labels: str) -> float:
+        value = self.metrics.get_sample_value(f"tokenplane_agent_{name}", labels)
+        assert value is not None
+        return value
+
+    async def speculates(self) -> bool:
+        async with self._http.exchange("GET", f"{self._url}/speculation") as response:
+            told: dict[str, bool] = json.loads(await response.read())
+            return told["enabled"]
+
+    async def complete(self, prompt: str, length: int = 2) -> set[int]:
         """Let the engine answer; returns the canonical names of the prompt's blocks."""
-        body = {"model": "sim", "prompt": prompt, "max_tokens": 2}
+        body = {"model": "sim", "prompt": prompt, "max_tokens": length}
         await self._post("/v1/completions", body)
         tokens = (await self._post("/tokenize", {"model": "sim", "prompt": prompt}))["tokens"]
         hasher = BlockHasher(self._process.secret_bytes, Scope("sim"), BLOCK_TOKENS)
@@ -173,6 +183,27 @@ async def test_a_killed_engine_comes_back_empty() -> None:
             after = await world.complete("And what comes after it? " * 12)
             await world.has_blocks(after)
             assert not world.reader.names & before
+
+
+async def test_poor_drafts_of_a_process_are_switched_off() -> None:
+    """SD8: the agent reads the counters, and the engine obeys."""
+    config = json.dumps({"acceptance": 0.02, "num_speculative_tokens": 3})
+    with engine("--speculative-config", config) as process:
+        async with watched(process) as world, anyio.create_task_group() as tasks:
+            assert await world.speculates()
+
+            async def talk() -> None:
+                while True:
+                    await world.complete("Say something long. ", length=200)
+
+            tasks.start_soon(talk)
+            with anyio.fail_after(60):
+                while await world.speculates():
+                    await world.complete("Still? ")
+            tasks.cancel_scope.cancel()
+            assert world.metric("draft_switches_total", to="off", reason="acceptance") == 1
+            assert world.metric("drafts_total", outcome="rejected") > 200
+            assert world.metric("drafts_wanted") == 0
 
 
 def free_ports(count: int) -> list[int]:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from agents.adapters.protocol import EngineLoad, EngineWork
+from agents.adapters.protocol import EngineDrafts, EngineLoad, EngineWork
 from agents.adapters.vllm_metrics import CacheConfig, read_load
 from agents.steps import NOTHING, WINDOW_S, StepMeter
 from controlplane.router.capacity import CapacityModel
@@ -31,6 +31,18 @@ def test_sums_are_differences_over_a_window() -> None:
     assert sums == StepSums(
         steps=20, prefill_tokens=500, decode_batch=80, decode_kv_tokens=20_000, decode_ms=1_000.0
     )
+
+
+def test_accepted_drafts_are_tokens_and_no_sequences() -> None:
+    """SD7: counters of drafts are differenced over the window, too."""
+    meter = StepMeter()
+    before = EngineWork(10, 100, 50, 40, 1.0, EngineDrafts(30, 150, 60))
+    meter.take(load(before), 0.0)
+    after = EngineWork(30, 100, 250, 120, 3.0, EngineDrafts(110, 550, 180))
+    sums = meter.take(load(after), WINDOW_S)
+    assert (sums.verifications, sums.drafted_tokens, sums.accepted_drafts) == (80, 400, 120)
+    assert sums.decode_batch == 200 - 120
+    assert sums.accept_length == 2.5
 
 
 def test_steps_never_take_longer_than_there_was_time() -> None:

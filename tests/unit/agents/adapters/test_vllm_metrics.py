@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.adapters.protocol import EngineLoad, EngineUnfit
+from agents.adapters.protocol import EngineDrafts, EngineLoad, EngineUnfit
 from agents.adapters.vllm_metrics import CacheConfig, read_cache_config, read_load
 
 CACHE = CacheConfig(block_tokens=32, total_blocks=1024)
@@ -99,3 +99,29 @@ def test_a_recording_of_vllm_0_32(shared_data: Path) -> None:
     assert (load.running, load.waiting, load.used_blocks) == (12, 0, 156)
     assert (load.cached_tokens, load.queried_tokens) == (15_328, 58_547)
     assert load.started_s == 1.79542903982e9
+
+
+def test_drafts_are_read_where_an_engine_speculates() -> None:
+    work = {
+        "iteration_tokens_total_count": 9.0,
+        "prompt_tokens_total": 100.0,
+        "generation_tokens_total": 50.0,
+        "inter_token_latency_seconds_count": 40.0,
+        "inter_token_latency_seconds_sum": 2.0,
+    }
+    plain = read_load(text(0, **work), CACHE, None).work
+    assert plain is not None
+    assert plain.drafts is None
+    drafting = read_load(
+        text(
+            0,
+            **work,
+            spec_decode_num_drafts_total=20,
+            spec_decode_num_draft_tokens_total=100,
+            spec_decode_num_accepted_tokens_total=31,
+        ),
+        CACHE,
+        None,
+    ).work
+    assert drafting is not None
+    assert drafting.drafts == EngineDrafts(20, 100, 31)
