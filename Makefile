@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
+LOAD_VENV := .venv-load
+LOAD_READY := $(LOAD_VENV)/.ready
 BENCHES := hash match apply memory decision fleet
 BENCH_FLAGS := --seconds 600
 
@@ -64,6 +66,11 @@ bench: $(BENCH_READY)
 	done
 	$(BENCH_VENV)/bin/tokenplane bench report
 
+# 2,000 requests of a public load generator against a whole cluster; in some minutes.
+.PHONY: load-test
+load-test: $(READY) $(LOAD_READY)
+	$(BIN)/python -m bench.load_test --guidellm $(LOAD_VENV)/bin/guidellm
+
 # Tables and picture of docs/quality.md; in some minutes. TRACE=file adds a recorded trace.
 quality: $(READY)
 	$(BIN)/tokenplane replay --ladder $(TRACE) --table docs/quality-table.md \
@@ -100,5 +107,10 @@ $(VLLM_READY): examples/vllm_cpu/requirements.txt examples/vllm_cpu/make_model.p
 	$(VLLM_VENV)/bin/python examples/vllm_cpu/make_model.py $(VLLM_MODEL)
 	touch $(VLLM_READY)
 
+$(LOAD_READY): bench/load-requirements.txt
+	$(PYTHON) -m venv $(LOAD_VENV)
+	$(LOAD_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/load-requirements.txt
+	touch $(LOAD_READY)
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(VLLM_VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) $(BENCH_VENV) $(LOAD_VENV) $(VLLM_VENV) build dist *.egg-info demo-out

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from controlplane.local import engines, plan
 from controlplane.local.layout import Layout
-from controlplane.local.plan import ClusterOptions, Part, Ports
+from controlplane.local.plan import LOOPBACK_URL, ClusterOptions, Part, Ports
 from controlplane.local.ports import PortTaken, check_free, free_ports
 from controlplane.local.supervisor import (
     PROBE_INTERVAL_S,
@@ -151,11 +151,13 @@ class LocalCluster:
 
     def _write_state(self) -> None:
         """Tell other commands, and tests, where everything is."""
+        admins = [f"{LOOPBACK_URL}:{port}" for port in self.ports.gateways_admin]
         self.layout.write_state(
             {
                 "cluster": self.options.name,
                 "gateway": self.url,
-                "gateway_admin": f"http://127.0.0.1:{self.ports.gateway_admin}",
+                "gateway_admin": admins[0],
+                "gateway_admins": admins,
                 "console": self.console_url,
                 "model": self.model,
                 "engines": [f"http://127.0.0.1:{mine.http}" for mine in self.ports.engines],

@@ -40,6 +40,9 @@ class ClusterOptions(CommandSettings):
         " for engines that do both; replaces --engines",
     )
     routers: int = Field(1, ge=1, le=16, description="how many router replicas")
+    gateways: int = Field(
+        1, ge=1, le=16, description="how many gateway processes share the gateway's port"
+    )
     port: int = Field(8000, ge=0, le=65535, description="the gateway's port; 0 takes a free one")
     console_port: int | None = Field(
         None,
@@ -143,7 +146,7 @@ class Ports:
     etcd: int
     etcd_peer: int
     gateway: int
-    gateway_admin: int
+    gateways_admin: tuple[int, ...]
     registry_admin: int
     transfer_admin: int
     console: int
@@ -154,7 +157,7 @@ class Ports:
     @staticmethod
     def needed(options: ClusterOptions) -> int:
         """How many free ports to find."""
-        return 10 + options.routers + 5 * options.engines
+        return 9 + options.gateways + options.routers + 5 * options.engines
 
     @staticmethod
     def assign(options: ClusterOptions, free: Sequence[int], *, console: int = 0) -> Ports:
@@ -166,7 +169,7 @@ class Ports:
             etcd=next(take),
             etcd_peer=next(take),
             gateway=options.port or next(take),
-            gateway_admin=next(take),
+            gateways_admin=tuple(next(take) for _ in range(options.gateways)),
             registry_admin=next(take),
             transfer_admin=next(take),
             console=console or next(take),
@@ -236,13 +239,20 @@ def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part
         )
         for number, port in enumerate(ports.routers_admin)
     ]
-    gateway_port = str(ports.gateway)
+    port = {"TOKENPLANE_GATEWAY__PORT": str(ports.gateway)}
+    if options.gateways > 1:
+        port["TOKENPLANE_GATEWAY__SHARED"] = "true"
+    names = ["gateway", *(f"gateway-{number}" for number in range(2, options.gateways + 1))]
+    gateways = [
+        service("gateway", name, admin, **port)
+        for name, admin in zip(names, ports.gateways_admin, strict=True)
+    ]
     coordinators = [service("transfer", "transfer", ports.transfer_admin)]
     return [
         service("registry", "registry", ports.registry_admin),
         *(coordinators if options.disaggregated else []),
         *routers,
-        service("gateway", "gateway", ports.gateway_admin, TOKENPLANE_GATEWAY__PORT=gateway_port),
+        *gateways,
         service(
             "console", "console", ports.console_admin, TOKENPLANE_CONSOLE__PORT=str(ports.console)
         ),
