@@ -37,11 +37,12 @@ class Origin(NamedTuple):
 class HttpClient:
     """The `Http` port; an async context manager with one pool of connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        """`tls` says whom to trust of servers with https, and who we are; else the system does."""
         self._idle: dict[Origin, deque[ClientConnection]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeping: asyncio.TimerHandle | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls = tls
 
     async def __aenter__(self) -> HttpClient:
         self._loop = asyncio.get_running_loop()
