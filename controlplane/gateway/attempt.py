@@ -152,14 +152,16 @@ def _gave_up(said: GivenUp) -> EngineFailed | ClientError:
 
 
 def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str, str]:
-    return {
+    headers = {
         "content-type": response.headers.get("content-type", JSON),
         "cache-control": "no-store",
         "x-request-id": flight.request,
         "x-tokenplane-worker": chosen.worker,
         "x-tokenplane-policy": chosen.policy,
-        "x-tokenplane-overlap-tokens": str(flight.predicted_cached_tokens),
     }
+    if flight.hints.tenant.sees_overlap:
+        headers["x-tokenplane-overlap-tokens"] = str(flight.predicted_cached_tokens)
+    return headers
 
 
 def _message_in(body: str) -> str:
