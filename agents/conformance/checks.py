@@ -13,7 +13,7 @@ from uuid import uuid4
 import anyio
 
 from agents.adapters.protocol import Cleared, EngineAway
-from agents.conformance.subject import SETTLE_S, Failed, Skipped, Subject
+from agents.conformance.subject import Failed, Skipped, Subject, streamed
 from proto.wire.errors import HttpError
 
 Check = Callable[[Subject], Awaitable[None]]
@@ -229,7 +229,7 @@ async def stops_when_left(engine: Subject) -> None:
 async def stops_when_told(engine: Subject) -> None:
     """gives a request up when its agent says so"""
     request = f"conformance-{uuid4().hex}"
-    async with _long_answer(engine, request) as ended:
+    async with _long_answer(engine, request) as answering:
         await engine.settles(lambda load: load.running > 0, "nothing runs while an answer comes")
         try:
             told = await engine.adapter.cancel(request)
@@ -237,9 +237,10 @@ async def stops_when_told(engine: Subject) -> None:
             raise Skipped(f"it cannot be told: {error}") from error
         if not told:
             raise Skipped("it cannot be told: who holds the connection must close it")
-        with anyio.move_on_after(SETTLE_S) as waiting:
-            await ended.wait()
+        with anyio.move_on_after(engine.settle_s) as waiting:
+            await answering.ended.wait()
         _require(not waiting.cancelled_caught, "the answer goes on")
+        _require(answering.reason != "length", "the answer came whole")
     await engine.settles(lambda load: load.running == 0, "the request goes on")
 
 
@@ -252,30 +253,39 @@ async def refuses(engine: Subject) -> None:
     _require(answer.status == 200, f"HTTP {answer.status} afterwards")
 
 
+class _Answering:
+    """An answer under way."""
+
+    def __init__(self) -> None:
+        self.ended = anyio.Event()
+        self.reason: str | None = None
+        """Why it ended: `length` where nothing has cut it short."""
+
+
 @asynccontextmanager
-async def _long_answer(engine: Subject, request: str = "") -> AsyncIterator[anyio.Event]:
+async def _long_answer(engine: Subject, request: str = "") -> AsyncIterator[_Answering]:
     """Something to do until the caller leaves: a long answer, or one after the other where none
-    has an id by which it could be ended. Yields the sign that it has ended."""
+    has an id by which it could be ended."""
     facts = engine.facts
     tokens = facts.context_tokens - 2 * facts.block_tokens
-    ended = anyio.Event()
+    answering = _Answering()
 
     async def listen() -> None:
         prompt = engine.prompt(blocks=1)
-        try:
-            while not ended.is_set():
+        while not answering.ended.is_set():
+            try:
                 async with engine.ask(prompt, tokens, {"stream": True}, request) as response:
-                    async for _ in response.chunks():
-                        pass
-                if request:
-                    ended.set()
-        except HttpError:
-            ended.set()  # a connection that the engine closes is an end, too
+                    body = [chunk async for chunk in response.chunks()]
+                    answering.reason = streamed(response.status, b"".join(body)).reason
+            except HttpError:
+                answering.reason = "closed"
+            if request or answering.reason == "closed":
+                answering.ended.set()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
         try:
-            yield ended
+            yield answering
         finally:
             tasks.cancel_scope.cancel()
 

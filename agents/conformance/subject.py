@@ -93,7 +93,15 @@ class Cache:
 class Subject:
     """One engine, for as long as the suite runs."""
 
-    def __init__(self, url: str, http: Http, adapter: EngineAdapter, rng: random.Random) -> None:
+    def __init__(
+        self,
+        url: str,
+        http: Http,
+        adapter: EngineAdapter,
+        rng: random.Random,
+        settle_s: float = SETTLE_S,
+    ) -> None:
+        self.settle_s = settle_s
         self.url = url
         self.adapter = adapter
         self._http = http
@@ -132,7 +140,7 @@ class Subject:
         """A greedy completion, streamed."""
         fields = {"stream": True, "stream_options": {"include_usage": True}}
         async with self.ask(prompt, max_tokens, fields) as response:
-            return _streamed(response.status, await response.read())
+            return streamed(response.status, await response.read())
 
     @asynccontextmanager
     async def ask(
@@ -195,8 +203,8 @@ class Subject:
         return load
 
     async def until(self, condition: Callable[[], Awaitable[bool]], why: Callable[[], str]) -> None:
-        """Return when it holds; `Failed` with `why` if it does not within `SETTLE_S`."""
-        with anyio.move_on_after(SETTLE_S):
+        """Return when it holds; `Failed` with `why` if it does not within `settle_s`."""
+        with anyio.move_on_after(self.settle_s):
             while True:
                 try:
                     if await condition():
@@ -204,7 +212,7 @@ class Subject:
                 except EngineAway:
                     pass  # a poll that came at a bad moment
                 await anyio.sleep(POLL_S)
-        raise Failed(f"{why()} (after {SETTLE_S:g} s)")
+        raise Failed(f"{why()} (after {self.settle_s:g} s)")
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[Cache]:
@@ -258,7 +266,8 @@ def _whole(status: int, body: bytes) -> Answer:
     )
 
 
-def _streamed(status: int, body: bytes) -> Answer:
+def streamed(status: int, body: bytes) -> Answer:
+    """What the events of a stream add up to."""
     if status != 200:
         return Answer(status, text=body.decode(errors="replace")[:300])
     text, reason, pieces = "", None, 0

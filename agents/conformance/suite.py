@@ -10,7 +10,7 @@ import msgspec
 
 from agents.adapters.protocol import EngineAdapter, EngineAway, EngineUnfit
 from agents.conformance.checks import CHECKS, Check
-from agents.conformance.subject import Failed, Skipped, Subject
+from agents.conformance.subject import SETTLE_S, Failed, Skipped, Subject
 from proto.wire.errors import HttpError
 from proto.wire.ports import Http
 
@@ -38,14 +38,16 @@ async def examine(
     http: Http,
     adapter: EngineAdapter,
     rng: random.Random,
+    *,
     checks: Sequence[Check] = CHECKS,
+    settle_s: float = SETTLE_S,
 ) -> AsyncIterator[Finding]:
     """Yields each finding as it is made. Raises `EngineAway` and `EngineUnfit` at the start.
 
     The engine should have no other work. It is asked a few hundred short questions, and its cache
-    is emptied if it lets itself be told so.
+    is emptied if it lets itself be told so. What it has not told after `settle_s` counts as untold.
     """
-    subject = Subject(url, http, adapter, rng)
+    subject = Subject(url, http, adapter, rng, settle_s)
     await subject.meet()
     for check in checks:
         yield await _run(check, subject)

@@ -37,10 +37,7 @@ async def adapters(**settings: object) -> AsyncIterator[tuple[Http, EngineAdapte
 
 async def examined(url: str, **settings: object) -> dict[str, Finding]:
     async with adapters(engine_url=url, **settings) as (http, adapter):
-        return {
-            finding.check: finding
-            async for finding in examine(url, http, adapter, random.Random(7))
-        }
+        return {each.check: each async for each in examine(url, http, adapter, random.Random(7))}
 
 
 def verdicts(findings: dict[str, Finding], verdict: Verdict) -> dict[str, str]:
