@@ -7,6 +7,7 @@ tells its load in tokens, `/metrics` (with `--enable-metrics`) what it has found
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from agents.adapters.protocol import (
     EngineFacts,
     EngineHandoff,
     EngineLoad,
+    EngineRefused,
     EngineUnfit,
     Tokenizer,
 )
@@ -37,7 +39,11 @@ PROMPT_TOKENS = "sglang:prompt_tokens_total"
 CACHED_TOKENS = "sglang:cached_tokens_total"
 RETRACTED = "sglang:num_retracted_requests_total"
 REQUESTS = "sglang:num_requests_total"
-FAMILIES = frozenset({PROMPT_TOKENS, CACHED_TOKENS, RETRACTED, REQUESTS})
+RUNNING, QUEUED = "sglang:num_running_reqs", "sglang:num_queue_reqs"
+USED_TOKENS = "sglang:num_used_tokens"
+FAMILIES = frozenset(
+    {PROMPT_TOKENS, CACHED_TOKENS, RETRACTED, REQUESTS, RUNNING, QUEUED, USED_TOKENS}
+)
 
 
 class SglangOptions(msgspec.Struct, frozen=True):
@@ -115,7 +121,7 @@ class SglangAdapter:
 
     async def probe(self) -> EngineFacts:
         """Ask for all that does not change while the engine lives."""
-        info = await self._ask.read("/server_info", _Info)
+        info = await self._info()
         models = (await self._ask.read("/v1/models", _Models)).data
         if not models or models[0].max_model_len is None:
             raise EngineUnfit("/v1/models does not tell a model and its max_model_len")
@@ -146,14 +152,10 @@ class SglangAdapter:
     async def load(self) -> EngineLoad:
         """What it is busy with now; only after a `probe`."""
         await self._ask.get("/health")
-        rank = self._options.rank or 0
-        loads = (await self._ask.read("/v1/loads?include=core", _Loads)).loads
-        mine = next((load for load in loads if load.dp_rank == rank), None)
-        if mine is None:
-            raise EngineUnfit(f"/v1/loads tells of no data-parallel rank {rank}")
         counted = dict.fromkeys(FAMILIES, 0.0)
         for family, _, value in samples(await self._ask.text("/metrics"), FAMILIES):
             counted[family] += value
+        mine = await self._load_of_rank(self._options.rank or 0, counted)
         return EngineLoad(
             running=mine.num_running_reqs,
             waiting=mine.num_waiting_reqs,
@@ -165,6 +167,23 @@ class SglangAdapter:
             queried_tokens=int(counted[PROMPT_TOKENS]),
             started_s=None,
         )
+
+    async def _info(self) -> _Info:
+        try:
+            return await self._ask.read("/server_info", _Info)
+        except EngineRefused:
+            return await self._ask.read("/get_server_info", _Info)  # as it was called before
+
+    async def _load_of_rank(self, rank: int, counted: Mapping[str, float]) -> _Load:
+        try:
+            loads = (await self._ask.read("/v1/loads?include=core", _Loads)).loads
+        except EngineRefused:  # older ones have gauges only
+            running, waiting, used = (int(counted[name]) for name in (RUNNING, QUEUED, USED_TOKENS))
+            return _Load(running, waiting, used)
+        mine = next((load for load in loads if load.dp_rank == rank), None)
+        if mine is None:
+            raise EngineUnfit(f"/v1/loads tells of no data-parallel rank {rank}")
+        return mine
 
     async def cancel(self, request: str) -> bool:
         """By its `rid`, which a request must have been given as its id."""
@@ -226,7 +245,7 @@ def _batch_tokens(info: _Info) -> int:
     return chunk if chunk and chunk > 0 else info.max_prefill_tokens or 8192
 
 
-def _queued(load: _Load, counted: dict[str, float]) -> int:
+def _queued(load: _Load, counted: Mapping[str, float]) -> int:
     """As it says; before it did, waiting prompts are supposed to be like those before them."""
     if load.num_waiting_uncached_tokens is not None:
         return load.num_waiting_uncached_tokens

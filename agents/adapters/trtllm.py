@@ -78,6 +78,7 @@ class TrtllmAdapter:
         self._options = options
         self._iterations = Iterations()
         self._reader: TrtllmEvents | None = None
+        self._block_tokens = 0
         self._look = anyio.Event()
 
     async def probe(self) -> EngineFacts:
@@ -107,8 +108,9 @@ class TrtllmAdapter:
             why = why_unknown("trtllm", version)
         if why:
             self._reader = None
-        elif self._reader is None:
+        elif self._reader is None or self._block_tokens != cache.block_tokens:
             self._reader = TrtllmEvents(cache.block_tokens)
+            self._block_tokens = cache.block_tokens
         return EngineFacts(
             model=models[0].id,
             version=version,

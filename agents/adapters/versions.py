@@ -13,7 +13,7 @@ Release = tuple[int, ...]
 
 KNOWN: dict[str, tuple[Release, Release]] = {
     "vllm": ((0, 8), (0, 33)),
-    "sglang": ((0, 5, 4), (0, 6)),
+    "sglang": ((0, 5, 9), (0, 6)),
     "trtllm": ((1, 0), (1, 4)),
 }
 """From the first one, up to and without the second."""

@@ -30,6 +30,8 @@ from workers.sim.events import (
 )
 
 VERSION = "0.5.23"
+OLDER = "0.5.3"
+"""Had other names for some of it."""
 SIGN = 1 << 63
 
 
@@ -87,10 +89,15 @@ class Sglang:
         self._ports = (events, replay)
         self._version = version
         self._generator = Generator(parts)
-        self.app = self._generator.application(
+        told = [
             web.get("/server_info", self._server_info),
-            web.get("/v1/models", self._models),
             web.get("/v1/loads", self._loads),
+        ]
+        if version.startswith(OLDER):
+            told = [web.get("/get_server_info", self._server_info)]
+        self.app = self._generator.application(
+            *told,
+            web.get("/v1/models", self._models),
             web.get("/metrics", self._metrics),
             web.post("/flush_cache", self._flush_cache),
             web.post("/abort_request", self._abort_request),
@@ -161,6 +168,9 @@ class Sglang:
             f'sglang:cached_tokens_total{{{label},cache_source="device"}} {load.cached_tokens}.0',
             f'sglang:cached_tokens_total{{{label},cache_source="host"}} 0.0',
             f"sglang:num_retracted_requests_total{{{label}}} {load.preemptions}.0",
+            f"sglang:num_running_reqs{{{label}}} {load.running}.0",
+            f"sglang:num_queue_reqs{{{label}}} {load.waiting}.0",
+            f"sglang:num_used_tokens{{{label}}} {load.used_blocks * BLOCK_TOKENS}.0",
         ]
         return web.Response(text="\n".join(lines) + "\n")
 

@@ -35,7 +35,7 @@ StandIn = Callable[[Path, str], AbstractAsyncContextManager[str]]
         ("vllm", "0.8.5"),
         ("vllm", "0.32.0+cpu"),
         ("vllm", "v0.20.1rc1"),
-        ("sglang", "0.5.4.post1"),
+        ("sglang", "0.5.9.post1"),
         ("sglang", "0.5.23"),
         ("trtllm", "1.0.0"),
         ("trtllm", "1.3.0rc29"),
@@ -52,7 +52,7 @@ def test_releases_that_are_known(engine: str, version: str) -> None:
         ("vllm", "0.33.0"),
         ("vllm", "1.0"),
         ("vllm", "dev"),
-        ("sglang", "0.5.3"),
+        ("sglang", "0.5.8"),
         ("sglang", "0.6.0"),
         ("trtllm", "0.21.0"),
         ("trtllm", "1.4.0"),
@@ -94,8 +94,8 @@ async def attached(**settings: object) -> AsyncIterator[EngineWatch]:
 
 @pytest.mark.parametrize(
     ("engine", "stand_in", "version"),
-    [("sglang", sglang, "0.6.1"), ("trtllm", trtllm, "1.5.0")],
-    ids=["sglang", "trtllm"],
+    [("sglang", sglang, "0.6.1"), ("sglang", sglang, "0.5.3"), ("trtllm", trtllm, "1.5.0")],
+    ids=["newer sglang", "older sglang", "newer trtllm"],
 )
 async def test_an_unknown_release_serves_without_its_events(
     engine: str,
