@@ -14,6 +14,11 @@ from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.service import GatewayService, Surroundings
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.local.running import located
+from controlplane.planner.core import PlannerCore
+from controlplane.planner.metrics import PlannerMetrics
+from controlplane.planner.service import PlannerService
+from controlplane.planner.service import Surroundings as PlannerSurroundings
+from controlplane.planner.settings import PlannerSettings
 from controlplane.registry.service import RegistryService
 from controlplane.registry.view import RegistryView
 from controlplane.router.core import RouterCore
@@ -55,6 +60,14 @@ class ConsoleProcess(CommonSettings):
     console: ConsoleSettings = Field(ConsoleSettings(), description="Where the page is")
 
 
+class PlannerProcess(CommonSettings):
+    """All settings of a planner's process."""
+
+    planner: PlannerSettings = Field(
+        PlannerSettings(), description="What is promised, and within which bounds"
+    )
+
+
 def router(argv: Sequence[str]) -> int:
     """`tokenplane router`"""
     return run_command("router", RouterProcess, build_router, argv)
@@ -63,6 +76,11 @@ def router(argv: Sequence[str]) -> int:
 def gateway(argv: Sequence[str]) -> int:
     """`tokenplane gateway`"""
     return run_command("gateway", GatewayProcess, build_gateway, argv)
+
+
+def planner(argv: Sequence[str]) -> int:
+    """`tokenplane planner`"""
+    return run_command("planner", PlannerProcess, build_planner, argv)
 
 
 def registry(argv: Sequence[str]) -> int:
@@ -109,6 +127,21 @@ def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
         metrics=GatewayMetrics(kit.metrics),
     )
     return [view, GatewayService(settings.gateway, around)]
+
+
+def build_planner(settings: PlannerProcess, kit: Kit) -> Sequence[Service]:
+    """A planner and the view it follows."""
+    keys = Keys(settings.cluster)
+    view = RegistryView(kit.carriers.store, keys)
+    around = PlannerSurroundings(
+        bus=kit.carriers.bus,
+        store=kit.carriers.store,
+        subjects=Subjects(settings.cluster),
+        keys=keys,
+        view=view,
+        metrics=PlannerMetrics(kit.metrics),
+    )
+    return [view, PlannerService(PlannerCore(settings.planner, _service_id("planner")), around)]
 
 
 def build_registry(settings: CommonSettings, kit: Kit) -> Sequence[Service]:

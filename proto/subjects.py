@@ -18,15 +18,20 @@
 | `tp.<cluster>.transitions`           | `Transition`        | coordinator -> everyone |
 | `tp.<cluster>.registry.<verb>`       | `WorkersRequest`    | anyone -> one registry |
 | `tp.<cluster>.requests`              | `RequestRecord`     | gateway -> stream      |
+| `tp.<cluster>.plan`                  | `PlanTick`          | planner -> stream      |
 
-`route`, `bookings`, `agent`, `transfer` and `registry` are request and reply; `requests` is stored
-by JetStream and comes at least once; all else is at most once, numbered where a loss must be
-noticed. Tickets of transfers are in a bucket of JetStream, by their ids.
+`route`, `bookings`, `agent`, `transfer` and `registry` are request and reply; `requests` and `plan`
+are stored by JetStream and come at least once; all else is at most once, numbered where a loss must
+be noticed. Tickets of transfers are in a bucket of JetStream, by their ids.
 
 | key                          | holds          | by    | lease |
 |------------------------------|----------------|-------|-------|
 | `/tp/<cluster>/workers/<id>` | `WorkerRecord` | agent | yes   |
 | `/tp/<cluster>/models/<name>`| `ModelCard`    | agent | no: what a model is outlives its workers |
+| `/tp/<cluster>/desired/<pool>` | `Desired`    | planner | no: scalers go on by the last word |
+| `/tp/<cluster>/scaled/<pool>`  | `Scaled`     | scaler | no |
+| `/tp/<cluster>/planner/leader` | a planner's name | planner | yes: who holds it decides |
+| `/tp/<cluster>/planner/state`  | `PlannerState` | planner | no: the next leader goes on from it |
 """
 
 from __future__ import annotations
@@ -88,10 +93,6 @@ class Subjects:
         return f"{self._root}.explained.{check_name(request, 'request')}"
 
     @property
-    def every_explained(self) -> str:
-        return f"{self._root}.explained.*"
-
-    @property
     def withdrawn(self) -> str:
         return f"{self._root}.withdrawn"
 
@@ -118,18 +119,6 @@ class Subjects:
         """The bucket of transfer tickets; a bucket's name has no dots."""
         return f"{self._root}_TICKETS".replace(".", "_").upper()
 
-    def every_command(self, worker: WorkerId | None = None) -> str:
-        """Whatever agents are told to do, or the agent of one worker."""
-        return f"{self._root}.agent.{check_name(worker, 'worker') if worker else '*'}.*"
-
-    @property
-    def every_transfer(self) -> str:
-        return f"{self._root}.transfer.*"
-
-    @property
-    def every_snapshot(self) -> str:
-        return f"{self._root}.agent.*.snapshot"
-
     @property
     def registry_workers(self) -> str:
         return f"{self._root}.registry.workers"
@@ -139,13 +128,25 @@ class Subjects:
         return f"{self._root}.requests"
 
     @property
+    def plan(self) -> str:
+        return f"{self._root}.plan"
+
+    @property
     def everything(self) -> str:
         return f"{self._root}.>"
 
     @property
     def requests_stream(self) -> str:
         """The durable stream of request records; a stream's name has no dots."""
-        return f"{self._root}_REQUESTS".replace(".", "_").upper()
+        return self._stream("REQUESTS")
+
+    @property
+    def plan_stream(self) -> str:
+        """The durable stream of what planners thought."""
+        return self._stream("PLAN")
+
+    def _stream(self, name: str) -> str:
+        return f"{self._root}_{name}".replace(".", "_").upper()
 
 
 class Keys:
@@ -153,19 +154,6 @@ class Keys:
 
     def __init__(self, cluster: str) -> None:
         self._root = f"/{ROOT}/{check_name(cluster, 'cluster')}"
-
-    @property
-    def everything(self) -> str:
-        return f"{self._root}/"
-
-    @property
-    def every_cluster(self) -> str:
-        return f"/{ROOT}/"
-
-    @property
-    def doctor(self) -> str:
-        """Written and removed again, to see whether that is possible."""
-        return f"{self._root}/doctor"
 
     @property
     def workers(self) -> str:
@@ -185,3 +173,26 @@ class Keys:
     def model_of(self, key: str) -> str:
         """The model name a key stands for."""
         return unquote(key.removeprefix(self.models))
+
+    @property
+    def desired(self) -> str:
+        return f"{self._root}/desired/"
+
+    def desired_of(self, pool: str) -> str:
+        """`pool` is the name of a `proto.scaling.Pool`."""
+        return f"{self.desired}{pool}"
+
+    @property
+    def scaled(self) -> str:
+        return f"{self._root}/scaled/"
+
+    def scaled_of(self, pool: str) -> str:
+        return f"{self.scaled}{pool}"
+
+    @property
+    def planner_leader(self) -> str:
+        return f"{self._root}/planner/leader"
+
+    @property
+    def planner_state(self) -> str:
+        return f"{self._root}/planner/state"

@@ -48,6 +48,7 @@ COMMANDS = {
     "speculation": Command(
         "controlplane.cli.speculation", "main", "where speculative decoding helps", Topic.TRY
     ),
+    "plan": Command("controlplane.cli.plan", "main", "our planner against other rules", Topic.TRY),
     "generate": Command(
         "controlplane.cli.generate", "main", "write a trace of conversations", Topic.TRY
     ),
@@ -65,18 +66,10 @@ COMMANDS = {
         "controlplane.compose", "console", "a web page that shows a cluster live", Topic.ASK
     ),
     "key": Command("controlplane.cli.key", "main", "make an API key for a tenant", Topic.CHANGE),
-    "doctor": Command(
-        "controlplane.cli.doctor", "main", "what is wrong with a cluster, and the fix", Topic.ASK
-    ),
-    "certs": Command(
-        "controlplane.cli.certs", "main", "certificates for development", Topic.CHANGE
-    ),
-    "access": Command(
-        "controlplane.cli.access", "main", "users of NATS and etcd, and what each may", Topic.CHANGE
-    ),
     "gateway": Command("controlplane.compose", "gateway", "run the gateway service"),
     "router": Command("controlplane.compose", "router", "run the router service"),
     "transfer": Command("controlplane.compose", "transfer", "run the KV-transfer coordinator"),
+    "planner": Command("controlplane.compose", "planner", "run the planner service"),
     "registry": Command("controlplane.compose", "registry", "run the registry service"),
     "completion": Command(
         "controlplane.cli.completion", "main", "make your shell complete commands", Topic.SHELL

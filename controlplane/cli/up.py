@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 
 import anyio
+from anyio.abc import TaskStatus
 from pydantic import Field
 from rich.console import Console
 
@@ -13,11 +15,14 @@ from controlplane.cli.run import run_interactive
 from controlplane.local.cluster import LocalCluster, run_cluster
 from controlplane.local.fleet import FleetActivity
 from controlplane.local.plan import ClusterOptions
+from controlplane.local.scaler import LocalActuator
 from controlplane.local.view import show
+from controlplane.planner.scalers.follow import ScalerService
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.carriers import open_carriers
 from proto.subjects import Keys, Subjects
 from proto.wire.http import HttpClient
+from proto.wire.ports import Http
 
 
 class Up(ClusterOptions):
@@ -28,6 +33,8 @@ class Up(ClusterOptions):
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit code."""
+    # Children are started beside an etcd client, whose gRPC would want a word in every fork.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     return run_interactive("tokenplane up", Up, up, argv)
 
 
@@ -41,6 +48,8 @@ async def up(options: Up) -> None:
             console.print("starting NATS, etcd, engines, agents and services ...")
             async with run_cluster(options, http, hurry=hurry) as cluster:
                 console.print(_welcome(cluster), soft_wrap=True)
+                if options.planner:
+                    await tasks.start(_scale, cluster, http)
                 if console.is_terminal and not options.plain:
                     await _live_view(cluster, console)
                 await anyio.sleep_forever()
@@ -54,6 +63,23 @@ async def _obey_signals(working: anyio.CancelScope, hurry: anyio.Event) -> None:
             if working.cancel_called:
                 hurry.set()
             working.cancel()
+
+
+async def _scale(cluster: LocalCluster, http: Http, *, task_status: TaskStatus[None]) -> None:
+    """Start and stop engines as the planner wants, until cancelled."""
+    settings = cluster.settings()
+    async with (
+        open_carriers(settings, "scaler") as carriers,
+        anyio.create_task_group() as tasks,
+    ):
+        actuator = LocalActuator(cluster, http, tasks)
+        service = ScalerService(carriers.store, Keys(settings.cluster), actuator)
+        await tasks.start(_run, service)
+        task_status.started()
+
+
+async def _run(service: ScalerService, *, task_status: TaskStatus[None]) -> None:
+    await service.run(task_status=task_status)
 
 
 async def _live_view(cluster: LocalCluster, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,11 +13,19 @@ from pydantic import SecretStr
 
 from controlplane.local import engines, plan
 from controlplane.local.layout import Layout
-from controlplane.local.plan import LOOPBACK_URL, ClusterOptions, Part, Ports
+from controlplane.local.plan import (
+    LOOPBACK_URL,
+    ClusterOptions,
+    EnginePorts,
+    Part,
+    Place,
+    Ports,
+)
 from controlplane.local.ports import PortTaken, check_free, free_ports
 from controlplane.local.supervisor import (
     PROBE_INTERVAL_S,
     Child,
+    ChildFailed,
     ChildSpec,
     Probe,
     Supervisor,
@@ -25,11 +34,14 @@ from controlplane.runtime.service import CannotServe
 from controlplane.runtime.settings import BusSettings, CommonSettings, StoreSettings
 from proto.wire.errors import HttpError
 from proto.wire.ports import Http, HttpTimeouts
+from proto.workers import Role
 
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
 STOP_ALL_S = 60.0
+AGENT_STOPS_S = 5.0
+"""What an agent may take beyond its drain."""
 FIRST_ANSWER_S = 30.0
 STATE_RETRY_S = 1.0
 
@@ -50,6 +62,13 @@ class LocalCluster:
         fixed += [console] if console else []
         free = [port for port in free_ports(Ports.needed(options)) if port not in fixed]
         self.ports = Ports.assign(options, free, console=console)
+        self.engines = {
+            index: Place(index, mine, role)
+            for index, (mine, role) in enumerate(
+                zip(self.ports.engines, options.engine_roles, strict=True)
+            )
+        }
+        """Those that run, are about to, or are on their way out."""
 
     @property
     def model(self) -> str:
@@ -98,13 +117,46 @@ class LocalCluster:
         for stage in reversed(self._stages()):
             await self.supervisor.stop_together(part.name for part in stage)
 
+    def new_place(self, role: Role) -> Place:
+        """Room for one more engine."""
+        index = max(self.engines, default=-1) + 1
+        place = Place(index, EnginePorts.deal(free_ports(EnginePorts.NEEDED)), role)
+        self.engines[index] = place
+        return place
+
+    async def start_engine(self, place: Place, http: Http) -> None:
+        """Start an engine and its agent; returns when both are ready. Raises `ChildFailed`; then
+        nothing is left of them."""
+        engine, agent = self._parts(place)
+        try:
+            await self.supervisor.start(self._spec(engine, http))
+            await self.supervisor.start(self._spec(agent, http))
+        except ChildFailed:
+            await self.supervisor.stop_together([engine.name])
+            self.engines.pop(place.index, None)
+            raise
+
+    async def retire_engine(self, place: Place, drain_s: float) -> None:
+        """Its agent tells everybody to choose others, and leaves when all requests have ended;
+        then the engine stops. With neither of them started there is nothing to do."""
+        engine, agent = self._parts(place)
+        if agent.name in self.supervisor.children:
+            await self.supervisor.stop(agent.name, within_s=drain_s + AGENT_STOPS_S)
+        await self.supervisor.stop_together([engine.name])
+        self.engines.pop(place.index, None)
+        self.changed()
+
+    def _parts(self, place: Place) -> tuple[Part, Part]:
+        return plan.engine(self.options, self.layout, self.ports, place)
+
     def _stages(self) -> list[list[Part]]:
         all_of_it = (self.options, self.layout, self.ports)
         servers = plan.servers(self.layout, self.ports)
-        workers = (
-            engines.parts(self.engine, *all_of_it) if self.engine else plan.engines(*all_of_it)
-        )
-        return [servers, [*plan.services(*all_of_it), *workers]]
+        if self.engine:
+            workers = list(engines.parts(self.engine, *all_of_it))
+        else:
+            workers = [part for place in self.engines.values() for part in self._parts(place)]
+        return [servers, [*plan.services(*all_of_it, os.environ), *workers]]
 
     def _spec(self, part: Part, http: Http) -> ChildSpec:
         for path, text in part.files.items():
@@ -160,16 +212,18 @@ class LocalCluster:
                 "gateway_admins": admins,
                 "console": self.console_url,
                 "model": self.model,
-                "engines": [f"http://127.0.0.1:{mine.http}" for mine in self.ports.engines],
+                "engines": [
+                    f"http://127.0.0.1:{place.ports.http}" for place in self.engines.values()
+                ],
                 "kv_events": [
                     {
-                        "events": f"tcp://127.0.0.1:{mine.events}",
-                        "replay": f"tcp://127.0.0.1:{mine.replay}",
+                        "events": f"tcp://127.0.0.1:{place.ports.events}",
+                        "replay": f"tcp://127.0.0.1:{place.ports.replay}",
                     }
-                    for mine in self.ports.engines
+                    for place in self.engines.values()
                 ],
                 "agents_admin": [
-                    f"http://127.0.0.1:{mine.agent_admin}" for mine in self.ports.engines
+                    f"http://127.0.0.1:{place.ports.agent_admin}" for place in self.engines.values()
                 ],
                 "complete": self.complete,
                 "nats": f"nats://127.0.0.1:{self.ports.nats}",

@@ -46,10 +46,6 @@ def find_engine(options: ClusterOptions) -> Engine | None:
         return None
     kind, directory = EngineKind(options.engine), Path(options.model).resolve()
     here = directory.is_dir()
-    if kind is EngineKind.TRTLLM and options.context_tokens is None:
-        raise EngineMissing(
-            "TensorRT-LLM does not tell how much fits into its context: give --context-tokens"
-        )
     try:
         program = find_program(kind, options.engine_program)
     except CannotLaunch as error:
@@ -78,19 +74,18 @@ def parts(engine: Engine, options: ClusterOptions, layout: Layout, ports: Ports)
             stop_s=STOP_S,
             family=True,
         )
+        place = plan.Place(index, mine, options.engine_roles[index])
         told = {"TOKENPLANE_AGENT__ENGINE": engine.kind.value}
-        if options.context_tokens is not None:
-            told["TOKENPLANE_AGENT__CONTEXT_TOKENS"] = str(options.context_tokens)
         if started.events:
             told |= plan.event_sockets(mine)
-        if options.engine_roles[index] is not Role.AGGREGATED:
+        if place.role is not Role.AGGREGATED:
             told["TOKENPLANE_AGENT__KV_TRANSFER"] = _transfer(
                 engine, options, mine
             ).model_dump_json()
         if Path(engine.model).is_absolute():
             told["TOKENPLANE_AGENT__MODEL_DIRECTORY"] = engine.model
         # It waits for its engine, as long as that takes.
-        yield replace(plan.agent(options, layout, ports, index, told), start_s=START_S)
+        yield replace(plan.agent(options, layout, ports, place, told), start_s=START_S)
 
 
 def _transfer(engine: Engine, options: ClusterOptions, ports: EnginePorts) -> KvTransfer:

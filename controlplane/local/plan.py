@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -22,6 +22,19 @@ from proto.workers import Role
 
 LOOPBACK_URL = "http://127.0.0.1"
 SIM_BLOCK_TOKENS, SIM_CONTEXT_TOKENS = 16, 32_768
+DRAIN_S = 120.0
+"""With a planner: how long an engine that is to go may take to finish its requests."""
+PLANNER_PACE = {
+    "TOKENPLANE_PLANNER__TICK_S": "2",
+    "TOKENPLANE_PLANNER__FORECAST_S": "15",
+    "TOKENPLANE_PLANNER__RATE_WINDOW_S": "20",
+    "TOKENPLANE_PLANNER__SAMPLE_S": "60",
+    "TOKENPLANE_PLANNER__DOWN_AFTER_S": "20",
+    "TOKENPLANE_PLANNER__START_S": "5",
+    "TOKENPLANE_PLANNER__READY_TIMEOUT_S": "60",
+    "TOKENPLANE_PLANNER__WARM_UP_S": "2",
+}
+"""Engines of one machine start in seconds, so that their planner may be as quick."""
 
 
 class ClusterOptions(CommandSettings):
@@ -39,6 +52,10 @@ class ClusterOptions(CommandSettings):
         description="engines by what they do, such as 2P2D: two that prefill, two that decode; A is"
         " for engines that do both; replaces --engines",
     )
+    planner: bool = Field(
+        False, description="let a planner decide how many engines there are, by their latencies"
+    )
+    engines_max: int = Field(8, ge=1, le=64, description="with --planner: engines, at most")
     routers: int = Field(1, ge=1, le=16, description="how many router replicas")
     gateways: int = Field(
         1, ge=1, le=16, description="how many gateway processes share the gateway's port"
@@ -122,6 +139,11 @@ class ClusterOptions(CommandSettings):
                 f"--engine {self.engine} needs --model: the model's directory, or a name that the "
                 "engine finds it by"
             )
+        if self.engine != "sim" and self.planner:
+            raise ValueError(
+                "--planner starts and stops simulated engines only; plan real ones with"
+                " `tokenplane planner` and a scaler of your own"
+            )
         return self
 
 
@@ -135,6 +157,13 @@ class EnginePorts:
     kv: int
     """Where engines that pass blocks to each other meet."""
     agent_admin: int
+
+    NEEDED: ClassVar[int] = 5
+
+    @staticmethod
+    def deal(free: Sequence[int]) -> EnginePorts:
+        """From as many free ports as are needed."""
+        return EnginePorts(*free)
 
 
 @dataclass(frozen=True)
@@ -151,13 +180,15 @@ class Ports:
     transfer_admin: int
     console: int
     console_admin: int
+    planner_admin: int
     routers_admin: tuple[int, ...]
     engines: tuple[EnginePorts, ...]
 
     @staticmethod
     def needed(options: ClusterOptions) -> int:
         """How many free ports to find."""
-        return 9 + options.gateways + options.routers + 5 * options.engines
+        others = 10 + options.gateways + options.routers
+        return others + EnginePorts.NEEDED * options.engines
 
     @staticmethod
     def assign(options: ClusterOptions, free: Sequence[int], *, console: int = 0) -> Ports:
@@ -174,9 +205,11 @@ class Ports:
             transfer_admin=next(take),
             console=console or next(take),
             console_admin=next(take),
+            planner_admin=next(take),
             routers_admin=tuple(next(take) for _ in range(options.routers)),
             engines=tuple(
-                EnginePorts(*(next(take) for _ in range(5))) for _ in range(options.engines)
+                EnginePorts.deal([next(take) for _ in range(EnginePorts.NEEDED)])
+                for _ in range(options.engines)
             ),
         )
 
@@ -220,8 +253,11 @@ def servers(layout: Layout, ports: Ports) -> list[Part]:
     ]
 
 
-def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part]:
-    """Registry, routers, gateway and console, and who coordinates transfers where there are any."""
+def services(
+    options: ClusterOptions, layout: Layout, ports: Ports, given: Mapping[str, str]
+) -> list[Part]:
+    """Registry, routers, gateway and console, and who coordinates transfers or plans where that is
+    wanted; `given` has settings that the user has made in the environment."""
     common = _common_environment(options, layout, ports)
 
     def service(command: str, name: str, admin_port: int, **own: str) -> Part:
@@ -248,8 +284,12 @@ def services(options: ClusterOptions, layout: Layout, ports: Ports) -> list[Part
         for name, admin in zip(names, ports.gateways_admin, strict=True)
     ]
     coordinators = [service("transfer", "transfer", ports.transfer_admin)]
+    quick = {name: given.get(name, value) for name, value in PLANNER_PACE.items()}
+    most = {"TOKENPLANE_PLANNER__MOST": str(max(options.engines, options.engines_max))}
+    planners = [service("planner", "planner", ports.planner_admin, **quick, **most)]
     return [
         service("registry", "registry", ports.registry_admin),
+        *(planners if options.planner else []),
         *(coordinators if options.disaggregated else []),
         *routers,
         *gateways,
@@ -267,32 +307,55 @@ def model_argv(layout: Layout) -> tuple[str, ...]:
 def engines(options: ClusterOptions, layout: Layout, ports: Ports) -> Iterator[Part]:
     """Each simulated engine and, after it, its agent."""
     for index, (mine, role) in enumerate(zip(ports.engines, options.engine_roles, strict=True)):
-        argv = _engine_argv(options, layout.model, mine, role)
-        yield Part(worker_id(index), argv, f"{LOOPBACK_URL}:{mine.http}/health", {})
-        told = {
-            "TOKENPLANE_AGENT__ENGINE": "sim",
-            "TOKENPLANE_AGENT__HARDWARE": options.profile,
-            "TOKENPLANE_AGENT__ACCELERATORS": "1" if options.profile == "laptop" else "8",
-            **event_sockets(mine),
-        }
-        yield agent(options, layout, ports, index, told)
+        yield from engine(options, layout, ports, Place(index, mine, role))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of one engine in the cluster."""
+
+    index: int
+    ports: EnginePorts
+    role: Role
+
+
+def engine(
+    options: ClusterOptions, layout: Layout, ports: Ports, place: Place
+) -> tuple[Part, Part]:
+    """A simulated engine and its agent."""
+    mine = place.ports
+    argv = _engine_argv(options, layout.model, mine, place.role)
+    told = {
+        "TOKENPLANE_AGENT__ENGINE": "sim",
+        "TOKENPLANE_AGENT__HARDWARE": options.profile,
+        "TOKENPLANE_AGENT__ACCELERATORS": "1" if options.profile == "laptop" else "8",
+        **event_sockets(mine),
+    }
+    if options.planner:
+        told["TOKENPLANE_DRAIN_S"] = f"{DRAIN_S:g}"
+    return (
+        Part(worker_id(place.index), argv, f"{LOOPBACK_URL}:{mine.http}/health", {}),
+        agent(options, layout, ports, place, told),
+    )
 
 
 def agent(
-    options: ClusterOptions, layout: Layout, ports: Ports, index: int, told: Mapping[str, str]
+    options: ClusterOptions, layout: Layout, ports: Ports, place: Place, told: Mapping[str, str]
 ) -> Part:
-    """The agent of engine number `index`; `told` is what its kind of engine does not tell."""
-    mine = ports.engines[index]
+    """The agent of an engine; `told` is what its kind of engine does not tell."""
+    mine = place.ports
     environment = {
         **_common_environment(options, layout, ports),
         "TOKENPLANE_ADMIN__PORT": str(mine.agent_admin),
-        "TOKENPLANE_AGENT__WORKER": worker_id(index),
-        "TOKENPLANE_AGENT__ROLE": options.engine_roles[index].value,
+        "TOKENPLANE_AGENT__WORKER": worker_id(place.index),
+        "TOKENPLANE_AGENT__ROLE": place.role.value,
         "TOKENPLANE_AGENT__ENGINE_URL": f"{LOOPBACK_URL}:{mine.http}",
         **told,
     }
     argv = (sys.executable, "-m", "agents")
-    return Part(f"agent-{index}", argv, f"{LOOPBACK_URL}:{mine.agent_admin}/ready", environment)
+    return Part(
+        f"agent-{place.index}", argv, f"{LOOPBACK_URL}:{mine.agent_admin}/ready", environment
+    )
 
 
 def event_sockets(ports: EnginePorts) -> dict[str, str]:

@@ -84,18 +84,20 @@ class Supervisor:
             raise
         return child
 
-    async def stop(self, name: str) -> None:
-        """Ask with SIGTERM, insist with SIGKILL after `stop_s`, and wait until it is gone."""
+    async def stop(self, name: str, *, within_s: float | None = None) -> None:
+        """Ask with SIGTERM, insist with SIGKILL after `within_s` (`stop_s` if it is not said), and
+        wait until it is gone."""
         child = self.children[name]
+        stop_s = child.spec.stop_s if within_s is None else within_s
         child.stop_asked.set()
         _signal(child, terminate=True)
-        with anyio.move_on_after(child.spec.stop_s):
+        with anyio.move_on_after(stop_s):
             await child.ended.wait()
         if not child.ended.is_set():
-            log.warning("%s did not stop within %g s; killing it", name, child.spec.stop_s)
+            log.warning("%s did not stop within %g s; killing it", name, stop_s)
             _signal(child, terminate=False)
             await child.ended.wait()
-        del self.children[name]
+        self.children.pop(name, None)  # who stops a child twice waits for its end twice
 
     async def stop_together(self, names: Iterable[str]) -> None:
         """Stop these at the same time; one that has gone already is fine."""

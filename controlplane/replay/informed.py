@@ -24,6 +24,7 @@ from proto.kv import KvBatch
 from proto.load import LoadReport
 from proto.progress import Phase, Progress
 from proto.route import Rejected, RouteRequest
+from proto.workers import WorkerState
 from workers.sim.cache import CacheEvent
 
 REPORT_INTERVAL_S = 0.25
@@ -43,6 +44,9 @@ class Informed:
     ) -> None:
         self._arm = arm
         self._fleet = fleet
+        self.report_interval_s = REPORT_INTERVAL_S
+        self.on_load: Callable[[LoadReport, float], None] | None = None
+        """Who else hears load reports, when the router does."""
         self._block_tokens = next(iter(fleet.values())).engine.block_tokens
         self._delay_s = delay_s
         self._at = at
@@ -52,7 +56,7 @@ class Informed:
         self._core = RouterCore(settings, "replay", random.Random(seed), installed())
         self._losses = random.Random(seed)
         self._kv_events = arm.knowledge is Knowledge.EVENTS
-        self._lanes = {worker: Lane(worker) for worker in fleet if self._kv_events}
+        self._lanes: dict[WorkerId, Lane] = {}
         self._healing: set[WorkerId] = set()
         self._open = 0
         """Requests that have not ended."""
@@ -61,13 +65,29 @@ class Informed:
         """The fleet joins; so many requests are to come."""
         self._open = requests
         for nth, worker in enumerate(self._fleet.values()):
-            self._core.worker_joined(worker.record(kv_events=self._kv_events))
-            if self._kv_events:
-                self._apply(self._lanes[worker.worker].registered(INCARNATION))
-                self._heal(worker.worker, now_s)
             # Agents do not tick together.
-            first_s = now_s + REPORT_INTERVAL_S * (nth + 1) / len(self._fleet)
-            self._at(first_s, partial(self._tell_load, worker))
+            self.join(
+                worker, now_s, first_s=now_s + self.report_interval_s * (nth + 1) / len(self._fleet)
+            )
+
+    def join(self, worker: SimulatedWorker, now_s: float, *, first_s: float) -> None:
+        """A worker of the fleet is ready; it first tells its load at `first_s`."""
+        self._core.worker_joined(worker.record(kv_events=self._kv_events))
+        if self._kv_events:
+            lane = self._lanes[worker.worker] = Lane(worker.worker)
+            self._apply(lane.registered(INCARNATION))
+            self._heal(worker.worker, now_s)
+        self._at(first_s, partial(self._tell_load, worker))
+
+    def drain(self, worker: SimulatedWorker) -> None:
+        """A worker is to be given nothing more."""
+        record = worker.record(kv_events=self._kv_events)
+        self._core.worker_joined(record.model_copy(update={"state": WorkerState.DRAINING}))
+
+    def leave(self, worker: WorkerId) -> None:
+        """A worker is gone; what is still on its way from it counts no more."""
+        self._core.worker_left(worker)
+        self._lanes.pop(worker, None)
 
     def choose(
         self, index: int, request: TraceRequest, names: Words, now_s: float
@@ -115,12 +135,14 @@ class Informed:
     def _tell_load(self, worker: SimulatedWorker, now_s: float) -> None:
         if not self._open and not self._missing(worker):
             return
+        if worker.worker not in self._fleet:
+            return
         self._at(now_s + self._delay_s, partial(self._hear_load, worker.report()))
-        self._at(now_s + REPORT_INTERVAL_S, partial(self._tell_load, worker))
+        self._at(now_s + self.report_interval_s, partial(self._tell_load, worker))
 
     def _missing(self, worker: SimulatedWorker) -> bool:
         """Whether a loss has yet to be noticed or made good."""
-        if not self._arm.kv_loss:
+        if not self._arm.kv_loss or worker.worker not in self._lanes:
             return False
         lane = self._lanes[worker.worker]
         return lane.needs is not None or lane.sequence < worker.kv_sequence
@@ -132,6 +154,8 @@ class Informed:
             self._at(now_s + self._delay_s, heard)
 
     def _hear_batch(self, sequence: int, batch: KvBatch, now_s: float) -> None:
+        if batch.worker not in self._lanes:
+            return
         self._apply(self._lanes[batch.worker].offer(INCARNATION, sequence, batch))
         self._heal(batch.worker, now_s)
 
@@ -142,6 +166,8 @@ class Informed:
             self._apply(lane.check(report, INCARNATION, held))
             self._heal(report.worker, now_s)
         self._core.observe_load(report, now_s)
+        if self.on_load is not None:
+            self.on_load(report, now_s)
 
     def _hear_progress(self, progress: Progress, now_s: float) -> None:
         self._core.progress(progress, now_s)
@@ -153,7 +179,7 @@ class Informed:
             self._at(now_s + grace_s, partial(self._ask, worker, 0))
 
     def _ask(self, worker: WorkerId, failures: int, now_s: float) -> None:
-        if not self._lanes[worker].needs:
+        if worker not in self._lanes or not self._lanes[worker].needs:
             self._healing.discard(worker)
         elif self._lost():
             timeout_s = self._arm.settings.snapshot_timeout_s
@@ -163,11 +189,17 @@ class Informed:
 
     def _show(self, worker: WorkerId, failures: int, now_s: float) -> None:
         """The agent answers."""
+        if worker not in self._lanes:
+            self._healing.discard(worker)
+            return
         snapshot = self._fleet[worker].snapshot()
         self._at(now_s + self._delay_s, partial(self._install, snapshot, failures))
 
     def _install(self, snapshot: Snapshot, failures: int, now_s: float) -> None:
-        lane = self._lanes[snapshot.worker]
+        lane = self._lanes.get(snapshot.worker)
+        if lane is None:
+            self._healing.discard(snapshot.worker)
+            return
         try:
             self._apply(lane.install(snapshot))
         except BadSnapshot:
@@ -178,6 +210,9 @@ class Informed:
         self._again(snapshot.worker, failures, now_s)
 
     def _make_do(self, worker: WorkerId, failures: int, now_s: float) -> None:
+        if worker not in self._lanes:
+            self._healing.discard(worker)
+            return
         self._apply(self._lanes[worker].make_do())
         self._again(worker, failures, now_s)
 

@@ -144,7 +144,7 @@ def policy_report(run: Run, ideal: float, targets: Targets) -> PolicyReport:
         tpot_ms=distribution([o.tpot_ms for o in done if o.tpot_ms is not None]),
         hit_rate=sum(o.cached_blocks for o in done) / blocks if blocks else 0.0,
         ideal_hit_rate=ideal,
-        goodput=sum(_good(o, targets) for o in done) / max(1, len(run.outcomes)),
+        goodput=sum(within(o, targets) for o in done) / max(1, len(run.outcomes)),
         busy=run.busy,
         accelerator_seconds=run.accelerator_seconds,
         cost_per_1k_tokens=_cost_per_1k(run.dollars, sum(o.output_tokens for o in done)),
@@ -210,6 +210,8 @@ def _add_latency(grid: Table, name: str, of: Sequence[Distribution], spec: str) 
         grid.add_row(f"{name} ms {figure.name}", *cells, end_section=last)
 
 
-def _good(outcome: Outcome, targets: Targets) -> bool:
-    within_tpot = outcome.tpot_ms is None or outcome.tpot_ms <= targets.tpot_ms
-    return outcome.ttft_ms <= targets.ttft_ms and within_tpot
+def within(outcome: Outcome, targets: Targets) -> bool:
+    """The request was completed within both targets."""
+    if outcome.status is not Status.COMPLETED or outcome.ttft_ms > targets.ttft_ms:
+        return False
+    return outcome.tpot_ms is None or outcome.tpot_ms <= targets.tpot_ms

@@ -55,7 +55,7 @@ class Scenario:
 def simulate(scenario: Scenario, arm: Arm, on_outcome: Callable[[], None]) -> Run:
     """The whole trace under one arm, on a fresh fleet; calls `on_outcome` for each request that
     has ended. Equal arguments give equal runs."""
-    return _Simulation(scenario, arm, on_outcome).run()
+    return Simulation(scenario, arm, on_outcome).run()
 
 
 class Chooser(Protocol):
@@ -84,26 +84,24 @@ class _Open:
     first_token_s: float = 0.0
 
 
-class _Simulation:
+class Simulation:
     """One arm's run."""
 
     def __init__(self, scenario: Scenario, arm: Arm, on_outcome: Callable[[], None]) -> None:
         self._scenario = scenario
         self._arm = arm
         self._on_outcome = on_outcome
-        self._fleet = _fleet(scenario)
+        self._fleet = self._make_fleet()
         self._open: dict[int, _Open] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._last_token_s = 0.0
+        self._ended_on: WorkerId | None = None
+        """The worker of the request that has just ended; None if it never had one."""
         self._touched: dict[WorkerId, SimulatedWorker] = {}
         """Workers whose engine must be asked, before time goes on, when to look again."""
         self._order = 0
         self._agenda: list[tuple[float, int, Action]] = []
-        self._chooser: Chooser = (
-            Oracle(self._fleet, scenario.targets, self._settle)
-            if arm.knowledge is Knowledge.ORACLE
-            else Informed(arm, self._fleet, scenario.event_delay_s, scenario.seed, self._at)
-        )
+        self._chooser = self._make_chooser()
 
     def run(self) -> Run:
         requests = self._scenario.requests
@@ -131,6 +129,15 @@ class _Simulation:
             ),
         )
 
+    def _make_fleet(self) -> dict[WorkerId, SimulatedWorker]:
+        return _fleet(self._scenario)
+
+    def _make_chooser(self) -> Chooser:
+        scenario, arm = self._scenario, self._arm
+        if arm.knowledge is Knowledge.ORACLE:
+            return Oracle(self._fleet, scenario.targets, self._settle)
+        return Informed(arm, self._fleet, scenario.event_delay_s, scenario.seed, self._at)
+
     def _moment(self, now_s: float) -> None:
         """All that happens at one time. Only then do engines go on: a step that begins now
         serves everybody who has arrived by now."""
@@ -154,6 +161,7 @@ class _Simulation:
         request, names = self._scenario.requests[index], self._scenario.names[index]
         chosen = self._chooser.choose(index, request, names, now_s)
         if isinstance(chosen, Rejected):
+            self._ended_on = None
             self._end(index, Outcome(Status.REJECTED, detail=chosen.detail))
             return
         worker = self._fleet[chosen]
@@ -164,6 +172,7 @@ class _Simulation:
             )
         except RequestTooLarge as error:
             self._chooser.progressed(index, chosen, Phase.ENDED, now_s)
+            self._ended_on = chosen
             self._end(index, Outcome(Status.FAILED, detail=str(error)))
             return
         self._open[index] = _Open(chosen)
@@ -191,6 +200,7 @@ class _Simulation:
         elif progress.kind is ProgressKind.FINISHED:
             del self._open[progress.id]
             self._last_token_s = progress.time_s
+            self._ended_on = request.worker
             self._chooser.progressed(progress.id, request.worker, Phase.ENDED, progress.time_s)
             self._end(progress.id, self._completed(progress, request.first_token_s))
 

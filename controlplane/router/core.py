@@ -10,7 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 
-from controlplane.router.capacity import Capacities
+from controlplane.capacity import Capacities
 from controlplane.router.drain import Drain
 from controlplane.router.explain import Decisions, made, turned_away
 from controlplane.router.filters import Demand, demands

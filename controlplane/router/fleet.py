@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.capacity import WARM_UP_S, Capacities, Curve
 from controlplane.router.busy import BusyLimits
-from controlplane.router.capacity import WARM_UP_S, Capacities, Curve
 from controlplane.router.filters import Demand, standing
 from controlplane.router.known import Known
 from controlplane.router.ledger import LATELY_S, Ledger

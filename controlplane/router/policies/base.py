@@ -63,7 +63,7 @@ class Candidates:
     prefill_rate: Floats
     """Prompt tokens a second that it was given to compute, of late."""
     curves: Floats
-    """How fast it is: shape (4, rows), the fields of `controlplane.router.capacity.Curve`; not a
+    """How fast it is: shape (4, rows), the fields of `controlplane.capacity.Curve`; not a
     number where that is not known yet."""
 
     def __len__(self) -> int:

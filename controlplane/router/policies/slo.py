@@ -1,6 +1,6 @@
 """`slo`: go where the request costs everybody's latency least, and breaks the fewest promises.
 
-For each candidate, in milliseconds, from the capacity curve of its class (`router.capacity`):
+For each candidate, in milliseconds, from the capacity curve of its class (`controlplane.capacity`):
 
     latency = TTFT                                what is queued, then our uncached prompt
             + pace * output                       our own answer, at the pace of that worker

@@ -37,12 +37,15 @@ class Origin(NamedTuple):
 class HttpClient:
     """The `Http` port; an async context manager with one pool of connections."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        """`tls` says whom to trust of servers with https, and who we are; else the system does."""
+    def __init__(self, *, unix_socket: str | None = None, ca: str | None = None) -> None:
+        """With `unix_socket` every exchange goes there, whatever host its URL names; with `ca`
+        servers are believed whom the authority of that PEM file has signed, and no others."""
+        self._unix_socket = unix_socket
+        self._ca = ca
         self._idle: dict[Origin, deque[ClientConnection]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeping: asyncio.TimerHandle | None = None
-        self._tls = tls
+        self._tls: ssl.SSLContext | None = None
 
     async def __aenter__(self) -> HttpClient:
         self._loop = asyncio.get_running_loop()
@@ -96,9 +99,15 @@ class HttpClient:
         assert self._loop is not None
         try:
             with anyio.fail_after(connect_s):
-                _, connection = await self._loop.create_connection(
-                    ClientConnection, origin.host, origin.port, ssl=self._context(origin.scheme)
-                )
+                if self._unix_socket is not None:
+                    _, connection = await self._loop.create_unix_connection(
+                        ClientConnection, self._unix_socket
+                    )
+                else:
+                    context = self._context(origin.scheme)
+                    _, connection = await self._loop.create_connection(
+                        ClientConnection, origin.host, origin.port, ssl=context
+                    )
         except TimeoutError as error:
             raise HttpTimeout("connect", connect_s) from error
         except OSError as error:
@@ -109,7 +118,7 @@ class HttpClient:
         if scheme != "https":
             return None
         if self._tls is None:
-            self._tls = ssl.create_default_context()
+            self._tls = ssl.create_default_context(cafile=self._ca)
         return self._tls
 
     def _kept(self, origin: Origin) -> ClientConnection | None:

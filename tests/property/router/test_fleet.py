@@ -6,8 +6,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.capacity import Capacities
 from controlplane.router.busy import BusyLimits
-from controlplane.router.capacity import Capacities
 from controlplane.router.filters import standing
 from controlplane.router.fleet import Fleet
 from controlplane.router.ledger import Ledger

@@ -9,7 +9,7 @@ import pytest
 from agents.adapters.protocol import EngineDrafts, EngineLoad, EngineWork
 from agents.adapters.vllm_metrics import CacheConfig, read_load
 from agents.steps import NOTHING, WINDOW_S, StepMeter
-from controlplane.router.capacity import CapacityModel
+from controlplane.capacity import CapacityModel
 from proto.load import StepSums
 from workers.sim.engine import Engine
 from workers.sim.generation import Generation, Sampling

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from controlplane.router.capacity import Curve
+from controlplane.capacity import Curve
 from controlplane.router.policies.base import Candidates, Overlap
 from proto.ids import WorkerId
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.router.capacity import Curve
+from controlplane.capacity import Curve
 from controlplane.router.policies.base import Floats, Prompt, State
 from controlplane.router.policies.kv import kv
 from controlplane.router.policies.slo import good, slo

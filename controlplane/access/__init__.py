@@ -1,1 +1,0 @@
-"""Credentials of a cluster: users of NATS and etcd, and certificates for development."""

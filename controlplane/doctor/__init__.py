@@ -1,1 +1,0 @@
-"""What is wrong with a cluster, and what to do about it."""
