@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
+import anyio
+
 from bench.http import END_OF_HEAD, LENGTH
 
 EVENT = b"data: {"
@@ -123,7 +125,7 @@ async def drive(host: str, port: int, requests: Iterable[bytes], callers: int) -
             caller.close()
 
     began_s = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
+    async with anyio.create_task_group() as tasks:
         for _ in range(callers):
-            tasks.create_task(call())
+            tasks.start_soon(call)
     return Load(calls, time.perf_counter() - began_s)

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from bench.options import Options
 from bench.rows import Bar, Row
 
-NAMES = ("hash", "match", "apply", "memory", "decision", "fleet")
+NAMES = ("hash", "match", "apply", "memory", "decision", "fleet", "gateway")
 
 
 class Benchmark(Protocol):

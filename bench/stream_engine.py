@@ -110,6 +110,7 @@ class Connection(asyncio.Protocol):
         self._left = tokens
         self._write(CHUNKED)
         self._engine.streams.add(self)
+        self.step()  # the first token is not waited for: what is added to it is to be seen
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None

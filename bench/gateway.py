@@ -1,0 +1,219 @@
+"""gateway: what it adds to an answer, beside other gateways in front of the same engines.
+
+Engines that cost next to nothing say words made beforehand: the first at once, then one every
+20 ms. All sides are asked by the same clients in one process, in turns. Ours is one gateway
+process that asks a router over NATS for every request; `two processes` share a port. Processor
+time is that of the gateway alone, for ours with the router's where it says so. Dynamo's frontend
+has its own mocked workers.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+import numpy as np
+
+from bench import gateway_peers
+from bench.callers import Caller, WrongStatus, drive
+from bench.gateway_peers import DYNAMO, LITELLM, NAMES, SGLANG, VLLM, Side
+from bench.gateway_side import engines_running, gateway_running
+from bench.http import request
+from bench.measure import percentile, turns
+from bench.options import Options
+from bench.rig import Rig, cpu_s, open_rig
+from bench.rows import Bar, Row, row
+
+BARS = (
+    Bar("100 streams, added to the first token, p50", "ours", "at most", 2.0),
+    Bar("100 streams, tokens a core-second | *-router", "ratio", "at least", 0.5),
+    Bar("chat text, requests | litellm", "ratio", "at least", 5.0),
+    Bar("chat text, requests | dynamo", "ratio", "at least", 1.0),
+    Bar("token ids, requests | dynamo", "ratio", "at least", 1.0),
+)
+DIRECT, OURS, TWO = "direct", "ours", "ours, two processes"
+STREAMS, STREAMED_TOKENS = 100, 100
+CALLERS = 32
+PROMPT_WORDS = 1_000
+STREAM_PROMPT_WORDS = 50
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs")
+FOUND_S, POLL_S = 60.0, 0.2
+
+Stages = Mapping[str, Side]
+
+
+class NotServed(Exception):
+    """A side does not answer."""
+
+
+class Pace(NamedTuple):
+    """What one turn saw."""
+
+    first_p50_ms: float
+    first_p99_ms: float
+    per_s: float
+    cpu_s: float
+    """Of the side's processes, for each request."""
+    tokens: int
+
+
+class Case(NamedTuple):
+    """One kind of load."""
+
+    name: str
+    requests: Sequence[bytes]
+    callers: int
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Rows for streams, then for short answers to long prompts."""
+    backend = {"use_uvloop": True}
+    paces = anyio.run(_measure, options, backend="asyncio", backend_options=backend)
+    yield from _stream_rows(paces)
+    yield from _request_rows("chat text", paces)
+    yield from _request_rows("token ids", paces)
+
+
+async def _measure(options: Options) -> dict[tuple[str, str], Pace]:
+    rounds, share = (1, 0.1) if options.quick else (3, 1.0)
+    taken: dict[tuple[str, str], list[Pace]] = {}
+    async with _stage(options) as (rig, sides):
+        for case in _cases(share):
+            asked = [side for side in sides if _understands(sides[side], case)]
+            for side, counts in turns(asked, rounds):
+                pace = await _turn(rig, sides[side], case)
+                if counts:
+                    taken.setdefault((case.name, side), []).append(pace)
+    return {
+        key: Pace(*map(statistics.median, zip(*all_, strict=True))) for key, all_ in taken.items()
+    }
+
+
+def _understands(side: Side, case: Case) -> bool:
+    return side.token_ids or case.name != "token ids"
+
+
+async def _turn(rig: Rig, side: Side, case: Case) -> Pace:
+    processes = [
+        process
+        for name in side.processes
+        for process in (rig.process(name), *rig.process(name).children(recursive=True))
+    ]
+    before_s = cpu_s(*processes)
+    load = await drive("127.0.0.1", side.port, case.requests, case.callers)
+    used_s = cpu_s(*processes) - before_s
+    # The first wave comes all at once, which is not how clients come.
+    calls = load.calls[case.callers :]
+    firsts = [call.first_s for call in calls]
+    return Pace(
+        first_p50_ms=1e3 * percentile(firsts, 0.5),
+        first_p99_ms=1e3 * percentile(firsts, 0.99),
+        per_s=len(load.calls) / load.wall_s,
+        cpu_s=used_s / len(load.calls),
+        tokens=sum(call.events for call in load.calls) // len(load.calls),
+    )
+
+
+def _cases(share: float) -> Iterator[Case]:
+    rng = np.random.default_rng(1)
+    streams = int(max(1.5, 5 * share) * STREAMS)
+    requests = int(1500 * share)
+    yield Case(
+        "100 streams",
+        [_chat(rng, STREAM_PROMPT_WORDS, STREAMED_TOKENS, True) for _ in range(streams)],
+        STREAMS,
+    )
+    yield Case("chat text", [_chat(rng, PROMPT_WORDS, 1, False) for _ in range(requests)], CALLERS)
+    yield Case("token ids", [_ids(rng) for _ in range(requests)], CALLERS)
+
+
+def _chat(rng: np.random.Generator, words: int, tokens: int, stream: bool) -> bytes:
+    text = " ".join(rng.choice(WORDS, words).tolist())
+    said = {"messages": [{"role": "user", "content": text}]}
+    return _post("/v1/chat/completions", said, tokens, stream)
+
+
+def _ids(rng: np.random.Generator) -> bytes:
+    prompt = {"prompt": rng.integers(10, 1_000, PROMPT_WORDS).tolist()}
+    return _post("/v1/completions", prompt, 1, False)
+
+
+def _post(path: str, said: Mapping[str, object], tokens: int, stream: bool) -> bytes:
+    body = {"model": "bench", "max_tokens": tokens, "stream": stream, "ignore_eos": True, **said}
+    return request("POST", path, json.dumps(body).encode())
+
+
+@asynccontextmanager
+async def _stage(options: Options) -> AsyncIterator[tuple[Rig, Stages]]:
+    """Everything that is asked, running."""
+    with tempfile.TemporaryDirectory(prefix="tokenplane-bench-") as made:
+        model = Path(made)
+        async with open_rig() as rig, engines_running(rig, model) as (engines, first):
+            sides = {DIRECT: first}
+            sides[OURS] = await gateway_running(rig, processes=1)
+            if not options.quick:
+                sides[TWO] = await gateway_running(rig, processes=2)
+            for name in NAMES:
+                if gateway_peers.installed(name):
+                    sides[name] = await gateway_peers.start(rig, name, engines, model)
+            first_words = _chat(np.random.default_rng(0), 2, 1, stream=True)
+            for name, side in sides.items():
+                await _until_served(name, side, first_words)
+            yield rig, sides
+
+
+async def _until_served(name: str, side: Side, first_words: bytes) -> None:
+    """The side has found its engines. Raises `NotServed`."""
+    last: Exception | None = None
+    with anyio.move_on_after(FOUND_S):
+        while True:
+            caller = await Caller.open("127.0.0.1", side.port)
+            try:
+                await caller.ask(first_words)
+            except (WrongStatus, OSError) as error:
+                last = error
+            else:
+                return
+            finally:
+                caller.close()
+            await anyio.sleep(POLL_S)
+    raise NotServed(f"{name} does not serve: {last}")
+
+
+def _stream_rows(paces: Mapping[tuple[str, str], Pace]) -> Iterator[Row]:
+    case = "100 streams"
+    direct, ours = paces[case, DIRECT], paces[case, OURS]
+    for share, field in (("p50", "first_p50_ms"), ("p99", "first_p99_ms")):
+        base = getattr(direct, field)
+        yield row(f"{case}, added to the first token, {share}", "ms", getattr(ours, field) - base)
+        for name in (SGLANG, VLLM, LITELLM):
+            if peer := paces.get((case, name)):
+                added = getattr(peer, field) - base
+                mine = getattr(ours, field) - base
+                yield row(f"{case}, added, {share} | {name}", "ms", mine, added)
+    cost = 1e6 * ours.cpu_s / ours.tokens
+    yield row(f"{case}, CPU of 1,000 tokens", "ms", cost)
+    for name in (SGLANG, VLLM, LITELLM, DYNAMO):
+        if peer := paces.get((case, name)):
+            mine, theirs = ours.tokens / ours.cpu_s, peer.tokens / peer.cpu_s
+            yield row(f"{case}, tokens a core-second | {name}", "1/s", mine, theirs)
+            their_cost = 1e6 * peer.cpu_s / peer.tokens
+            yield row(f"{case}, CPU of 1,000 tokens | {name}", "ms", cost, their_cost)
+
+
+def _request_rows(case: str, paces: Mapping[tuple[str, str], Pace]) -> Iterator[Row]:
+    ours = paces[case, OURS]
+    best = max(ours.per_s, paces[case, TWO].per_s) if (case, TWO) in paces else ours.per_s
+    yield row(f"{case}, requests, one process", "1/s", ours.per_s)
+    yield row(f"{case}, CPU of a request", "ms", 1e3 * ours.cpu_s)
+    for name in (SGLANG, VLLM, LITELLM, DYNAMO):
+        if peer := paces.get((case, name)):
+            yield row(f"{case}, requests | {name}", "1/s", best, peer.per_s)
+            yield row(f"{case}, CPU | {name}", "ms", 1e3 * ours.cpu_s, 1e3 * peer.cpu_s)
+            yield row(f"{case}, p99 | {name}", "ms", ours.first_p99_ms, peer.first_p99_ms)
