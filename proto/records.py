@@ -32,3 +32,9 @@ class RequestRecord(msgspec.Struct, frozen=True):
     worker: WorkerId | None = None
     policy: str = ""
     trace_id: str = ""
+    router: str = ""
+    """Who decided, empty if the gateway did by itself."""
+    engine: str = ""
+    """Name and version of the engine that gave the (last of the) answer: `vllm/0.11.2`."""
+    version: str = ""
+    """Of the gateway."""

@@ -14,6 +14,7 @@ from controlplane.gateway.models import served
 from controlplane.gateway.openai import Ask
 from controlplane.gateway.routing import Hints
 from controlplane.registry.view import RegistryView
+from controlplane.runtime.version import VERSION
 from proto.ids import RequestId
 from proto.records import RequestRecord
 
@@ -75,5 +76,11 @@ def _describe(span: Span, flight: Flight) -> None:
     span.set_attribute("tokenplane.request", flight.request)
     span.set_attribute("tokenplane.outcome", flight.outcome)
     span.set_attribute("tokenplane.attempts", flight.attempts)
+    span.set_attribute("tokenplane.cached_tokens", flight.cached_tokens or 0)
+    span.set_attribute("tokenplane.tenant", flight.hints.tenant.name)
+    span.set_attribute("tokenplane.policy", flight.policy)
+    span.set_attribute("tokenplane.router", flight.router)
+    span.set_attribute("tokenplane.engine", flight.engine)
+    span.set_attribute("tokenplane.version", VERSION)
     if flight.worker is not None:
         span.set_attribute("tokenplane.worker", flight.worker)

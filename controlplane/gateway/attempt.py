@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import anyio
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, get_current_span
 
 from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight, Sink
 from controlplane.gateway.health import Health, Stream
@@ -14,6 +14,7 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.sse import MalformedStream, SseScanner, usage_of
 from controlplane.gateway.telling import Teller
 from controlplane.runtime.tracing import inject, tracer
+from controlplane.runtime.version import VERSION
 from proto.progress import Phase
 from proto.route import Chosen
 from proto.wire.errors import HttpError, HttpTimeout, HttpUnreachable
@@ -51,6 +52,7 @@ class Attempts:
         with spans.start_as_current_span("gateway.engine", kind=SpanKind.CLIENT) as span:
             span.set_attribute("tokenplane.worker", chosen.worker)
             span.set_attribute("tokenplane.attempt", flight.attempts)
+            span.set_attribute("tokenplane.engine", flight.engine)
             try:
                 await self._teller.tell(flight, chosen, Phase.DISPATCHED)
                 await self._exchange(flight, chosen, leg, sink)
@@ -113,6 +115,7 @@ class Attempts:
             if not told_first and scanner.events:
                 told_first = True
                 flight.timed(anyio.current_time())
+                get_current_span().add_event("first_token")
                 await self._teller.tell(flight, chosen, Phase.FIRST_TOKEN)
             stream.held = True
             await sink.write(events)
@@ -145,6 +148,8 @@ def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str
         "cache-control": "no-store",
         "x-request-id": flight.request,
         "x-tokenplane-worker": chosen.worker,
+        "x-tokenplane-engine": flight.engine,
+        "x-tokenplane-version": VERSION,
         "x-tokenplane-policy": chosen.policy,
         "x-tokenplane-overlap-tokens": str(flight.predicted_cached_tokens),
     }

@@ -24,7 +24,7 @@ from controlplane.gateway.migration import (
     obstacle,
     settle,
 )
-from controlplane.gateway.models import served
+from controlplane.gateway.models import engine_of, served
 from controlplane.gateway.openai import Api, Ask, ClientError
 from controlplane.gateway.pools import Pools
 from controlplane.gateway.routing import Hints, Routing
@@ -147,7 +147,8 @@ class Dispatcher:
     ) -> EngineFailed | None:
         """One leg on one worker; what went wrong, if the worker is to blame."""
         flight.attempts += 1
-        flight.worker, flight.policy = chosen.worker, chosen.policy
+        flight.worker, flight.policy, flight.router = chosen.worker, chosen.policy, chosen.router
+        flight.engine = engine_of(self._view, chosen.worker)
         flight.predicted_cached_tokens = chosen.overlap_blocks * chosen.block_tokens
         try:
             await self._attempts.make(flight, chosen, leg, sink)

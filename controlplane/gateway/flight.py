@@ -11,6 +11,7 @@ from controlplane.gateway.openai import Ask
 from controlplane.gateway.routing import Hints
 from controlplane.gateway.sse import Usage
 from controlplane.gateway.transcript import Transcript
+from controlplane.runtime.version import VERSION
 from proto.ids import RequestId, WorkerId
 from proto.records import RequestRecord
 
@@ -55,6 +56,9 @@ class Flight:
     attempts: int = 0
     worker: WorkerId | None = None
     policy: str = ""
+    router: str = ""
+    engine: str = ""
+    """Name and version, as `vllm/0.11.2`."""
     predicted_cached_tokens: int = 0
     started: bool = False
     """Bytes have gone to the client: from here on there is no second try."""
@@ -131,4 +135,7 @@ class Flight:
             worker=self.worker,
             policy=self.policy,
             trace_id=trace_id,
+            router=self.router,
+            engine=self.engine,
+            version=VERSION,
         )

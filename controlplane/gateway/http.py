@@ -144,18 +144,18 @@ class Border:
                 self._idle.set()
 
     async def _serve(self, api: Api, request_id: RequestId, call: HttpCall) -> None:
-        headers = call.headers
-        tenant = self._tenant(headers)
-        ask = read(api, call.body)
-        if salt := self._front.admission.salt(tenant):
-            ask = salted(ask, salt)
-        sink = _Sink(call)
-        hints = Hints(
-            policy=headers.get("x-tokenplane-policy", ""),
-            session=headers.get("x-tokenplane-session", ""),
-            tenant=tenant,
-            constraints=constraints_of(headers, tenant),
-        )
+        headers, sink = call.headers, _Sink(call)
+        with spans.start_as_current_span("gateway.admit"):
+            tenant = self._tenant(headers)
+            ask = read(api, call.body)
+            if salt := self._front.admission.salt(tenant):
+                ask = salted(ask, salt)
+            hints = Hints(
+                policy=headers.get("x-tokenplane-policy", ""),
+                session=headers.get("x-tokenplane-session", ""),
+                tenant=tenant,
+                constraints=constraints_of(headers, tenant),
+            )
         run = partial(self._front.dispatcher.serve, request_id, ask, hints)
         if key := headers.get("idempotency-key"):
             await self._front.answers.serve(tenant.name, key, ask.body, run, sink)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from controlplane.registry.view import RegistryView
+from proto.ids import WorkerId
 from proto.workers import ModelCard
 
 
@@ -25,6 +26,14 @@ def served(view: RegistryView, name: str) -> Served | None:
         if name in record.adapters and (card := view.models.get(record.model)):
             return Served(card, name)
     return None
+
+
+def engine_of(view: RegistryView, worker: WorkerId) -> str:
+    """Name and version of a worker's engine, as `vllm/0.11.2`; "" if the worker has gone."""
+    record = view.workers.get(worker)
+    if record is None:
+        return ""
+    return f"{record.engine}/{record.engine_version}" if record.engine_version else record.engine
 
 
 def context_tokens(view: RegistryView) -> Mapping[str, int]:

@@ -22,6 +22,7 @@ CLIENTS_TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENTS_SPAN = "b7ad6b7169203331"
 EXPECTED = {
     "gateway.request": ("gateway", CLIENTS_SPAN),
+    "gateway.admit": ("gateway", "gateway.request"),
     "gateway.tokenize": ("gateway", "gateway.request"),
     "gateway.route": ("gateway", "gateway.request"),
     "router.decide": ("router", "gateway.route"),
@@ -56,5 +57,12 @@ def test_one_trace_covers_gateway_router_and_agent(tmp_path: Path) -> None:
     for name, (service, parent) in EXPECTED.items():
         assert ours[name].service == service
         assert ours[name].parent_id == (ours[parent].span_id if parent in ours else parent)
+    whole_request = ours["gateway.request"].attributes
+    assert whole_request["gen_ai.usage.output_tokens"] == 3
+    assert whole_request["tokenplane.outcome"] == "completed"
+    assert whole_request["tokenplane.tenant"] == "anonymous"
+    assert whole_request["tokenplane.policy"] == "kv"
+    assert str(whole_request["tokenplane.engine"]).startswith("sim/")
+    assert str(whole_request["tokenplane.router"]).startswith("router-")
     assert ours["router.decide"].attributes["tokenplane.worker"] == "engine-0"
     assert ours["agent.request"].attributes["tokenplane.worker"] == "engine-0"

@@ -17,6 +17,7 @@ from controlplane.gateway.routing import Hints
 from controlplane.gateway.service import GatewayService, Surroundings
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.registry.view import RegistryView
+from controlplane.runtime.version import VERSION
 from proto.codec import Producer, Reader
 from proto.constraints import Constraints
 from proto.ids import Incarnation, RequestId, ServiceId, WorkerId
@@ -207,7 +208,10 @@ async def test_a_stream_comes_through_byte_for_byte(anyio_backend: str) -> None:
         assert client.read == b"".join(PIECES) + DONE
         assert client.status == 200
         assert client.headers["x-tokenplane-worker"] == "a"
+        assert client.headers["x-tokenplane-engine"] == "sim"
+        assert client.headers["x-tokenplane-version"] == VERSION
         [written] = await records(ours, 1)
+        assert (written.engine, written.router, written.version) == ("sim", "r", VERSION)
         assert (written.outcome, written.worker, written.output_tokens) == ("completed", "a", 3)
         assert written.ttft_ms is not None
         assert ours.phases() == [
