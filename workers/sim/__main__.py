@@ -12,10 +12,12 @@ import os
 import signal
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -25,12 +27,16 @@ from workers.sim.chips import read_chips
 from workers.sim.driver import Driver
 from workers.sim.engine import Engine
 from workers.sim.events import EventEncoder, EventFormat, EventPublisher, HashFormat
+from workers.sim.kvparams import OnFailure
 from workers.sim.metrics import Metrics
 from workers.sim.roofline import profile_of
 from workers.sim.server import Served, Server
 from workers.sim.shapes import VERSION
 from workers.sim.speculation import BadSpeculation, Speculation
 from workers.sim.tokens import BadModelDirectory, ChatTokenizer, write_model
+
+if TYPE_CHECKING:  # it loads numpy, which an engine that hands nothing over does without
+    from workers.sim.mover import Mover
 
 GRACE_S = 0.5
 """How long open streams may take to say that they end; aiohttp grants it twice."""
@@ -69,6 +75,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--max-num-seqs", type=_count, help="sequences running at once; default the profile's")
     add("--max-num-batched-tokens", type=_count, help="tokens of a step; default the profile's")
     add("--max-num-queued-reqs", type=_count, default=WAITING_MAX, help="above it, 503")
+    add("--kv-port", type=int, help="hand KV blocks over to other engines here; 0 takes a free one")
+    add("--kv-lease-s", type=_positive, default=30.0, help="keep them for so long unfetched")
+    add("--kv-bytes-per-s", type=_positive, help="send no faster than this")
+    add(
+        *("--kv-load-failure-policy",),
+        type=OnFailure,
+        default=OnFailure.FAIL,
+        choices=[*OnFailure],
+        help="what becomes of a request whose blocks do not come",
+    )
+    add("--kv-overlapped", action="store_true", help="both legs are asked at once, as by SGLang")
     add("--start-delay-s", type=float, default=0.0, help="listen only after this long")
     return parser.parse_args(arguments)
 
@@ -96,8 +113,10 @@ async def serve(options: argparse.Namespace) -> None:
             speed=options.speed,
             waiting_max=options.max_num_queued_reqs,
             events=events,
+            on_failure=options.kv_load_failure_policy,
         )
-        served = _served(options, engine, tokenizer)
+        driver.mover = _mover(options, engine, driver)
+        served = _served(options, engine, tokenizer, driver.mover)
         server = Server(served, tokenizer, driver, metrics)
         runner = web.AppRunner(
             server.app,
@@ -112,6 +131,8 @@ async def serve(options: argparse.Namespace) -> None:
                 background = [tasks.create_task(driver.run())]
                 if events:
                     background.append(tasks.create_task(events[1].serve_replay()))
+                if driver.mover is not None:
+                    background.append(tasks.create_task(driver.mover.run()))
                 await stopping.wait()
                 driver.stop()
                 await runner.cleanup()
@@ -145,7 +166,31 @@ def _engine(options: argparse.Namespace) -> Engine:
     )
 
 
-def _served(options: argparse.Namespace, engine: Engine, tokenizer: ChatTokenizer) -> Served:
+def _mover(options: argparse.Namespace, engine: Engine, driver: Driver) -> Mover | None:
+    if options.kv_port is None:
+        return None
+    from workers.sim.mover import Place, new_mover
+
+    try:
+        place = Place(
+            options.host,
+            options.kv_port,
+            engine.profile.kv_token_bytes * engine.block_tokens,
+            options.kv_lease_s,
+            options.kv_bytes_per_s,
+        )
+        return new_mover(
+            place, uuid.uuid4().hex, on_fetched=driver.fetched, on_released=driver.released
+        )
+    except OSError as error:
+        raise CannotStart(
+            f"cannot hand over KV blocks on {options.host}:{options.kv_port}: {error.strerror}"
+        ) from error
+
+
+def _served(
+    options: argparse.Namespace, engine: Engine, tokenizer: ChatTokenizer, mover: Mover | None
+) -> Served:
     total_tokens = engine.load().total_blocks * engine.block_tokens
     context_tokens = options.max_model_len or min(tokenizer.context_tokens, total_tokens)
     if context_tokens > total_tokens:
@@ -165,6 +210,18 @@ def _served(options: argparse.Namespace, engine: Engine, tokenizer: ChatTokenize
         "max_num_seqs": profile.max_num_seqs,
         "max_num_batched_tokens": profile.max_num_batched_tokens,
     }
+    if mover is not None:
+        host, port = mover.address
+        info["kv_transfer"] = {
+            "connector": "sim-tcp",
+            "order": "overlapped" if options.kv_overlapped else "prefill_first",
+            "dtype": "auto",
+            "layout": profile.name,
+            "tensor_parallel": 1,
+            "block_bytes": profile.kv_token_bytes * engine.block_tokens,
+            "lease_s": options.kv_lease_s,
+            "bootstrap": f"{host}:{port}",
+        }
     return Served(options.model, context_tokens, info)
 
 

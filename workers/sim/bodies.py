@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from workers.sim.errors import bad_request
+from workers.sim.kvparams import KvParams
 from workers.sim.speculation import SAMPLED
 
 COMPLETION_MAX_TOKENS = 16
@@ -53,6 +54,8 @@ class Body(msgspec.Struct, kw_only=True):
         kind = "structured" if shape and shape.type != "text" else otherwise
         kind = "tools" if self.tools else kind
         return kind if self.temperature == 0 else f"{kind}/{SAMPLED}"
+
+    kv_transfer_params: KvParams | None = None
 
 
 class CompletionBody(Body, kw_only=True):
@@ -113,6 +116,12 @@ class ResponseBody(Body, kw_only=True):
     input: str | list[InputItem]
     instructions: str | None = None
     max_output_tokens: int | None = None
+
+
+class AbortBody(msgspec.Struct):
+    """POST /abort_requests."""
+
+    request_ids: list[str]
 
 
 class EmbeddingBody(msgspec.Struct, kw_only=True):

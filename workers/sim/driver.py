@@ -11,13 +11,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from workers.sim.engine import Engine
 from workers.sim.events import EventEncoder, EventPublisher
 from workers.sim.generation import Generation
+from workers.sim.kvparams import OnFailure
 from workers.sim.metrics import Metrics
 from workers.sim.naming import BlockNamer
 from workers.sim.request import ProgressKind
+
+if TYPE_CHECKING:  # it loads numpy, which an engine that hands nothing over does without
+    from workers.sim.mover import Mover
 
 CATCH_UP_S = 0.02
 
@@ -40,6 +45,7 @@ class Driver:
         speed: float,
         waiting_max: int,
         events: tuple[EventEncoder, EventPublisher] | None,
+        on_failure: OnFailure = OnFailure.FAIL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -51,6 +57,11 @@ class Driver:
         self._under_way: dict[str, Generation] = {}
         self._work = asyncio.Event()
         self._stopping = False
+        self._on_failure = on_failure
+        self._fetching: dict[str, Generation] = {}
+        """Also those that were cancelled: their blocks are theirs until the fetch has ended."""
+        self.mover: Mover | None = None
+        """Moves blocks between engines, where that is wanted; set before the first request."""
         self._clock = clock
         self._stood_still_s = 0.0
 
@@ -64,16 +75,42 @@ class Driver:
             raise Refused("The engine is shutting down.")
         if self._engine.load().waiting >= self._waiting_max:
             raise Refused(f"{self._waiting_max} requests are waiting already; try again later.")
+        if generation.transfer is not None and self.mover is None:
+            raise Refused("This engine moves no KV blocks; start it with --kv-port.")
         now_s = self._now_s()
         self._engine.submit(generation.request(self._namer), now_s)
         generation.arrived_s = now_s
         self._under_way[generation.id] = generation
+        if self.mover is not None:
+            self.mover.expect(generation)
         self._work.set()
 
     def cancel(self, generation: Generation) -> None:
         """Forget it, if it is still under way; its place is free at once."""
         if generation.id in self._under_way:
             self._drop([generation], self._metrics.observe_abort)
+
+    def fetched(self, generation: Generation, why: str) -> None:
+        """The mover has fetched its blocks; or has not, and says why."""
+        now_s = self._now_s()
+        self._hand_out(now_s)
+        del self._fetching[generation.id]
+        if not why:
+            self._engine.landed(generation.id, now_s)
+        else:
+            wanted = generation.id in self._under_way
+            if wanted and self._on_failure is OnFailure.FAIL:
+                self._drop([generation], self._metrics.observe_error, decline=False)
+                generation.fail(f"KV blocks could not be loaded: {why}", not_loaded=True)
+            elif not wanted and self.mover is not None:
+                self.mover.decline(generation.transfer)
+            self._engine.lost(generation.id, self._now_s())
+        self._work.set()
+
+    def released(self, id: str) -> None:
+        """Nobody will fetch what was staged under this id any more."""
+        self._engine.release(id, self._now_s())
+        self._work.set()
 
     def reset_cache(self) -> bool:
         """Forget cached blocks, unless in use. As with vLLM, subscribers hear of it with the
@@ -105,6 +142,7 @@ class Driver:
         """Step until cancelled."""
         while True:
             next_s = self._engine.next_event_s()
+            self._fetch()
             if next_s is None:
                 self._work.clear()
                 await self._work.wait()
@@ -124,17 +162,46 @@ class Driver:
         for item in progress:
             generation = self._under_way[str(item.id)]
             self._metrics.observe_progress(generation, item)
-            generation.advance(item)
             if item.kind is ProgressKind.FINISHED:
                 del self._under_way[generation.id]
+                self._stage(generation)
+            generation.advance(item)
 
-    def _drop(self, generations: Sequence[Generation], count: Callable[[], None]) -> None:
+    def _stage(self, generation: Generation) -> None:
+        asked = generation.transfer
+        if asked is not None and asked.do_remote_decode:
+            assert self.mover is not None
+            generation.staged = self.mover.stage(generation, generation.block_names)
+
+    def _fetch(self) -> None:
+        for what in self._engine.take_fetches():
+            id = str(what.id)
+            assert self.mover is not None
+            # Who was cancelled in this very moment has its blocks all the same.
+            generation = self._under_way.get(id)
+            if generation is None:
+                self._engine.lost(id, self._now_s())
+                continue
+            self._fetching[id] = generation
+            self.mover.fetch(generation, what, generation.block_names)
+
+    def _drop(
+        self,
+        generations: Sequence[Generation],
+        count: Callable[[], None],
+        *,
+        decline: bool = True,
+    ) -> None:
         now_s = self._now_s()
         # What has ended by now still needs its owner: for its events, and perhaps it finished.
         self._hand_out(now_s)
         for generation in generations:
             if self._under_way.pop(generation.id, None) is not None:
                 self._engine.cancel(generation.id, now_s)
+                if self.mover is not None:
+                    self.mover.give_up(generation)
+                    if decline and generation.id not in self._fetching:
+                        self.mover.decline(generation.transfer)
                 count()
 
     def _publish(self) -> None:

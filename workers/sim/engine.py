@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 
 from workers.sim.cache import CacheEvent, RequestId
-from workers.sim.request import Progress, Request
+from workers.sim.request import Fetch, Progress, Request
 from workers.sim.scheduler import Scheduler, StepWork
 from workers.sim.speculation import Speculation, Tally
 from workers.sim.timing import Profile
@@ -42,6 +42,9 @@ class Load:
     queried_tokens: int
     cached_tokens: int
     preemptions: int
+    fetched_tokens: int = 0
+    staged: int = 0
+    """Requests that have ended, and whose blocks are kept for another engine."""
 
 
 @dataclass
@@ -132,6 +135,9 @@ class Engine:
         """When the last step ended, or work came to an idle engine: the next step's start."""
         self._progress: list[Progress] = []
         self._sums = StepSums()
+        self.gaps: list[tuple[float, int]] | None = None
+        """Set to a list, it is given the time between two tokens of a stream, in milliseconds,
+        and how many streams had to wait for so long; of steps alike their mean."""
 
     def submit(self, request: Request, now_s: float) -> None:
         """Queue a request that arrives now; raises `RequestTooLarge`."""
@@ -164,6 +170,31 @@ class Engine:
         self._run_until(now_s)
         self._scheduler.speculation = self.speculation if on else None
         self._interrupt(now_s)
+
+    def take_fetches(self) -> list[Fetch]:
+        """Requests that have got their blocks since the last call: whoever fetches them calls
+        `landed` or `lost` for each, also for those that are cancelled meanwhile."""
+        return self._scheduler.take_fetches()
+
+    def landed(self, id: RequestId, now_s: float) -> bool:
+        """What a request fetches has come; False if nobody wants it any more."""
+        self._run_until(now_s)
+        wanted = self._scheduler.landed(id)
+        self._interrupt(now_s)
+        return wanted
+
+    def lost(self, id: RequestId, now_s: float) -> None:
+        """It will not come: the request prefills here, unless it is cancelled."""
+        self._run_until(now_s)
+        self._scheduler.lost(id)
+        self._interrupt(now_s)
+
+    def release(self, id: RequestId, now_s: float) -> bool:
+        """Let the blocks of a staged request go; False if there are none."""
+        self._run_until(now_s)
+        known = self._scheduler.release(id)
+        self._interrupt(now_s)
+        return known
 
     def next_event_s(self) -> float | None:
         """When something may next be visible: a first token, an end, a cache event; without
@@ -210,6 +241,8 @@ class Engine:
             queried_tokens=scheduler.queried_tokens,
             cached_tokens=scheduler.cached_tokens,
             preemptions=scheduler.preemptions,
+            fetched_tokens=scheduler.fetched_tokens,
+            staged=scheduler.staged,
         )
 
     def cached_names(self) -> list[int]:
@@ -231,7 +264,8 @@ class Engine:
         if not self._scheduler.has_work or self._free_s >= before_s:
             return False
         work = self._scheduler.plan()
-        assert work.prefill_tokens or work.decode_batch, "work, and none of it can be scheduled"
+        if not (work.prefill_tokens or work.decode_batch):
+            return False  # who waits needs blocks that are staged, or being fetched into
         alike = self._closed_form and not work.prefill_tokens
         cost, drafts = self.profile.cost, self._scheduler.drafts
         speculation_ms = self.speculation.extra_ms(cost, drafts, work) if self.speculation else 0.0
@@ -284,6 +318,8 @@ class Engine:
             cost = self.profile.cost
             decode_ms = cost.decode_sequence_ms * work.decode_batch
             decode_ms += cost.decode_kv_token_ms * work.decode_kv_tokens + flight.speculation_ms
+        if self.gaps is not None and work.decode_batch:
+            self.gaps.append((total_ms / steps, work.decode_batch * steps))
         sums.steps += steps
         sums.prefill_tokens += work.prefill_tokens
         sums.prefill_ms += total_ms - decode_ms

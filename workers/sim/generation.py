@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from workers.sim.kvparams import KvParams
 from workers.sim.language import LanguageModel
 from workers.sim.naming import BlockNamer
 from workers.sim.request import Progress, ProgressKind, Request
@@ -67,8 +68,17 @@ class Generation:
         *,
         context_tokens: int,
         notify: Callable[[], None],
+        transfer: KvParams | None = None,
     ) -> None:
         self.id = id
+        self.transfer = transfer
+        """What is asked of its KV blocks."""
+        self.client_request = ""
+        """The client's own name for it."""
+        self.staged: KvParams | None = None
+        """Where they are for another engine to fetch, once it has ended."""
+        self.block_names: list[int] = []
+        """Of all blocks of its prompt that are moved, the last one perhaps not full."""
         self.prompt_tokens = len(prompt)
         self.sampling = sampling
         self.tokens = array("I", prompt)
@@ -78,6 +88,7 @@ class Generation:
         self.cached_tokens = 0
         self.drafted_tokens = self.accepted_tokens = 0
         self.error: str | None = None
+        self.not_loaded = False
         self.arrived_s = self.first_token_s = self.last_token_s = 0.0
         self._notify = notify
         self._model = model
@@ -105,6 +116,11 @@ class Generation:
         """What the scheduler has to know of it."""
         salt = self.sampling.cache_salt
         names = namer.names(self.tokens[: self.prompt_tokens], salt)
+        wanted = self.transfer
+        if wanted is not None:
+            tail = self.tokens[len(names) * namer.block_tokens : self.prompt_tokens]
+            last = [namer.name(names[-1] if names else None, tail, salt)] if tail else []
+            self.block_names = [*names, *last]
 
         def name_output_block(index: int) -> int:
             start = index * namer.block_tokens
@@ -124,6 +140,8 @@ class Generation:
             output_tokens,
             name_output_block,
             self.sampling.kind,
+            stage=wanted is not None and wanted.do_remote_decode,
+            fetch=wanted is not None and wanted.do_remote_prefill,
         )
 
     def advance(self, progress: Progress) -> None:
@@ -137,9 +155,9 @@ class Generation:
         self.last_token_s = progress.time_s
         self._notify()
 
-    def fail(self, message: str) -> None:
-        """The engine gives up on it."""
-        self.error = message
+    def fail(self, message: str, *, not_loaded: bool = False) -> None:
+        """The engine gives up on it; `not_loaded`: as its blocks have not come."""
+        self.error, self.not_loaded = message, not_loaded
         self._notify()
 
     def take(self) -> Delta:

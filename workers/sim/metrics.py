@@ -119,6 +119,9 @@ class _EngineCollector(Collector):
         yield self._counter("num_preemptions", "Preemptions.", load.preemptions)
         yield self._counter("prefix_cache_queries", "Tokens looked up.", load.queried_tokens)
         yield self._counter("prefix_cache_hits", "Tokens found.", load.cached_tokens)
+        fetched = load.fetched_tokens
+        yield self._counter("external_prefix_cache_hits", "Tokens fetched from elsewhere.", fetched)
+        yield self._staged(load.staged)
         yield self._cache_config(load.total_blocks)
         if self._engine.speculation is not None:
             yield from self._drafts(self._engine.tally)
@@ -136,6 +139,14 @@ class _EngineCollector(Collector):
         for position, accepted in enumerate(tally.accepted_at):
             family.add_metric([*self._values, str(position)], accepted)
         yield family
+
+    def _staged(self, requests: int) -> GaugeMetricFamily:
+        """vLLM has no such metric."""
+        family = GaugeMetricFamily(
+            "sim:kv_staged_requests", "Kept for others to fetch.", labels=_LABELS
+        )
+        family.add_metric(self._values, requests)
+        return family
 
     def _gauge(self, name: str, help: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"vllm:{name}", help, labels=_LABELS)

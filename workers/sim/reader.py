@@ -20,6 +20,7 @@ from workers.sim.bodies import (
 )
 from workers.sim.errors import ApiError, bad_request
 from workers.sim.generation import Sampling
+from workers.sim.kvparams import KvParams
 from workers.sim.tokens import BadChat, ChatTokenizer
 
 SEQUENCES_MAX = 256
@@ -45,6 +46,7 @@ class Ask:
     logprobs: int | None = None
     """How many likely tokens to name at each place, beside the one that was said; None: no
     probabilities at all."""
+    transfer: KvParams | None = None
 
 
 class Reader:
@@ -143,6 +145,14 @@ class Reader:
             )
             for variant in range(n)
         ]
+        transfer = body.kv_transfer_params
+        if transfer is not None and (transfer.do_remote_decode or transfer.do_remote_prefill):
+            if n * len(prompts) != 1:
+                raise bad_request("KV blocks are handed over for one sequence at a time.", "n")
+            if transfer.do_remote_prefill and transfer.address is None:
+                raise bad_request("kv_transfer_params do not say where the blocks are.")
+        else:
+            transfer = None
         options = body.stream_options
         return Ask(
             prompts,
@@ -151,6 +161,7 @@ class Reader:
             stream=bool(body.stream),
             include_usage=options is not None and options.include_usage,
             return_token_ids=bool(body.return_token_ids),
+            transfer=transfer,
         )
 
     def _prompts(self, prompt: object) -> list[list[int]]:

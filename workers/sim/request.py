@@ -27,6 +27,18 @@ class Request:
     output_hash: Callable[[int], int] | None = None
     kind: str = ""
     """Of text, and how it is sampled: what the acceptance of drafts depends on."""
+    stage: bool = False
+    """Keep its blocks once it has ended, until they are released: another engine fetches them."""
+    fetch: bool = False
+    """Another engine has computed the prompt; its blocks come from there."""
+
+
+class Fetch(NamedTuple):
+    """A request whose place is taken: its blocks from `first_block` on are to be fetched."""
+
+    id: RequestId
+    first_block: int
+    blocks: int
 
 
 class ProgressKind(Enum):
@@ -61,6 +73,8 @@ class Stage(Enum):
     WAITING = 0
     PREFILL = 1
     DECODE = 2
+    FETCH = 3
+    """It has its blocks, and what belongs into them is on its way."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,3 +98,12 @@ class Job:
     cached_tokens: int | None = None
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    fetch: bool = False
+    """Its prompt is not to be computed here."""
+    first_due: bool = False
+    """It decodes, and its first token has not been told: its prompt was computed elsewhere."""
+
+    @property
+    def left_tokens(self) -> int:
+        """What it has still to prefill, as far as is known."""
+        return 0 if self.fetch else self.target_tokens - self.computed_tokens

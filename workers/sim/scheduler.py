@@ -10,6 +10,10 @@ computed again, except for blocks still cached by then.
 With speculation (`workers.sim.speculation`) a decoding sequence computes its drafts with its token,
 as long as the token budget allows, and advances by what is accepted. It takes blocks for all of
 them; only blocks full of accepted tokens are named.
+
+A request that *fetches* takes its blocks at its admission, too, and joins the decoding ones when
+they have landed; meanwhile steps go on without it. One that is to be *staged* keeps its blocks
+after its end.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from collections import deque
 from typing import NamedTuple
 
 from workers.sim.cache import BlockCache, RequestId
-from workers.sim.request import Job, Progress, ProgressKind, Request, Stage
+from workers.sim.request import Fetch, Job, Progress, ProgressKind, Request, Stage
 from workers.sim.speculation import Speculation, Tally
 from workers.sim.timing import Profile, attention_pairs
 
@@ -63,6 +67,12 @@ class Scheduler:
         self._prefilling: list[Job] = []
         """In order of admission."""
         self._decoding: list[Job] = []
+        self._fetching: dict[RequestId, Job] = {}
+        self._fetches: list[Fetch] = []
+        self._given_up: dict[RequestId, Job] = {}
+        """Cancelled while bytes were on their way into their blocks, which nobody else may have
+        until that has ended."""
+        self._staged: dict[RequestId, Job] = {}
         self._admissions = 0
         self.queued_prefill_tokens = 0
         """Prompt tokens still to compute, as far as known: hits count once admitted."""
@@ -70,15 +80,21 @@ class Scheduler:
         """KV tokens of the decoding sequences."""
         self.queried_tokens = 0
         self.cached_tokens = 0
+        self.fetched_tokens = 0
         self.preemptions = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._waiting or self._prefilling or self._decoding)
 
     @property
     def running(self) -> int:
-        return len(self._prefilling) + len(self._decoding)
+        return len(self._prefilling) + len(self._decoding) + len(self._fetching)
+
+    @property
+    def staged(self) -> int:
+        """Requests whose blocks are kept after their end."""
+        return len(self._staged)
 
     @property
     def waiting(self) -> int:
@@ -95,17 +111,65 @@ class Scheduler:
                 f"{most_tokens} tokens need {self._blocks_of(most_tokens)} blocks, "
                 f"the cache has {self.cache.capacity_blocks}"
             )
-        job = Job(request, list(request.prompt_hashes), target_tokens=request.prompt_tokens)
+        assert request.id not in self._staged and request.id not in self._given_up
+        job = Job(
+            request,
+            list(request.prompt_hashes),
+            target_tokens=request.prompt_tokens,
+            fetch=request.fetch,
+        )
         self._jobs[request.id] = job
         self._waiting.append(job)
-        self.queued_prefill_tokens += job.target_tokens
+        self.queued_prefill_tokens += job.left_tokens
 
     def cancel(self, id: RequestId) -> bool:
         """Forget a request, wherever it is; False if there is none of that id."""
         job = self._jobs.pop(id, None)
         if job is None:
             return False
-        self._leave(job)
+        if self._fetching.pop(id, None):
+            self._given_up[id] = job
+        else:
+            self._leave(job)
+        return True
+
+    def take_fetches(self) -> list[Fetch]:
+        """Requests that have got their blocks since the last call, for whoever fetches."""
+        fetches, self._fetches = self._fetches, []
+        return fetches
+
+    def landed(self, id: RequestId) -> bool:
+        """All blocks of a fetch are there; False if the request was given up meanwhile."""
+        if given_up := self._given_up.pop(id, None):
+            self._release(given_up)
+            return False
+        job = self._fetching.pop(id)
+        prompt_tokens = job.request.prompt_tokens
+        self._commit(job, prompt_tokens)
+        self.fetched_tokens += prompt_tokens - (job.cached_tokens or 0)
+        # Its last token is computed again, as that is what the first of the answer follows from.
+        job.computed_tokens = prompt_tokens - 1
+        job.stage = Stage.DECODE
+        job.fetch, job.first_due = False, True
+        self._decoding.append(job)
+        self.decode_kv_tokens += job.computed_tokens
+        return True
+
+    def lost(self, id: RequestId) -> None:
+        """A fetch has come to nothing: the request computes its prompt by itself, first of all."""
+        if given_up := self._given_up.pop(id, None):
+            self._release(given_up)
+            return
+        job = self._fetching.pop(id)
+        self._release(job)
+        self._wait_again(job)
+
+    def release(self, id: RequestId) -> bool:
+        """Let staged blocks go; False if there are none."""
+        job = self._staged.pop(id, None)
+        if job is None:
+            return False
+        self._release(job)
         return True
 
     def plan(self) -> StepWork:
@@ -118,8 +182,9 @@ class Scheduler:
         pairs = 0.0
         for job in self._prefilling:
             left_tokens, pairs = self._schedule_chunk(job, left_tokens, pairs)
-        while not preempted and left_tokens and self._admit():
-            left_tokens, pairs = self._schedule_chunk(self._prefilling[-1], left_tokens, pairs)
+        while not preempted and left_tokens and (fresh := self._admit()):
+            if fresh.stage is Stage.PREFILL:
+                left_tokens, pairs = self._schedule_chunk(fresh, left_tokens, pairs)
         prefill_tokens = self._budget_tokens - decode_tokens - left_tokens
         return StepWork(prefill_tokens, pairs, batch, self.decode_kv_tokens + batch)
 
@@ -130,7 +195,7 @@ class Scheduler:
         if self.drafts:
             return 1
         finish = min(job.request.output_tokens - job.output_tokens for job in self._decoding)
-        if finish == 1:
+        if finish == 1 or any(job.first_due for job in self._decoding):
             return 1
         tokens = self.block_tokens
         rooms = [job.blocks * tokens - job.computed_tokens for job in self._decoding]
@@ -205,12 +270,17 @@ class Scheduler:
 
     def _preempt(self, job: Job) -> None:
         self._leave(job)
+        self._wait_again(job)
+        self.preemptions += 1
+
+    def _wait_again(self, job: Job) -> None:
+        """First of all, to compute anew all that it had."""
         job.stage = Stage.WAITING
+        job.fetch = job.first_due = False
         job.computed_tokens = job.blocks = job.named_blocks = 0
         job.target_tokens = job.request.prompt_tokens + job.output_tokens
         self._waiting.appendleft(job)
         self.queued_prefill_tokens += job.target_tokens
-        self.preemptions += 1
 
     def _leave(self, job: Job) -> None:
         """Take a job out of its queue and its blocks from it."""
@@ -220,22 +290,23 @@ class Scheduler:
         else:
             queue = self._waiting if job.stage is Stage.WAITING else self._prefilling
             queue.remove(job)
-            self.queued_prefill_tokens -= job.target_tokens - job.computed_tokens
+            self.queued_prefill_tokens -= job.left_tokens
         self._release(job)
 
     def _release(self, job: Job) -> None:
         self.cache.release(job.names, job.named_blocks, job.blocks - job.named_blocks)
 
-    def _admit(self) -> bool:
-        """Move the first waiting request to prefill, if there is one and room for it."""
+    def _admit(self) -> Job | None:
+        """Move the first waiting request to prefill, or to its fetch, if there is one and room
+        for it."""
         if not self._waiting or self.running >= self._seqs_max:
-            return False
+            return None
         job = self._waiting[0]
         # One token at least must be computed, so a fully cached prompt gets its last block anew.
         hits = self.cache.match(job.names, (job.target_tokens - 1) // self.block_tokens)
         fresh_blocks = self._blocks_of(job.target_tokens) - hits
         if fresh_blocks + self.cache.idle_in(job.names, hits) > self.cache.available_blocks:
-            return False
+            return None
         self._waiting.popleft()
         self.cache.acquire(job.names, hits)
         self.cache.allocate(fresh_blocks)
@@ -244,13 +315,19 @@ class Scheduler:
         job.stage = Stage.PREFILL
         job.named_blocks, job.blocks = hits, hits + fresh_blocks
         job.computed_tokens = hits * self.block_tokens
-        self.queued_prefill_tokens -= job.computed_tokens
+        if not job.fetch:
+            self.queued_prefill_tokens -= job.computed_tokens
         if job.cached_tokens is None:
             job.cached_tokens = job.computed_tokens
             self.cached_tokens += job.computed_tokens
             self.queried_tokens += job.request.prompt_tokens
-        self._prefilling.append(job)
-        return True
+        if job.fetch:
+            job.stage = Stage.FETCH
+            self._fetching[job.request.id] = job
+            self._fetches.append(Fetch(job.request.id, hits, fresh_blocks))
+        else:
+            self._prefilling.append(job)
+        return job
 
     def _schedule_chunk(self, job: Job, left_tokens: int, pairs: float) -> tuple[int, float]:
         chunk = min(job.target_tokens - job.computed_tokens, left_tokens)
@@ -300,11 +377,14 @@ class Scheduler:
     ) -> bool:
         """A decoding sequence has new tokens; True if it has all."""
         if job.request.output_hash is not None:
-            self._commit(job)
-        finished = job.output_tokens == job.request.output_tokens
+            self._commit(job, job.computed_tokens)
+        finished, first = job.output_tokens == job.request.output_tokens, job.first_due
+        if first:
+            job.first_due = False
+            progress.append(_progress(job, ProgressKind.FIRST_TOKEN, time_s))
         if finished:
             progress.append(_progress(job, ProgressKind.FINISHED, time_s))
-        elif every_token:
+        elif every_token and not first:
             progress.append(_progress(job, ProgressKind.TOKENS, time_s))
         return finished
 
@@ -315,9 +395,16 @@ class Scheduler:
                 running.append(job)
             else:
                 self.decode_kv_tokens -= job.computed_tokens
-                self._release(job)
-                del self._jobs[job.request.id]
+                self._finish(job)
         self._decoding = running
+
+    def _finish(self, job: Job) -> None:
+        """It has ended; its blocks go, or are kept."""
+        del self._jobs[job.request.id]
+        if job.request.stage:
+            self._staged[job.request.id] = job
+        else:
+            self._release(job)
 
     def _complete_chunks(self, time_s: float, progress: list[Progress], every_token: bool) -> None:
         unfinished = []
@@ -325,7 +412,7 @@ class Scheduler:
             job.computed_tokens += job.chunk_tokens
             self.queued_prefill_tokens -= job.chunk_tokens
             job.chunk_tokens = 0
-            self._commit(job)
+            self._commit(job, job.computed_tokens)
             if job.computed_tokens < job.target_tokens:
                 unfinished.append(job)
                 continue
@@ -334,8 +421,7 @@ class Scheduler:
                 progress.append(_progress(job, ProgressKind.FIRST_TOKEN, time_s))
             if job.output_tokens == job.request.output_tokens:
                 progress.append(_progress(job, ProgressKind.FINISHED, time_s))
-                self._release(job)
-                del self._jobs[job.request.id]
+                self._finish(job)
                 continue
             if job.output_tokens > 1 and every_token:
                 progress.append(_progress(job, ProgressKind.TOKENS, time_s))
@@ -344,9 +430,9 @@ class Scheduler:
             self.decode_kv_tokens += job.computed_tokens
         self._prefilling = unfinished
 
-    def _commit(self, job: Job) -> None:
+    def _commit(self, job: Job, computed_tokens: int) -> None:
         """Name the blocks that have become full, as far as the request has names for them."""
-        full_blocks = job.computed_tokens // self.block_tokens
+        full_blocks = computed_tokens // self.block_tokens
         if full_blocks == job.named_blocks:
             return
         output_hash = job.request.output_hash

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from workers.sim import responses, shapes
-from workers.sim.bodies import SpeculationBody, decode
+from workers.sim.bodies import AbortBody, SpeculationBody, decode
 from workers.sim.driver import Driver, Refused
 from workers.sim.embeddings import embeddings
 from workers.sim.errors import ApiError, bad_request, unavailable
 from workers.sim.generation import Generation
+from workers.sim.kvparams import KvParams
 from workers.sim.language import LanguageModel
 from workers.sim.likelihood import Likelihood
 from workers.sim.metrics import Metrics
@@ -64,6 +65,8 @@ class _Call:
         await self._news.wait()
         self._news.clear()
         for generation in self.generations:
+            if generation.not_loaded:
+                raise ApiError(500, str(generation.error), "KVLoadError")
             if generation.error is not None:
                 raise unavailable(generation.error)
 
@@ -85,6 +88,7 @@ class Server:
         self._reader = Reader(served.model, tokenizer, served.context_tokens)
         self._language = LanguageModel(tokenizer.words, tokenizer.end_id)
         self._created_s = int(time.time())
+        self._calls: dict[str, list[_Call]] = {}
         self.app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[_as_openai_error])
         self.app.add_routes(
             [
@@ -103,6 +107,8 @@ class Server:
                 web.post("/reset_prefix_cache", self._reset_prefix_cache),
                 web.get("/speculation", self._speculation),
                 web.post("/speculation", self._speculate),
+                web.post("/abort_requests", self._abort_requests),
+                web.post("/release_kv", self._release_kv),
             ]
         )
 
@@ -150,9 +156,15 @@ class Server:
 
     async def _answer(self, request: web.Request, ask: Ask) -> web.StreamResponse:
         call = self._call(request, ask, "chatcmpl" if ask.chat else "cmpl")
+        named = request.headers.get("X-Request-Id", "")
+        self._calls.setdefault(named, []).append(call)
         try:
             for generation in call.generations:
+                generation.client_request = named
                 self._submit(generation)
+            if ask.transfer is not None:
+                await call.wait()  # whether its blocks have come decides how the answer begins
+                call.notify()
             if ask.stream:
                 return await self._stream(request, call, ask.include_usage)
             while not call.finished:
@@ -161,6 +173,9 @@ class Server:
         finally:
             for generation in call.generations:
                 self._driver.cancel(generation)
+            self._calls[named].remove(call)
+            if not self._calls[named]:
+                del self._calls[named]
 
     def _call(self, request: web.Request, ask: Ask, kind: str) -> _Call:
         # Unique inside whatever a client sends: two calls of one X-Request-Id are two calls.
@@ -185,6 +200,7 @@ class Server:
                         self._language,
                         context_tokens=self._served.context_tokens,
                         notify=call.notify,
+                        transfer=ask.transfer,
                     )
                 )
         return call
@@ -193,9 +209,33 @@ class Server:
         try:
             self._driver.submit(generation)
         except Refused as error:
+            self._decline(generation.transfer)
             raise unavailable(str(error)) from error
         except RequestTooLarge as error:
+            self._decline(generation.transfer)
             raise bad_request(f"The request cannot be served: {error}.") from error
+
+    def _decline(self, asked: KvParams | None) -> None:
+        if self._driver.mover is not None:
+            self._driver.mover.decline(asked)
+
+    async def _abort_requests(self, request: web.Request) -> web.Response:
+        """By the X-Request-Id that they came with; what was staged for them is let go, too."""
+        asked = decode(await request.read(), AbortBody)
+        calls = [call for id in asked.request_ids for call in self._calls.get(id, ())]
+        for call in calls:
+            for generation in call.generations:
+                self._driver.cancel(generation)
+                generation.fail("The request was aborted.")
+        mover = self._driver.mover
+        staged = mover is not None and mover.release_of(asked.request_ids)
+        return _json({"known": bool(calls) or staged})
+
+    async def _release_kv(self, request: web.Request) -> web.Response:
+        """Let blocks go that were staged; by the `kv_transfer_params` that told of them."""
+        mover, asked = self._driver.mover, decode(await request.read(), KvParams)
+        known = mover is not None and mover.release(asked.remote_request_id or "")
+        return _json({"known": known})
 
     async def _stream(
         self, request: web.Request, call: _Call, include_usage: bool

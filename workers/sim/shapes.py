@@ -57,7 +57,8 @@ def whole(style: Style, generations: Sequence[Generation]) -> dict[str, object]:
         body["prompt_logprobs"] = None
         body["prompt_token_ids"] = _prompt_ids(style, generations[0])
         body["prompt_text"] = None
-    return body | {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
+    staged = generations[0].staged
+    return body | {"kv_transfer_params": staged, "ec_transfer_params": None, "metrics": None}
 
 
 def opening_chunk(style: Style, index: int, generation: Generation) -> dict[str, object]:

@@ -87,6 +87,8 @@ class Profile:
     cost: StepCost
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 256
+    kv_token_bytes: int = 2 * 80 * 8 * 128 * 2
+    """Of one token's KV over all layers; what a transfer has to move."""
     accelerators: int = 1
 
     def kv_capacity_blocks(self, block_tokens: int) -> int:
@@ -162,6 +164,7 @@ LAPTOP = Profile(
         attention_pair_ms=1e-6,
     ),
     max_num_batched_tokens=512,
+    kv_token_bytes=4096,
 )
 """Invented, for demonstrations: 10,000 prompt tokens a second, a decode step of 5 to 10 ms, and
 chunks small enough that a long prompt makes nobody's token wait for much more than 50 ms."""

@@ -1,0 +1,135 @@
+"""KV blocks on the wire: real bytes that prove whose they are.
+
+A block's bytes are made from its name: a stretch of one fixed pattern, that begins where the name
+says. So a sender has them at the cost of a copy, and a receiver can tell, from the bytes alone,
+whether it got the block that it asked for, another one, or half of each.
+
+    question   u32 length, JSON
+    answer     u32 length, JSON; if that is good, as many blocks as it says:
+    block      name (32 bytes), sum of the words of its bytes (u64), spare (u64), its bytes
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+T = TypeVar("T")
+
+NAME_WORDS, HEAD_WORDS = 4, 6
+BATCH_BYTES = 1 << 20
+MESSAGE_BYTES_MAX = 8 << 20
+_OFFSETS = 4096
+_LENGTH = struct.Struct("<I")
+_WORD = (1 << 64) - 1
+
+
+class BrokenTransfer(Exception):
+    """The bytes did not come, or are not those that were asked for."""
+
+
+class Question(msgspec.Struct, omit_defaults=True):
+    """What one engine asks of another."""
+
+    op: str
+    """`read`, `done`, `alive`."""
+    request_id: str = ""
+    engine_id: str = ""
+    pages: list[int] | None = None
+    room: int | None = None
+    """Where both legs run at once: whatever is staged for this room, once it is."""
+    skip: int = 0
+    """Pages that the reader has already, from the first one."""
+
+
+class Answer(msgspec.Struct, omit_defaults=True):
+    """What comes before the blocks, or instead of them."""
+
+    ok: bool
+    error: str = ""
+    blocks: int = 0
+    block_bytes: int = 0
+    request_id: str = ""
+
+
+class Content:
+    """The bytes of blocks of one size."""
+
+    def __init__(self, block_bytes: int) -> None:
+        assert block_bytes > 0 and block_bytes % 8 == 0, "whole words"
+        self.block_bytes = block_bytes
+        self.words = block_bytes // 8
+        rng = np.random.default_rng(0x5EED)
+        self._pattern: Words = rng.integers(0, 1 << 63, size=self.words + _OFFSETS, dtype=np.uint64)
+        running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(self._pattern)])
+        self._sums: Words = running[self.words :] - running[: -self.words]
+        self.batch_blocks = max(1, BATCH_BYTES // (block_bytes + HEAD_WORDS * 8))
+
+    def buffer(self) -> Words:
+        """Room for a batch of blocks."""
+        return np.empty((self.batch_blocks, HEAD_WORDS + self.words), np.uint64)
+
+    def write(self, names: Sequence[int], into: Words) -> None:
+        """One block a row."""
+        for row, name in zip(into, names, strict=False):
+            start = name % _OFFSETS
+            row[:HEAD_WORDS] = self._head(name)
+            row[HEAD_WORDS:] = self._pattern[start : start + self.words]
+
+    def check(self, names: Sequence[int], got: Words) -> None:
+        """Raises `BrokenTransfer` unless the rows are these blocks, whole."""
+        heads = np.array([self._head(name) for name in names], np.uint64)
+        sums = np.add.reduce(got[:, HEAD_WORDS:], axis=1, dtype=np.uint64)
+        wrong = (got[:, :HEAD_WORDS] != heads).any(axis=1) | (sums != heads[:, NAME_WORDS])
+        if wrong.any():
+            raise BrokenTransfer(f"block {int(wrong.argmax())} of a batch is not what it should be")
+
+    def _head(self, name: int) -> list[int]:
+        words = [name >> (64 * shift) & _WORD for shift in range(NAME_WORDS)]
+        return [*words, int(self._sums[name % _OFFSETS]), 0]
+
+
+def pack(message: Question | Answer) -> bytes:
+    """A message with its length."""
+    body = msgspec.json.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def length_of(head: bytes) -> int:
+    """Of the message that follows. Raises `BrokenTransfer`."""
+    (length,) = _LENGTH.unpack(head)
+    if length > MESSAGE_BYTES_MAX:
+        raise BrokenTransfer(f"a message of {length} bytes")
+    return int(length)
+
+
+def receive(connection: socket.socket, type: type[T]) -> T:
+    """The next message of a blocking socket. Raises `BrokenTransfer`, `OSError`."""
+    body = exactly(connection, length_of(exactly(connection, _LENGTH.size)))
+    try:
+        return msgspec.json.decode(body, type=type)
+    except msgspec.DecodeError as error:
+        raise BrokenTransfer(f"not what is spoken here: {error}") from error
+
+
+def exactly(connection: socket.socket, size: int) -> bytes:
+    """So many bytes."""
+    data = bytearray(size)
+    fill(connection, memoryview(data))
+    return bytes(data)
+
+
+def fill(connection: socket.socket, view: memoryview) -> None:
+    """Fill all of it. Raises `BrokenTransfer` if the other side ends before."""
+    while len(view):
+        got = connection.recv_into(view)
+        if not got:
+            raise BrokenTransfer("the other engine hung up")
+        view = view[got:]
