@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from proto.constraints import UNCONSTRAINED, Constraints
 from proto.ids import RequestId, WorkerId
+
+
+class RouteLeg(StrEnum):
+    """Which part of a request a worker is wanted for."""
+
+    WHOLE = ""
+    PREFILL = "prefill"
+    """To compute the prompt for another worker: what it decodes does not matter (DG8)."""
+    DECODE = "decode"
+    """To decode what another one may have prefilled: what it has cached, or has still to prefill,
+    does not matter."""
 
 
 class RouteRequest(msgspec.Struct, frozen=True):
@@ -39,6 +52,7 @@ class RouteRequest(msgspec.Struct, frozen=True):
     attempt: int = 1
     """Which attempt to serve the request this is; its progress will bear the same number."""
     constraints: Constraints = UNCONSTRAINED
+    leg: RouteLeg = RouteLeg.WHOLE
 
 
 class Term(msgspec.Struct, frozen=True):

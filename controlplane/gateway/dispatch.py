@@ -14,8 +14,8 @@ import anyio
 
 from controlplane.gateway.accounting import Accounting
 from controlplane.gateway.admission import Admission
-from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.flight import CANCELLED, ClientStalled, EngineFailed, Flight, Sink
+from controlplane.gateway.handover import Handover
 from controlplane.gateway.migration import (
     CannotContinue,
     Leg,
@@ -75,7 +75,7 @@ class Dispatcher:
         settings: GatewaySettings,
         view: RegistryView,
         routing: Routing,
-        attempts: Attempts,
+        attempts: Handover,
         admission: Admission,
         accounting: Accounting,
     ) -> None:
@@ -125,7 +125,7 @@ class Dispatcher:
         return flight.outcome
 
     async def _carry(self, flight: Flight, sink: Sink) -> None:
-        tokens = await self._tokenise(flight)
+        tokens = flight.tokens = await self._tokenise(flight)
         flight.reservation = self._admission.reserve(flight.hints.tenant, flight.expected_tokens)
         leg = self._first_leg(flight, tokens)
         known = tokens

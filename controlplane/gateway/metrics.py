@@ -73,6 +73,13 @@ class GatewayMetrics:
             ["model", "kind"],
             registry=registry,
         )
+        self.handovers = Counter(
+            "tokenplane_gateway_handovers",
+            "Requests of split fleets: prefilled elsewhere (remote), by the decode worker (local,"
+            " fallback), and second tries (retry), by reason",
+            ["outcome", "reason"],
+            registry=registry,
+        )
         self.fallbacks = Counter(
             "tokenplane_gateway_route_fallbacks",
             "Requests placed by the gateway itself because no router answered",

@@ -22,19 +22,20 @@ from controlplane.runtime.tracing import tracer
 from proto.codec import Producer, Unreadable
 from proto.constraints import UNCONSTRAINED, Constraints
 from proto.hashing import BlockHasher, Scope, pack
-from proto.ids import RequestId, WorkerId
+from proto.ids import NAME_MAX_CHARS, RequestId, WorkerId
 from proto.route import (
     NO_WORKER,
     UNKNOWN_MODEL,
     Chosen,
     Rejected,
+    RouteLeg,
     RouteRequest,
     Verdict,
 )
 from proto.subjects import Subjects
 from proto.wire.errors import BusError, RequestRefused
 from proto.wire.ports import Bus
-from proto.workers import Role, WorkerState
+from proto.workers import Role, WorkerRecord, WorkerState
 
 log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
@@ -100,10 +101,12 @@ class Routing:
         hints: Hints,
         attempt: int,
         failed: Collection[WorkerId],
+        leg: RouteLeg | None = None,
     ) -> Verdict:
         """A worker for the prompt, or why there is none, for the `attempt` that comes after those
-        of `failed` workers. Raises `RequestRefused` (400) when a router finds the request itself
-        wrong."""
+        of `failed` workers. Without a `leg` it is for all that is to be answered, of which another
+        worker may do the prefill where there are such. Raises `RequestRefused` (400) when a router
+        finds the request itself wrong."""
         known = served(self._view, ask.model)
         model, adapter = (known.card.name, known.adapter) if known else (ask.model, "")
         scope = Scope(model, adapter, ask.cache_salt)
@@ -121,6 +124,7 @@ class Routing:
             exclude=tuple({*failed, *self.quarantined}),
             attempt=attempt,
             constraints=msgspec.structs.replace(hints.constraints, adapter=adapter),
+            leg=(RouteLeg.DECODE if self._split(model) else RouteLeg.WHOLE) if leg is None else leg,
         )
         with spans.start_as_current_span("gateway.route", kind=SpanKind.CLIENT) as span:
             began_s = anyio.current_time()
@@ -140,6 +144,33 @@ class Routing:
                 span.set_attribute("tokenplane.rejected", reply.reason)
             return reply
 
+    async def choose_prefill(
+        self,
+        request: RequestId,
+        ask: Ask,
+        tokens: list[int] | None,
+        hints: Hints,
+        attempt: int,
+        failed: Collection[WorkerId],
+    ) -> Chosen | None:
+        """A worker that would prefill for another one, None if there is none."""
+        try:
+            reply = await self.choose(
+                leg_request(request), ask, tokens, hints, attempt, failed, RouteLeg.PREFILL
+            )
+        except BusError as error:
+            log.warning("no prefill worker was chosen: %s", error)
+            return None
+        return reply if isinstance(reply, Chosen) else None
+
+    def splits(self, record: WorkerRecord) -> bool:
+        """Whether another worker may prefill for this one."""
+        return record.role is Role.DECODE and self._split(record.model)
+
+    def _split(self, model: str) -> bool:
+        workers = self._view.workers.values()
+        return any(r.role is Role.PREFILL and r.model == model for r in workers)
+
     def _by_myself(self, route: RouteRequest) -> Verdict:
         """The worker with the fewest of our own requests; the request plane outlives routers."""
         known = [r for r in self._view.workers.values() if r.model == route.model]
@@ -149,7 +180,7 @@ class Routing:
             r
             for r in known
             if r.state is WorkerState.READY
-            and r.role is not Role.PREFILL
+            and (r.role is Role.PREFILL) == (route.leg is RouteLeg.PREFILL)
             and r.worker not in route.exclude
             and not route.constraints.refusal(r)
         ]
@@ -192,3 +223,10 @@ class Routing:
                 self._hashers.clear()  # cheap to make again, and tenants choose their salts
             hasher = self._hashers[key] = BlockHasher(self._secret, scope, block_tokens)
         return hasher
+
+
+def leg_request(request: RequestId) -> RequestId:
+    """By this name the prefill leg of a request is routed and booked: it is a piece of work of its
+    own, on another worker."""
+    suffix = "-prefill"
+    return RequestId(request[: NAME_MAX_CHARS - len(suffix)] + suffix)

@@ -13,6 +13,7 @@ from controlplane.gateway.accounting import Accounting
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.dispatch import Dispatcher
+from controlplane.gateway.handover import Handover, Told
 from controlplane.gateway.health import Health
 from controlplane.gateway.http import Border, Front
 from controlplane.gateway.idempotency import Answers
@@ -21,6 +22,7 @@ from controlplane.gateway.records import RecordWriter
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.telling import Teller
+from controlplane.gateway.tickets import Tickets
 from controlplane.registry.view import RegistryView
 from proto.codec import Producer
 from proto.ids import ServiceId, new_incarnation
@@ -56,10 +58,13 @@ class GatewayService:
         routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
         self.health = Health(settings, around.http, routing, view, metrics, teller)
         attempts = Attempts(settings, around.http, routing, self.health, teller)
+        self._tickets = Tickets(bus, subjects, producer, settings.ticket_s)
+        told = Told(self._tickets, teller, metrics)
+        handover = Handover(attempts, around.http, view, routing, told, around.service)
         self.records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
         self._admission = Admission(settings, around.secret, anyio.current_time)
         accounting = Accounting(metrics, view, self.records.write, around.clock)
-        self.dispatcher = Dispatcher(settings, view, routing, attempts, self._admission, accounting)
+        self.dispatcher = Dispatcher(settings, view, routing, handover, self._admission, accounting)
         self._answers = Answers(settings.answers_kept_s, settings.answers_bytes_max)
         front = Front(self.dispatcher, self._admission, self._answers, view)
         self._border = Border(settings, front)
@@ -70,6 +75,7 @@ class GatewayService:
         assert self._server is not None, "given no HTTP server"
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.records.run)
+            tasks.start_soon(self._tickets.run)
             tasks.start_soon(self._admission.follow)
             tasks.start_soon(self._answers.run)
             tasks.start_soon(self.health.run)
@@ -80,4 +86,5 @@ class GatewayService:
     async def drain(self) -> None:
         """Refuse new requests, finish what is under way, store what is to be remembered."""
         await self._border.drain()
+        await self._tickets.settled()
         await self.records.settled()

@@ -35,6 +35,12 @@ class GatewaySettings(Group):
     queue_s: float = Field(
         30.0, ge=0, description="how long a request may wait for a worker that is not busy"
     )
+    ticket_s: float = Field(
+        3.0,
+        gt=0,
+        description="how long the transfer coordinator may take to grant a ticket; then the decode"
+        " worker prefills by itself",
+    )
     connect_s: float = Field(2.0, gt=0, description="how long an engine may take to accept")
     first_token_s: float = Field(
         120.0, gt=0, description="how long an engine may take to its first byte"

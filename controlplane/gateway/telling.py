@@ -38,6 +38,12 @@ class Teller:
         told = flight.output_tokens, outcome, worker_failed
         await self._say(Progress(flight.request, chosen.worker, flight.attempts, phase, *told))
 
+    async def tell_leg(
+        self, flight: Flight, request: RequestId, worker: WorkerId, phase: Phase, outcome: str = ""
+    ) -> None:
+        """How far a piece of a request has come that is booked by a name of its own."""
+        await self._say(Progress(request, worker, flight.attempts, phase, 0, outcome))
+
     async def worker_failed(self, worker: WorkerId, why: str) -> None:
         """The worker has failed something that is no client's request."""
         probe = RequestId(f"probe-{worker}")

@@ -52,6 +52,9 @@ class ClusterOptions(CommandSettings):
         description="engines by what they do, such as 2P2D: two that prefill, two that decode; A is"
         " for engines that do both; replaces --engines",
     )
+    prefill: Literal["cost", "bounds", "remote", "local"] = Field(
+        "cost", description="of a split fleet: when another engine prefills, or none does"
+    )
     planner: bool = Field(
         False, description="let a planner decide how many engines there are, by their latencies"
     )
@@ -283,7 +286,8 @@ def services(
         service("gateway", name, admin, **port)
         for name, admin in zip(names, ports.gateways_admin, strict=True)
     ]
-    coordinators = [service("transfer", "transfer", ports.transfer_admin)]
+    choice = {"TOKENPLANE_TRANSFER__CHOICE": options.prefill}
+    coordinators = [service("transfer", "transfer", ports.transfer_admin, **choice)]
     quick = {name: given.get(name, value) for name, value in PLANNER_PACE.items()}
     most = {"TOKENPLANE_PLANNER__MOST": str(max(options.engines, options.engines_max))}
     planners = [service("planner", "planner", ports.planner_admin, **quick, **most)]
@@ -349,6 +353,7 @@ def agent(
         "TOKENPLANE_ADMIN__PORT": str(mine.agent_admin),
         "TOKENPLANE_AGENT__WORKER": worker_id(place.index),
         "TOKENPLANE_AGENT__ROLE": place.role.value,
+        "TOKENPLANE_AGENT__TOPOLOGY": json.dumps({"host": "local"}),
         "TOKENPLANE_AGENT__ENGINE_URL": f"{LOOPBACK_URL}:{mine.http}",
         **told,
     }

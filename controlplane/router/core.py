@@ -18,6 +18,7 @@ from controlplane.router.fleet import Admission, Fleet
 from controlplane.router.index import PrefixIndex
 from controlplane.router.inhibition import Inhibitions
 from controlplane.router.ledger import Ledger
+from controlplane.router.legs import for_leg
 from controlplane.router.overlap import Overlaps
 from controlplane.router.policies.base import (
     Candidates,
@@ -205,7 +206,7 @@ class RouterCore:
         """Requests of one model and one kind can be served by the same workers."""
         if self._filters:  # users' own, which may look at anything
             return request.request, request.attempt
-        return request.constraints, request.exclude, frozenset(request.blocks)
+        return request.constraints, request.exclude, frozenset(request.blocks), request.leg
 
     def anyone_free(self, model: str, now_s: float) -> bool:
         """Whether some worker of the model could take some request now."""
@@ -255,6 +256,7 @@ class RouterCore:
         `FALLBACK` decides in its place."""
         name = request.policy or self._settings.policy
         prompt = prompt_of(request, self._sessions.home(session_key(request)))
+        prompt, candidates = for_leg(request.leg, prompt, candidates)
         try:
             found = self.catalog.policy(name)(prompt, candidates, self._state(name, request.model))
         except PolicyFailed as failure:

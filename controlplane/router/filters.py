@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from proto.load import LoadReport
-from proto.route import RouteRequest
+from proto.route import RouteLeg, RouteRequest
 from proto.workers import Role, WorkerRecord, WorkerState
 
 Standing = Callable[[WorkerRecord, LoadReport | None], str]
@@ -48,9 +48,10 @@ def health(record: WorkerRecord, report: LoadReport | None) -> str:
     return WorkerState.DRAINING.value if report.healthy else WorkerState.UNHEALTHY.value
 
 
-def role(record: WorkerRecord, report: LoadReport | None) -> str:
-    """A worker that only prefills gives no answers."""
-    del report
+def part(leg: RouteLeg, record: WorkerRecord) -> str:
+    """A worker that only prefills gives no answers; only such a one prefills for others."""
+    if leg is RouteLeg.PREFILL:
+        return "" if record.role is Role.PREFILL else "not_for_prefill"
     return "prefill_only" if record.role is Role.PREFILL else ""
 
 
@@ -65,7 +66,7 @@ def block_size(request: RouteRequest, record: WorkerRecord) -> str:
     return "" if record.block_tokens in request.blocks else "block_size"
 
 
-STANDINGS: tuple[Standing, ...] = (state, health, role)
+STANDINGS: tuple[Standing, ...] = (state, health)
 DEMANDS: tuple[Demand, ...] = (
     Demand(lambda request, _: bool(request.exclude), just_failed),
     Demand(

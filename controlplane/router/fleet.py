@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from controlplane.capacity import WARM_UP_S, Capacities, Curve
 from controlplane.router.busy import BusyLimits
-from controlplane.router.filters import Demand, standing
+from controlplane.router.filters import Demand, part, standing
 from controlplane.router.known import Known
 from controlplane.router.ledger import LATELY_S, Ledger
 from controlplane.router.policies.base import Candidates, Floats, Ints, Overlap
 from proto.constraints import Constraints
 from proto.ids import WorkerId
 from proto.load import LoadReport
-from proto.route import RouteRequest
+from proto.route import RouteLeg, RouteRequest
 from proto.workers import WorkerRecord
 
 Rows = NDArray[np.intp]
@@ -71,7 +71,7 @@ class Fleet:
         self._columns: NDArray[np.int64] = np.zeros((6, FIRST_ROWS), dtype=np.int64)
         self._lately: Floats = np.zeros((2, FIRST_ROWS))
         self._curves: Floats = np.full((len(Curve._fields), FIRST_ROWS), np.nan)
-        self._admissions: dict[Constraints, Admission] = {}
+        self._admissions: dict[tuple[Constraints, RouteLeg], Admission] = {}
         self._free = np.zeros(FIRST_ROWS, dtype=bool)
         """Who could take some request now."""
         self.changes = 0
@@ -178,7 +178,7 @@ class Fleet:
 
     def sift(self, request: RouteRequest, demands: Sequence[Demand]) -> Admission:
         """Who can take the request, and why the others cannot."""
-        admitted = self._admission(request.constraints)
+        admitted = self._admission(request.constraints, request.leg)
         if not demands:
             return admitted
         refused = {}
@@ -203,18 +203,19 @@ class Fleet:
         busy = [known for known in self._known if known.busy and not known.refused]
         return {known.record.worker: known.busy for known in busy[:told_max]}, len(busy)
 
-    def _admission(self, constraints: Constraints) -> Admission:
-        known = self._admissions.get(constraints)
+    def _admission(self, constraints: Constraints, leg: RouteLeg) -> Admission:
+        known = self._admissions.get((constraints, leg))
         if known is None:
             if len(self._admissions) >= ADMISSIONS_MAX:
                 self._admissions.clear()
-            known = self._admissions[constraints] = self._admit(constraints)
+            known = self._admissions[constraints, leg] = self._admit(constraints, leg)
         return known
 
-    def _admit(self, constraints: Constraints) -> Admission:
+    def _admit(self, constraints: Constraints, leg: RouteLeg) -> Admission:
         rows, refused = [], {}
         for row, known in enumerate(self._known):
-            if reason := known.refused or constraints.refusal(known.record):
+            record = known.record
+            if reason := known.refused or part(leg, record) or constraints.refusal(record):
                 refused[self._workers[row]] = reason
             else:
                 rows.append(row)

@@ -8,7 +8,7 @@ from controlplane.router.sessions import prefix_key, session_key
 from proto.hashing import HASH_BYTES
 from proto.ids import WorkerId
 from proto.progress import Booking
-from proto.route import Chosen, RouteRequest
+from proto.route import Chosen, RouteLeg, RouteRequest
 
 
 def check(request: RouteRequest, catalog: Catalog) -> None:
@@ -37,13 +37,14 @@ def prompt_of(request: RouteRequest, home: WorkerId | None) -> Prompt:
 
 
 def booking_of(request: RouteRequest, chosen: Chosen) -> Booking:
-    """What a decision costs its worker."""
+    """What a decision costs its worker, of the part that it is to do."""
     prompt = Prompt(request.prompt_tokens, request.expected_output_tokens)
+    prefills, decodes = request.leg is not RouteLeg.DECODE, request.leg is not RouteLeg.PREFILL
     return Booking(
         request.request,
         chosen.worker,
-        chosen.new_prefill_tokens,
-        decode_blocks(prompt, chosen.block_tokens),
+        chosen.new_prefill_tokens if prefills else 0,
+        decode_blocks(prompt, chosen.block_tokens) if decodes else 0,
         request.attempt,
         session_key(request),
     )

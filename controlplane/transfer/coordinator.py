@@ -51,6 +51,8 @@ class Walk:
     made: list[Transition] = field(default_factory=list)
     waits: bool = False
     """Its transfer is not let in yet."""
+    owes: bool = False
+    """More than before."""
 
     def go(
         self,
@@ -67,6 +69,7 @@ class Walk:
         news = News(other, handle, cause)
         after = step(before, what, now_s, settings.patience, news)
         self.ticket = after
+        self.owes |= len(after.owed) > len(before.owed)
         self.made.append(
             Transition(
                 after.id,
@@ -135,7 +138,7 @@ class Coordinator:
             raise Refused(f"{said.step} is not for an owner to report")
         if _heard_before(ticket, said):
             return walk
-        if said.step is not Step.CANCEL:
+        if said.step not in (Step.CANCEL, Step.FAIL):  # what an owner gives up is given up
             check_fence(ticket, said.fence)
         match said.step:
             case Step.TRANSFER:

@@ -16,6 +16,7 @@ from typing import TypeVar
 import anyio
 import msgspec
 from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from opentelemetry.trace import SpanKind
 
 from controlplane.registry.membership import Change, Joined, Left, Updated
@@ -61,6 +62,9 @@ ERRANDS = 1024
 ERRANDS_AT_ONCE = 32
 PAUSE_S = 0.5
 
+Errand = tuple[Ticket, bool]
+"""A ticket with duties, and whether another replica may be about to do them."""
+
 
 class TransferService:
     """One replica."""
@@ -91,9 +95,7 @@ class TransferService:
         self._shelf = Shelf(bus, subjects, self.core.book, metrics)
         self._duties = Duties(bus, subjects, self._shelf, producer, metrics, settings.duty_s, clock)
         self._teller = Teller(bus, subjects, producer, metrics)
-        self._errands_in, self._errands_out = anyio.create_memory_object_stream[
-            tuple[Ticket, bool]
-        ](ERRANDS)
+        self._errands: MemoryObjectSendStream[Errand] | None = None
         self._begins = Reader[Begin](Begin)
         self._reports = Reader[Report](Report)
         self._loads = Reader[LoadReport](LoadReport)
@@ -105,7 +107,9 @@ class TransferService:
         """Read the tickets, answer, see to deadlines; until cancelled, or drained."""
         known = await self._shelf.open()
         log.info("%d tickets were found", known)
-        async with anyio.create_task_group() as tasks, self._errands_in, self._errands_out:
+        errands_in, errands_out = anyio.create_memory_object_stream[Errand](ERRANDS)
+        self._errands = errands_in
+        async with anyio.create_task_group() as tasks, errands_in, errands_out:
             unsubscribe = self._view.subscribe(self._on_change)
             try:
                 async with self._bus.subscribe(self._subjects.every_load) as loads:
@@ -113,7 +117,7 @@ class TransferService:
                     tasks.start_soon(self._follow)
                     tasks.start_soon(self._sweep)
                     for _ in range(ERRANDS_AT_ONCE):
-                        tasks.start_soon(self._run_errands)
+                        tasks.start_soon(self._run_errands, errands_out)
                     await self._serve(task_status)
                     await anyio.sleep_forever()
             finally:
@@ -272,16 +276,17 @@ class TransferService:
             return
         self._wake()
         await self._teller.tell(walk)
-        if walk.ticket.owed:
+        if walk.owes:
             self._send(walk.ticket, claim=False)
 
     def _send(self, ticket: Ticket, *, claim: bool) -> None:
         """Have the ticket's duties done; where too many wait already, a later sweep does it."""
-        with suppress(anyio.WouldBlock):
-            self._errands_in.send_nowait((ticket, claim))
+        if self._errands is not None:
+            with suppress(anyio.WouldBlock):
+                self._errands.send_nowait((ticket, claim))
 
-    async def _run_errands(self) -> None:
-        async for ticket, claim in self._errands_out:
+    async def _run_errands(self, errands: MemoryObjectReceiveStream[Errand]) -> None:
+        async for ticket, claim in errands:
             if claim and not await self._duties.claim(ticket):
                 continue
             for duty in ticket.owed:

@@ -1,0 +1,108 @@
+"""The gateway's words with the transfer coordinator."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+
+from controlplane.runtime.tracing import inject
+from proto.codec import Producer, Reader, Unreadable
+from proto.subjects import Subjects
+from proto.transfers import (
+    Begin,
+    BeginReply,
+    Denied,
+    Local,
+    Report,
+    ReportReply,
+    Step,
+    Stepped,
+    Ticket,
+)
+from proto.wire.errors import BusError
+from proto.wire.ports import Bus, Headers
+
+log = logging.getLogger(__name__)
+
+REPORT_S = 5.0
+TRIES = 3
+PAUSE_S = 0.3
+LATER_MAX = 4096
+
+
+class Tickets:
+    """Asks, reports, and reports later what nobody waits for."""
+
+    def __init__(self, bus: Bus, subjects: Subjects, producer: Producer, begin_s: float) -> None:
+        self._bus = bus
+        self._begin_subject = subjects.transfer("begin")
+        self._report_subject = subjects.transfer("report")
+        self._producer = producer
+        self._begin_s = begin_s
+        self._begins = Reader[BeginReply](BeginReply)
+        self._reports = Reader[ReportReply](ReportReply)
+        self._later: list[tuple[Report, Headers]] = []
+        self._news = anyio.Event()
+
+    async def begin(self, asked: Begin) -> BeginReply:
+        """Without a coordinator that answers, the decode worker does all of it."""
+        try:
+            sealed = self._producer.seal(asked)
+            answer = await self._bus.request(
+                self._begin_subject, sealed, timeout_s=self._begin_s, headers=inject()
+            )
+            return self._begins.open(answer.data).body
+        except (BusError, Unreadable) as error:
+            log.warning("no ticket for %s: %s", asked.request, error)
+            return Local("no_coordinator", str(error), fallback=True)
+
+    async def report(self, said: Report, headers: Headers | None = None) -> Ticket | Denied:
+        """What has come of it; said again where no answer came."""
+        headers = inject() if headers is None else headers
+        why = ""
+        for _ in range(TRIES):
+            try:
+                answer = await self._bus.request(
+                    self._report_subject,
+                    self._producer.seal(said),
+                    timeout_s=REPORT_S,
+                    headers=headers,
+                )
+                reply = self._reports.open(answer.data).body
+                return reply.ticket if isinstance(reply, Stepped) else reply
+            except (BusError, Unreadable) as error:
+                why = str(error)
+                log.warning("ticket %s: %s was not told: %s", said.ticket, said.step, error)
+                await anyio.sleep(PAUSE_S)
+        return Denied("no_coordinator", why)
+
+    def give_up(self, ticket: Ticket, step: Step, cause: str) -> None:
+        """It has come to nothing; nobody waits until that is known."""
+        self.report_later(Report(ticket.id, ticket.fence, step, cause=cause))
+
+    def report_later(self, said: Report) -> None:
+        """Nobody waits for the answer. What is too much is dropped: the ticket then expires."""
+        if len(self._later) < LATER_MAX:
+            self._later.append((said, inject()))
+            self._news.set()
+
+    async def run(self) -> None:
+        """Report what is to be reported later, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await self._news.wait()
+                self._news = anyio.Event()
+                while self._later:
+                    tasks.start_soon(self.report, *self._later.pop(0))
+
+    async def settled(self) -> None:
+        """All that was to be reported later has been."""
+        while self._later:
+            said, headers = self._later.pop(0)
+            await self.report(said, headers)
+
+
+def landed(ticket: Ticket, seconds: float) -> Report:
+    """The first token has come: so the blocks have."""
+    return Report(ticket.id, ticket.fence, Step.LAND, seconds=seconds)
