@@ -51,6 +51,15 @@ class GenerateSettings(CommandSettings):
     output_tokens: float = Field(
         Workload.output_tokens, gt=0, description="mean tokens of an answer (log-normal)"
     )
+    documents_rate: float = Field(
+        Workload.documents_rate, ge=0, description="long documents a second beside the talk"
+    )
+    document_tokens: int = Field(
+        Workload.document_tokens, ge=1, description="tokens of one, give or take a fifth"
+    )
+    document_output_tokens: int = Field(
+        Workload.document_output_tokens, ge=1, description="tokens that one is answered in"
+    )
     sigma: float = Field(Workload.sigma, ge=0, description="spread of both log-normals")
     context_tokens: int = Field(
         Workload.context_tokens, ge=1, description="a conversation ends before it outgrows this"

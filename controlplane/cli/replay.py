@@ -24,6 +24,7 @@ from controlplane.cli import ladder
 from controlplane.cli.options import Names, written_arm
 from controlplane.cli.traces import REASONS_SHOWN, TraceSettings, tell_losses
 from controlplane.replay.arms import arm
+from controlplane.replay.handover import Link
 from controlplane.replay.hardware import dollars_per_hour, timings
 from controlplane.replay.live import LiveTarget, NotServing, run_live, served_model
 from controlplane.replay.parallel import run_all
@@ -40,8 +41,11 @@ from controlplane.replay.simulate import Scenario, simulate
 from controlplane.replay.trace import Trace, TraceUnreadable
 from controlplane.router.plugins import installed
 from controlplane.runtime.settings import SettingsError, load
+from controlplane.transfer.cost import Choice
+from controlplane.transfer.settings import TransferSettings
 from proto.hardware import BadHardware, load_catalogue
 from proto.hashing import Words
+from proto.roles import parse_roles
 from proto.wire.http import HttpClient
 from workers.sim.timing import H100, Profile
 
@@ -51,7 +55,16 @@ EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 OnProgress = Callable[[str, int], None]
 """Policy, and how many of its requests have ended."""
 
-_VIRTUAL = ("workers", "profile", "hardware_file", "blocks", "event_delay_ms")
+_VIRTUAL = (
+    "workers",
+    "roles",
+    "kv_gb_s",
+    "prefill",
+    "profile",
+    "hardware_file",
+    "blocks",
+    "event_delay_ms",
+)
 _LIVE = ("url", "model", "concurrency", "timeout_s")
 
 
@@ -87,6 +100,17 @@ class ReplaySettings(TraceSettings):
     )
 
     workers: int = Field(8, ge=1, le=4096, description="virtual: engines")
+    roles: str | None = Field(
+        None,
+        description="virtual: split the fleet, such as 2P2D: two engines prefill, two decode; every"
+        " policy is also replayed on as many engines that do both",
+    )
+    kv_gb_s: float = Field(
+        50.0, gt=0, description="virtual: gigabytes of KV a second from one engine to another"
+    )
+    prefill: Choice = Field(
+        Choice.COST, description="virtual: when a split fleet prefills elsewhere, or does not"
+    )
     profile: Names[str] = Field(
         (H100.name,),
         description="virtual: engine timing, such as h100, h200 or laptop; of several, separated"
@@ -112,6 +136,17 @@ class ReplaySettings(TraceSettings):
             if name not in installed().policies:
                 raise ValueError(f"{name} is no policy; through a cluster there are no other arms")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arms_of_roles(cls, given: dict[str, object]) -> dict[str, object]:
+        """Each policy on both fleets, with as many workers."""
+        if not (roles := given.get("roles")):
+            return given
+        policies = given.get("policy") or ("kv",)
+        names = policies.split(",") if isinstance(policies, str) else list(map(str, policies))  # type: ignore[call-overload]
+        both = [arm for name in names for arm in (name, f"{name}:roles={roles}")]
+        return {**given, "policy": both, "workers": len(parse_roles(str(roles)))}
 
     @model_validator(mode="after")
     def _profiles_exist(self) -> Self:
@@ -202,6 +237,8 @@ def _scenario(settings: ReplaySettings, trace: Trace, names: list[Words]) -> Sce
         blocks=settings.blocks,
         event_delay_s=settings.event_delay_ms / 1000,
         dollars_per_hour=dollars_per_hour(fleet, load_catalogue(settings.hardware_file)),
+        transfer=TransferSettings(choice=settings.prefill),
+        link=Link(settings.kv_gb_s * 1e9),
         seed=settings.seed,
     )
 

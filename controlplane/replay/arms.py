@@ -5,6 +5,7 @@ one of
 
 - `kv_delay_s`: how much later than the engine's step an agent hears what came of its cache;
 - `kv_loss`: the share of KV batches, and of snapshots asked for, that get lost on their way;
+- `roles`: who does what, as `2P2D`; the fleet then has as many workers;
 - `knowledge`: `events` (the rule), `approximate` (engines tell nothing of their caches) or
   `oracle` (no router at all; see `oracle`).
 
@@ -20,6 +21,8 @@ from pydantic import ValidationError
 
 from controlplane.replay.report import Targets
 from controlplane.router.settings import RouterSettings
+from proto.roles import parse_roles
+from proto.workers import Role
 
 
 class Knowledge(StrEnum):
@@ -42,6 +45,8 @@ class Arm:
     knowledge: Knowledge = Knowledge.EVENTS
     kv_delay_s: float = 0.0
     kv_loss: float = 0.0
+    roles: tuple[Role, ...] = ()
+    """Empty: every worker does all."""
 
     def __post_init__(self) -> None:
         if not self.kv_delay_s >= 0:
@@ -61,6 +66,9 @@ def arm(text: str, targets: Targets | None = None) -> Arm:
             raise ValueError(f"{text}: write name=value and not {option!r}")
         given[name] = value
     knowledge = Knowledge(given.pop("knowledge", Knowledge.EVENTS))
+    roles = parse_roles(given.pop("roles")) if "roles" in given else ()
+    if roles and knowledge is not Knowledge.EVENTS:
+        raise ValueError(f"{text}: a split fleet needs knowledge=events")
     kv_delay_s, kv_loss = float(given.pop("kv_delay_s", 0)), float(given.pop("kv_loss", 0))
     promised = {}
     if targets is not None:
@@ -70,4 +78,4 @@ def arm(text: str, targets: Targets | None = None) -> Arm:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{text}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return Arm(text, settings, knowledge, kv_delay_s, kv_loss)
+    return Arm(text, settings, knowledge, kv_delay_s, kv_loss, roles)

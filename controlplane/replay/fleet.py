@@ -16,7 +16,7 @@ from proto.hashing import digest, pack
 from proto.ids import WorkerId
 from proto.kv import SNAPSHOT_CHUNK_BLOCKS, KvBatch, KvSnapshotChunk, Tier
 from proto.load import LoadReport, StepSums
-from proto.workers import Hardware, WorkerRecord, WorkerState
+from proto.workers import Hardware, KvTransfer, Role, WorkerRecord, WorkerState
 from workers.sim.cache import CacheEvent, Cleared, Stored
 from workers.sim.engine import Engine
 from workers.sim.speculation import Speculation
@@ -36,8 +36,10 @@ class SimulatedWorker:
         block_tokens: int,
         blocks: int | None,
         speculation: Speculation | None = None,
+        role: Role = Role.AGGREGATED,
     ) -> None:
         self.worker = worker
+        self.role = role
         self.engine = Engine(
             profile, block_tokens=block_tokens, blocks=blocks, speculation=speculation
         )
@@ -54,6 +56,11 @@ class SimulatedWorker:
         """Of the agent's last batch."""
         self._digest = 0
 
+    @property
+    def block_bytes(self) -> int:
+        """Of one block's KV."""
+        return self.engine.profile.kv_token_bytes * self.engine.block_tokens
+
     def record(self, *, kv_events: bool) -> WorkerRecord:
         """As its agent would register it."""
         profile = self.engine.profile
@@ -69,7 +76,13 @@ class SimulatedWorker:
             max_batched_tokens=profile.max_num_batched_tokens,
             max_running=profile.max_num_seqs,
             kv_events=kv_events,
-            hardware=Hardware(profile=profile.name, accelerators=profile.accelerators),
+            hardware=Hardware(
+                profile=profile.name,
+                accelerators=profile.accelerators,
+                topology={"rack": "replay"},
+            ),
+            role=self.role,
+            transfer=KvTransfer(connector="sim", layout=profile.name, block_bytes=self.block_bytes),
         )
 
     def hear(self, events: Sequence[CacheEvent]) -> KvBatch:

@@ -14,6 +14,9 @@ What is modelled, and nothing else:
   `long_share` of the messages is `long_factor` times as long.
 - The next turn comes after the answer was written (`ms_per_output_token` for each token) and an
   exponential time to think, `think_s` on average.
+- With `documents_rate` above 0 long documents are sent meanwhile, each by somebody who says nothing
+  more: a Poisson process as long as the conversations begin, of prompts of `document_tokens` (give
+  or take a fifth, uniform) that have nothing in common, answered in `document_output_tokens`.
 - A conversation ends early when the next turn would not fit `context_tokens`.
 
 Arrivals do not wait for the replay: like a recorded trace, this one has already happened. Equal
@@ -55,6 +58,9 @@ class Workload:
     long_factor: float = 32.0
     output_tokens: float = 250.0
     sigma: float = 0.8
+    documents_rate: float = 0.0
+    document_tokens: int = 30_000
+    document_output_tokens: int = 200
     context_tokens: int = 32_768
 
     def __post_init__(self) -> None:
@@ -64,7 +70,7 @@ class Workload:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0")
         notnegative = ("system_prompts", "think_s", "ms_per_output_token", "zipf", "sigma")
-        for name in (*notnegative, "sibling_gap_s", "long_share"):
+        for name in (*notnegative, "sibling_gap_s", "long_share", "documents_rate"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be below 0")
         if self.long_share > 1:
@@ -101,6 +107,7 @@ def generate(workload: Workload, rng: random.Random) -> Iterator[TraceRequest]:
     """The requests in order of arrival; ids are numbered in the order they are first seen."""
     fresh = count()
     conversations = list(_conversations(workload, rng))
+    conversations += _documents(workload, conversations, rng)
     order = sorted(
         (turn.arrival_s, c, t)
         for c, conversation in enumerate(conversations)
@@ -157,6 +164,22 @@ def _conversations(workload: Workload, rng: random.Random) -> Iterator[_Conversa
             made += 1
             if workload.siblings > 1 and workload.sibling_gap_s:
                 sibling_s += rng.expovariate(1 / workload.sibling_gap_s)
+
+
+def _documents(
+    workload: Workload, conversations: list[_Conversation], rng: random.Random
+) -> Iterator[_Conversation]:
+    if not workload.documents_rate:
+        return
+    spread_tokens = workload.document_tokens // 5
+    last_s = max(each.turns[0].arrival_s for each in conversations if each.turns)
+    arrival_s = rng.expovariate(workload.documents_rate)
+    while arrival_s < last_s:
+        tokens = workload.document_tokens + rng.randint(-spread_tokens, spread_tokens)
+        most_tokens = workload.context_tokens - workload.document_output_tokens
+        turn = _Turn(arrival_s, min(tokens, most_tokens), workload.document_output_tokens)
+        yield _Conversation(_Prefix(0), [turn])
+        arrival_s += rng.expovariate(workload.documents_rate)
 
 
 def _new_prefix(workload: Workload, rng: random.Random) -> _Prefix:

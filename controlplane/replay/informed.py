@@ -23,7 +23,7 @@ from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch
 from proto.load import LoadReport
 from proto.progress import Phase, Progress
-from proto.route import Rejected, RouteRequest
+from proto.route import Rejected, RouteLeg, RouteRequest, Verdict
 from proto.workers import WorkerState
 from workers.sim.cache import CacheEvent
 
@@ -93,19 +93,30 @@ class Informed:
         self, index: int, request: TraceRequest, names: Words, now_s: float
     ) -> WorkerId | Rejected:
         """Decide and book request number `index` of the trace."""
+        reply = self.decide(index, request, names, now_s, RouteLeg.WHOLE)
+        return reply if isinstance(reply, Rejected) else reply.worker
+
+    def decide(
+        self, index: int, request: TraceRequest, names: Words, now_s: float, leg: RouteLeg
+    ) -> Verdict:
+        """The same for one leg of it, told in full."""
         reply = self._core.decide(
             RouteRequest(
-                request=_request_id(index),
+                request=_request_id(index, leg),
                 model=MODEL,
                 prompt_tokens=request.input_tokens,
                 blocks={self._block_tokens: pack(names)},
+                leg=leg,
             ),
             now_s,
         )
-        if isinstance(reply, Rejected):
+        if isinstance(reply, Rejected) and leg is not RouteLeg.PREFILL:
             self._open -= 1
-            return reply
-        return reply.worker
+        return reply
+
+    def dropped(self) -> None:
+        """A request goes nowhere, and nobody is asked about it."""
+        self._open -= 1
 
     def cache_changed(
         self, worker: SimulatedWorker, events: list[CacheEvent], now_s: float
@@ -118,10 +129,26 @@ class Informed:
         else:
             self._tell_batch(worker, events, now_s)
 
-    def progressed(self, index: int, worker: WorkerId, phase: Phase, now_s: float) -> None:
+    def progressed(
+        self,
+        index: int,
+        worker: WorkerId,
+        phase: Phase,
+        now_s: float,
+        leg: RouteLeg = RouteLeg.WHOLE,
+    ) -> None:
         """A gateway says how far a request has come."""
-        self._open -= phase is Phase.ENDED
-        progress = Progress(_request_id(index), worker, attempt=1, phase=phase)
+        self._open -= phase is Phase.ENDED and leg is not RouteLeg.PREFILL
+        self._tell(index, worker, phase, now_s, leg)
+
+    def unwanted(self, index: int, worker: WorkerId, now_s: float, leg: RouteLeg) -> None:
+        """What was booked on a worker for a leg is done by another one."""
+        self._tell(index, worker, Phase.ENDED, now_s, leg)
+
+    def _tell(
+        self, index: int, worker: WorkerId, phase: Phase, now_s: float, leg: RouteLeg
+    ) -> None:
+        progress = Progress(_request_id(index, leg), worker, attempt=1, phase=phase)
         self._at(now_s + self._delay_s, partial(self._hear_progress, progress))
 
     def check(self) -> None:
@@ -228,5 +255,6 @@ class Informed:
         return self._arm.kv_loss > 0 and self._losses.random() < self._arm.kv_loss
 
 
-def _request_id(index: int) -> RequestId:
-    return RequestId(f"r{index}")
+def _request_id(index: int, leg: RouteLeg) -> RequestId:
+    """The prefill leg is a piece of work of its own."""
+    return RequestId(f"r{index}-prefill" if leg is RouteLeg.PREFILL else f"r{index}")

@@ -3,6 +3,8 @@
 - `ttft_ms`: from a request's arrival to its first token. Served requests only.
 - `tpot_ms`: from the first token to the last, divided by the tokens after the first. Requests of
   one output token have none.
+- `itl_ms`: between one token of a stream and its next, over all tokens of all streams; virtual time
+  only. Unlike `tpot_ms` it shows a stream that stood still for a while.
 - `hit_rate`: prompt blocks found in the engine's cache, of all full prompt blocks of the requests
   that were served.
 - `ideal_hit_rate`: the same over the whole trace for one cache without bounds, delay or workers:
@@ -66,6 +68,8 @@ class Run(msgspec.Struct, frozen=True):
     """Sequences that were decoded in a step, on average."""
     accept_length: float = 1.0
     """Tokens that each of them got, on average; above 1 where there was speculation."""
+    gaps: Sequence[tuple[float, int]] = ()
+    """Times between tokens, in milliseconds, each with how many tokens had to wait for so long."""
 
 
 class Targets(msgspec.Struct, frozen=True):
@@ -98,6 +102,7 @@ class PolicyReport(msgspec.Struct, frozen=True):
     busy: float | None
     accelerator_seconds: float | None = None
     cost_per_1k_tokens: float | None = None
+    itl_ms: Distribution = Distribution()
 
 
 class TraceReport(msgspec.Struct, frozen=True):
@@ -148,6 +153,7 @@ def policy_report(run: Run, ideal: float, targets: Targets) -> PolicyReport:
         busy=run.busy,
         accelerator_seconds=run.accelerator_seconds,
         cost_per_1k_tokens=_cost_per_1k(run.dollars, sum(o.output_tokens for o in done)),
+        itl_ms=weighted_distribution(run.gaps),
     )
 
 
@@ -161,6 +167,19 @@ def distribution(values: Sequence[float]) -> Distribution:
         return Distribution()
     p50, p90, p99 = np.percentile(values, [50, 90, 99]).tolist()
     return Distribution(float(np.mean(values)), p50, p90, p99)
+
+
+def weighted_distribution(values: Sequence[tuple[float, int]]) -> Distribution:
+    """Of values that were each met so many times."""
+    if not values:
+        return Distribution()
+    ordered = np.array(sorted(values))
+    reached = np.cumsum(ordered[:, 1])
+    p50, p90, p99 = (
+        float(ordered[np.searchsorted(reached, share * reached[-1]), 0])
+        for share in (0.5, 0.9, 0.99)
+    )
+    return Distribution(float(np.average(ordered[:, 0], weights=ordered[:, 1])), p50, p90, p99)
 
 
 def trace_report(trace: Trace) -> TraceReport:
@@ -192,6 +211,8 @@ def table(report: Report) -> Table:
     grid.add_row("failed", *(f"{p.failed:,}" for p in policies), end_section=True)
     _add_latency(grid, "TTFT", [p.ttft_ms for p in policies], ",.0f")
     _add_latency(grid, "TPOT", [p.tpot_ms for p in policies], ",.1f")
+    if any(p.itl_ms.p99 is not None for p in policies):
+        _add_latency(grid, "ITL", [p.itl_ms for p in policies], ",.1f")
     grid.add_row("block hit rate", *(f"{p.hit_rate:.1%}" for p in policies))
     grid.add_row("  ideal", *(f"{p.ideal_hit_rate:.1%}" for p in policies))
     grid.add_row("goodput", *(f"{p.goodput:.1%}" for p in policies))

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 from typing import Protocol
 
 from controlplane.replay.arms import Arm, Knowledge
 from controlplane.replay.fleet import SimulatedWorker
+from controlplane.replay.handover import TOO_LARGE, Handovers, Link, split
 from controlplane.replay.informed import Action, Informed
 from controlplane.replay.oracle import Oracle
 from controlplane.replay.report import Outcome, Run, Status, Targets
 from controlplane.replay.trace import TraceRequest
+from controlplane.transfer.settings import TransferSettings
 from proto.hashing import Words
 from proto.ids import WorkerId
 from proto.progress import Phase
 from proto.route import Rejected
 from proto.speculation import accept_length
+from proto.workers import Role
 from workers.sim.cache import CacheEvent
 from workers.sim.request import Progress as EngineProgress
 from workers.sim.request import ProgressKind, Request
@@ -48,6 +52,8 @@ class Scenario:
     event_delay_s: float = 0.005
     dollars_per_hour: float | None = None
     """For all workers; None: nobody knows."""
+    transfer: TransferSettings = field(default_factory=TransferSettings)
+    link: Link = field(default_factory=Link)
     seed: int = 0
     speculation: Speculation | None = None
 
@@ -95,6 +101,7 @@ class Simulation:
         self._open: dict[int, _Open] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._last_token_s = 0.0
+        self._now_s = 0.0
         self._ended_on: WorkerId | None = None
         """The worker of the request that has just ended; None if it never had one."""
         self._touched: dict[WorkerId, SimulatedWorker] = {}
@@ -102,6 +109,7 @@ class Simulation:
         self._order = 0
         self._agenda: list[tuple[float, int, Action]] = []
         self._chooser = self._make_chooser()
+        self._handovers = self._split() if split(arm.roles) else None
 
     def run(self) -> Run:
         requests = self._scenario.requests
@@ -112,6 +120,8 @@ class Simulation:
         while self._agenda:
             self._moment(self._agenda[0][0])
         self._chooser.check()
+        if self._handovers is not None:
+            self._handovers.check()
         outcomes = [self._outcomes[index] for index in range(len(requests))]
         span_s = self._last_token_s - start_s
         busy = self._busy(span_s)
@@ -127,10 +137,11 @@ class Simulation:
             accept_length(
                 sum(t.verifications for t in tallies), sum(t.accepted_tokens for t in tallies)
             ),
+            [gap for worker in fleet for gap in worker.engine.gaps or ()],
         )
 
     def _make_fleet(self) -> dict[WorkerId, SimulatedWorker]:
-        return _fleet(self._scenario)
+        return _fleet(self._scenario, self._arm.roles)
 
     def _make_chooser(self) -> Chooser:
         scenario, arm = self._scenario, self._arm
@@ -138,9 +149,26 @@ class Simulation:
             return Oracle(self._fleet, scenario.targets, self._settle)
         return Informed(arm, self._fleet, scenario.event_delay_s, scenario.seed, self._at)
 
+    def _split(self) -> Handovers:
+        assert isinstance(self._chooser, Informed), "arms see to that"
+        handovers = Handovers(
+            self._fleet,
+            self._chooser,
+            self._scenario.transfer,
+            self._scenario.link,
+            self._at,
+            self._touch,
+        )
+        self._chooser.on_load = handovers.hear
+        return handovers
+
+    def _touch(self, worker: SimulatedWorker) -> None:
+        self._touched[worker.worker] = worker
+
     def _moment(self, now_s: float) -> None:
         """All that happens at one time. Only then do engines go on: a step that begins now
         serves everybody who has arrived by now."""
+        self._now_s = now_s
         while self._agenda and self._agenda[0][0] == now_s:
             heapq.heappop(self._agenda)[2](now_s)
         for worker in self._touched.values():
@@ -148,6 +176,9 @@ class Simulation:
             if wake_s is not None and wake_s != worker.wake_s:
                 self._at(wake_s, partial(self._wake, worker))
             worker.wake_s = wake_s
+            for what in worker.engine.take_fetches():
+                assert self._handovers is not None
+                self._handovers.fetch(what, now_s)
             events = worker.engine.take_cache_events()
             if events:
                 self._chooser.cache_changed(worker, events, now_s)
@@ -159,6 +190,9 @@ class Simulation:
 
     def _arrive(self, index: int, now_s: float) -> None:
         request, names = self._scenario.requests[index], self._scenario.names[index]
+        if self._handovers is not None:
+            self._arrive_split(self._handovers, index, now_s)
+            return
         chosen = self._chooser.choose(index, request, names, now_s)
         if isinstance(chosen, Rejected):
             self._ended_on = None
@@ -178,6 +212,16 @@ class Simulation:
         self._open[index] = _Open(chosen)
         self._touched[chosen] = worker
 
+    def _arrive_split(self, handovers: Handovers, index: int, now_s: float) -> None:
+        request, names = self._scenario.requests[index], self._scenario.names[index]
+        chosen = handovers.place(index, request, names, now_s)
+        if isinstance(chosen, Rejected):
+            self._ended_on = None
+            status = Status.FAILED if chosen.reason == TOO_LARGE else Status.REJECTED
+            self._end(index, Outcome(status, detail=chosen.detail))
+        else:
+            self._open[index] = _Open(chosen)
+
     def _wake(self, worker: SimulatedWorker, now_s: float) -> None:
         if worker.wake_s != now_s:
             return  # what was expected now was put off, or came sooner
@@ -190,7 +234,11 @@ class Simulation:
         self._touched[worker.worker] = worker
 
     def _take_progress(self, progress: EngineProgress) -> None:
-        assert isinstance(progress.id, int)
+        if isinstance(progress.id, str):
+            if progress.kind is ProgressKind.FINISHED:
+                assert self._handovers is not None
+                self._handovers.prefilled(progress.id, self._now_s)
+            return
         request = self._open[progress.id]
         if progress.kind is ProgressKind.FIRST_TOKEN:
             request.first_token_s = progress.time_s
@@ -229,16 +277,16 @@ class Simulation:
         return busy_ms / 1000 / (span_s * len(self._fleet)) if span_s > 0 else 0.0
 
 
-def _fleet(scenario: Scenario) -> dict[WorkerId, SimulatedWorker]:
-    width = len(str(len(scenario.profiles) - 1))
-    fleet = [
-        SimulatedWorker(
-            WorkerId(f"w{i:0{width}}"),
-            profile,
-            scenario.block_tokens,
-            scenario.blocks,
-            scenario.speculation,
+def _fleet(scenario: Scenario, roles: tuple[Role, ...]) -> dict[WorkerId, SimulatedWorker]:
+    """The workers of a scenario; of a split fleet as many as there are roles."""
+    roles = roles or (Role.AGGREGATED,) * len(scenario.profiles)
+    width = len(str(len(roles) - 1))
+    fleet = {}
+    for i, (role, profile) in enumerate(zip(roles, cycle(scenario.profiles), strict=False)):
+        worker = WorkerId(f"w{i:0{width}}")
+        made = SimulatedWorker(
+            worker, profile, scenario.block_tokens, scenario.blocks, scenario.speculation, role
         )
-        for i, profile in enumerate(scenario.profiles)
-    ]
-    return {worker.worker: worker for worker in fleet}
+        made.engine.gaps = []
+        fleet[worker] = made
+    return fleet
