@@ -122,6 +122,8 @@ def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
         bus=kit.carriers.bus,
         http=kit.carriers.http,
         server=kit.carriers.server,
+        store=kit.carriers.store,
+        keys=Keys(settings.cluster),
         subjects=Subjects(settings.cluster),
         view=view,
         metrics=GatewayMetrics(kit.metrics),

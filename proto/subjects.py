@@ -170,6 +170,13 @@ class Keys:
         """Model names may hold slashes and more, so they are percent-encoded."""
         return f"{self.models}{quote(name, safe='')}"
 
+    @property
+    def tenants(self) -> str:
+        return f"{self._root}/tenants/"
+
+    def tenant(self, name: str) -> str:
+        return f"{self.tenants}{check_name(name, 'tenant')}"
+
     def model_of(self, key: str) -> str:
         """The model name a key stands for."""
         return unquote(key.removeprefix(self.models))

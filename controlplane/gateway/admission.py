@@ -38,16 +38,28 @@ class Admission:
         self._now_s = now_s
         self._tenants: Tenants | None = None
         self._allowances: dict[str, tuple[Tenant, Allowance]] = {}
+        if self._path is not None and settings.tenants_in_store:
+            raise BadTenants(
+                "tenants are in a file or in the store: set one of gateway.tenants and "
+                "gateway.tenants_in_store"
+            )
         if self._path is not None:
             self._tenants = read_tenants(self._path)
+        elif settings.tenants_in_store:
+            self._tenants = Tenants({})
         elif not settings.open and not _is_loopback(settings.host):
             raise OpenToAll(
                 f"anybody who reaches {settings.host} could use this cluster: give the tenants' "
-                "keys with --gateway.tenants FILE (see `tokenplane key`), listen on 127.0.0.1, or "
-                "say --gateway.open if something before the gateway checks who asks"
+                "keys with --gateway.tenants FILE or --gateway.tenants_in_store (see `tokenplane "
+                "key`), listen on 127.0.0.1, or say --gateway.open if something before the "
+                "gateway checks who asks"
             )
         else:
             log.warning("no API keys are configured: whoever reaches %s may ask", settings.host)
+
+    def use(self, tenants: Tenants) -> None:
+        """These are the tenants from now on; who has a request under way keeps it."""
+        self._tenants = tenants
 
     def tenant(self, authorization: str) -> Tenant:
         """Whose request it is. Raises `ClientError` (401)."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import anyio
 from opentelemetry.trace import SpanKind
 
+from controlplane.gateway import openapi
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.demands import constraints_of
 from controlplane.gateway.dispatch import Dispatcher
@@ -70,6 +71,7 @@ class Border:
         self._routes: dict[str, dict[str, Handler]] = {
             **{api.value: {"POST": partial(self._infer, api)} for api in Api},
             "/v1/models": {"GET": self._models},
+            openapi.PATH: {"GET": self._openapi},
             "/health": {"GET": self._health},
             "/live": {"GET": self._live},
         }
@@ -113,9 +115,11 @@ class Border:
             handler = methods.get(call.method)
             if handler is None:
                 allowed = ", ".join(methods)
-                raise ClientError(
+                error = ClientError(
                     405, f"{call.path} is asked by {allowed}", code="method_not_allowed"
                 )
+                await _reply(call, 405, {**_JSON_HEADERS, "allow": allowed}, error.body())
+                return
             await handler(call)
         except ClientError as error:
             await _reply(call, error.status, _headers_of(error), error.body())
@@ -166,6 +170,9 @@ class Border:
         self._tenant(call.headers)
         models = context_tokens(self._front.view)
         await _reply(call, 200, _JSON_HEADERS, model_list(models, int(time.time())))
+
+    async def _openapi(self, call: HttpCall) -> None:
+        await _reply(call, 200, _JSON_HEADERS, openapi.document())
 
     async def _health(self, call: HttpCall) -> None:
         await _reply(call, 503 if self._draining else 200, {}, b"")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 EXPECTED_OUTPUT_TOKENS = 256
 
@@ -93,44 +94,65 @@ class Ask(msgspec.Struct, frozen=True):
         return self.max_tokens or EXPECTED_OUTPUT_TOKENS
 
 
-class _Completion(msgspec.Struct):
+Limit = Annotated[int, Meta(extra_json_schema={"minimum": 1})]
+"""What a schema can say; `_limit` says it in better words."""
+_TOKEN_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_TEXT = {"type": "string", "minLength": 1}
+_PROMPT = {
+    "anyOf": [
+        _TEXT,
+        _TOKEN_IDS,
+        {"type": "array", "minItems": 1, "items": {"anyOf": [_TEXT, _TOKEN_IDS]}},
+    ]
+}
+
+
+class CompletionBody(msgspec.Struct):
+    """As much as is read of a completion's body."""
+
     model: str
-    prompt: msgspec.Raw
+    prompt: Annotated[msgspec.Raw, Meta(extra_json_schema=_PROMPT)]
     stream: bool | None = None
-    max_tokens: int | None = None
+    max_tokens: Limit | None = None
     cache_salt: str | None = None
 
 
-class _Chat(msgspec.Struct):
+class ChatBody(msgspec.Struct):
+    """As much as is read of a chat completion's."""
+
     model: str
     messages: list[dict[str, Any]]
     stream: bool | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: Limit | None = None
+    max_completion_tokens: Limit | None = None
     tools: list[dict[str, Any]] | None = None
     cache_salt: str | None = None
 
 
-class _Response(msgspec.Struct):
+class ResponseBody(msgspec.Struct):
+    """As much as is read of a response's."""
+
     model: str
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     stream: bool | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Limit | None = None
     tools: list[dict[str, Any]] | None = None
     cache_salt: str | None = None
     previous_response_id: str | None = None
 
 
-class _Embedding(msgspec.Struct):
+class EmbeddingBody(msgspec.Struct):
+    """As much as is read of an embedding's."""
+
     model: str
     input: str | list[str | int | list[int]]
 
 
-_COMPLETION = msgspec.json.Decoder(_Completion)
-_CHAT = msgspec.json.Decoder(_Chat)
-_RESPONSE = msgspec.json.Decoder(_Response)
-_EMBEDDING = msgspec.json.Decoder(_Embedding)
+_COMPLETION = msgspec.json.Decoder(CompletionBody)
+_CHAT = msgspec.json.Decoder(ChatBody)
+_RESPONSE = msgspec.json.Decoder(ResponseBody)
+_EMBEDDING = msgspec.json.Decoder(EmbeddingBody)
 _TEXT_OR_TOKENS = msgspec.json.Decoder(str | list[int])
 _BATCH = msgspec.json.Decoder(list[str | list[int]])
 
@@ -214,7 +236,7 @@ def _read_response(body: bytes) -> Ask:
     )
 
 
-def _conversation(asked: _Response) -> list[dict[str, Any]] | None:
+def _conversation(asked: ResponseBody) -> list[dict[str, Any]] | None:
     """The messages that an engine makes of it, None where items are not plain messages."""
     items = asked.input
     if isinstance(items, str):

@@ -12,6 +12,7 @@ from anyio.abc import TaskStatus
 from controlplane.gateway.accounting import Accounting
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
+from controlplane.gateway.directory import Directory
 from controlplane.gateway.dispatch import Dispatcher
 from controlplane.gateway.handover import Handover, Told
 from controlplane.gateway.health import Health
@@ -26,8 +27,8 @@ from controlplane.gateway.tickets import Tickets
 from controlplane.registry.view import RegistryView
 from proto.codec import Producer
 from proto.ids import ServiceId, new_incarnation
-from proto.subjects import Subjects
-from proto.wire.ports import Bus, Http, HttpServing
+from proto.subjects import Keys, Subjects
+from proto.wire.ports import Bus, Http, HttpServing, Store
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Surroundings:
     clock: Callable[[], float] = time.time
     server: HttpServing | None = None
     """None: nobody asks over HTTP, and `run` cannot be called."""
+    store: Store | None = None
+    keys: Keys | None = None
+    """Where tenants are, if they are in the store."""
 
 
 class GatewayService:
@@ -63,6 +67,10 @@ class GatewayService:
         handover = Handover(attempts, around.http, view, routing, told, around.service)
         self.records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
         self._admission = Admission(settings, around.secret, anyio.current_time)
+        self._directory: Directory | None = None
+        if settings.tenants_in_store:
+            assert around.store is not None and around.keys is not None
+            self._directory = Directory(around.store, around.keys, self._admission.use)
         accounting = Accounting(metrics, view, self.records.write, around.clock)
         self.dispatcher = Dispatcher(settings, view, routing, handover, self._admission, accounting)
         self._answers = Answers(settings.answers_kept_s, settings.answers_bytes_max)
@@ -78,10 +86,16 @@ class GatewayService:
             tasks.start_soon(self._tickets.run)
             tasks.start_soon(self._admission.follow)
             tasks.start_soon(self._answers.run)
+            if self._directory is not None:
+                await tasks.start(self._follow_tenants)
             tasks.start_soon(self.health.run)
             async with self._border.listening(self._server):
                 task_status.started()
                 await anyio.sleep_forever()
+
+    async def _follow_tenants(self, *, task_status: TaskStatus[None]) -> None:
+        assert self._directory is not None
+        await self._directory.run(task_status=task_status)
 
     async def drain(self) -> None:
         """Refuse new requests, finish what is under way, store what is to be remembered."""

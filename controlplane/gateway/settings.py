@@ -20,6 +20,9 @@ class GatewaySettings(Group):
     tenants: Path | None = Field(
         None, description="TOML file of tenants and the hashes of their keys; none: whoever asks"
     )
+    tenants_in_store: bool = Field(
+        False, description="tenants and the hashes of their keys are in etcd, for all gateways"
+    )
     open: bool = Field(
         False, description="serve without keys on other addresses than loopback, too"
     )
