@@ -15,6 +15,7 @@ from tests.support.engines.standin import (
     CONTEXT_TOKENS,
     MODEL,
     Generator,
+    Handed,
     Parts,
     free_port,
     make_parts,
@@ -84,7 +85,9 @@ def _signed(name: int) -> int:
 class Sglang:
     """SGLang's own routes."""
 
-    def __init__(self, parts: Parts, events: int, replay: int, version: str) -> None:
+    def __init__(
+        self, parts: Parts, events: int, replay: int, version: str, handed: Handed | None
+    ) -> None:
         self._parts = parts
         self._ports = (events, replay)
         self._version = version
@@ -101,6 +104,7 @@ class Sglang:
             web.get("/metrics", self._metrics),
             web.post("/flush_cache", self._flush_cache),
             web.post("/abort_request", self._abort_request),
+            handed=handed,
         )
 
     async def _server_info(self, request: web.Request) -> web.Response:
@@ -184,7 +188,9 @@ class Sglang:
 
 
 @asynccontextmanager
-async def sglang(directory: Path, version: str = VERSION) -> AsyncIterator[str]:
+async def sglang(
+    directory: Path, version: str = VERSION, handed: Handed | None = None
+) -> AsyncIterator[str]:
     """A running stand-in; yields its URL."""
     events, replay = free_port(), free_port()
     publisher = EventPublisher(f"tcp://127.0.0.1:{events}", f"tcp://127.0.0.1:{replay}", "")
@@ -192,7 +198,7 @@ async def sglang(directory: Path, version: str = VERSION) -> AsyncIterator[str]:
     replaying = asyncio.create_task(publisher.serve_replay())
     try:
         async with serving(
-            Sglang(parts, events, replay, version).app, parts.driver, replaying
+            Sglang(parts, events, replay, version, handed).app, parts.driver, replaying
         ) as url:
             yield url
     finally:

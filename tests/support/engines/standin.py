@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,11 @@ from workers.sim.tokens import ChatTokenizer, write_model
 MODEL = "llama"
 BLOCK_TOKENS, BLOCKS, CONTEXT_TOKENS = 16, 96, 1024
 SPEED = 5.0
+
+
+Complete = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handed = Callable[[web.Request, Complete], Awaitable[web.StreamResponse]]
+"""Answers a request that names another engine; the second argument is how one alone would."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,18 @@ class Generator(Server):
         super().__init__(parts.served, parts.tokenizer, parts.driver, parts.metrics)
         self._requests: dict[str, _Call] = {}
 
-    def application(self, *routes: web.RouteDef) -> web.Application:
-        """What aiohttp serves."""
+    def application(self, *routes: web.RouteDef, handed: Handed | None = None) -> web.Application:
+        """What aiohttp serves; `handed` stands before completions that come in two legs."""
+
+        async def completions(request: web.Request) -> web.StreamResponse:
+            if handed is None:
+                return await self._completions(request)
+            return await handed(request, self._completions)
+
         app = web.Application(middlewares=[_as_openai_error])
         app.add_routes(
             [
-                web.post("/v1/completions", self._completions),
+                web.post("/v1/completions", completions),
                 web.post("/v1/chat/completions", self._chat_completions),
                 web.get("/health", self._health),
                 *routes,

@@ -14,6 +14,7 @@ from tests.support.engines.standin import (
     BLOCKS,
     MODEL,
     Generator,
+    Handed,
     Parts,
     make_parts,
     serving,
@@ -98,7 +99,9 @@ class EventQueue(EventPublisher):
 class Trtllm:
     """TensorRT-LLM's own routes."""
 
-    def __init__(self, parts: Parts, events: EventQueue, version: str) -> None:
+    def __init__(
+        self, parts: Parts, events: EventQueue, version: str, handed: Handed | None
+    ) -> None:
         self._parts = parts
         self._events = events
         self._version = version
@@ -110,6 +113,7 @@ class Trtllm:
             web.get("/metrics", self._metrics),
             web.get("/health_generate", self._health_generate),
             web.post("/kv_cache_events", self._kv_cache_events),
+            handed=handed,
         )
 
     def count(self, steps: StepSums) -> None:
@@ -166,11 +170,13 @@ class Trtllm:
 
 
 @asynccontextmanager
-async def trtllm(directory: Path, version: str = VERSION) -> AsyncIterator[str]:
+async def trtllm(
+    directory: Path, version: str = VERSION, handed: Handed | None = None
+) -> AsyncIterator[str]:
     """A running stand-in; yields its URL."""
     events = EventQueue()
     parts = make_parts(directory, (TrtllmEvents(), events))
-    server = Trtllm(parts, events, version)
+    server = Trtllm(parts, events, version, handed)
     parts.metrics.on_steps = server.count
     async with serving(server.app, parts.driver) as url:
         yield url
