@@ -25,6 +25,8 @@ Fields = dict[str, msgspec.Raw]
 DISAGGREGATED = frozenset({Api.COMPLETIONS.value, Api.CHAT.value})
 """The paths whose requests can be split."""
 ROOM_BITS = 62
+SHARED_FILES = "shared"
+"""The connector of engines that write their blocks into a directory that all of them see."""
 
 
 class NoHandle(Exception):
@@ -44,9 +46,11 @@ class Dialect(Protocol):
         """The client's own request, to go on from there."""
 
 
-def dialect_of(engine: str, order: HandoffOrder) -> Dialect | None:
+def dialect_of(prefill: WorkerRecord, order: HandoffOrder) -> Dialect | None:
     """None: that engine hands nothing over in a way that is known here."""
-    return _DIALECTS.get((engine, order))
+    if prefill.transfer is not None and prefill.transfer.connector == SHARED_FILES:
+        return _SharedFiles()
+    return _DIALECTS.get((prefill.engine, order))
 
 
 def obstacle(leg: Leg) -> str:
@@ -86,6 +90,22 @@ class _KvTransferParams:
     def decode(self, leg: Leg, ticket: Ticket, prefill: WorkerRecord, handle: bytes) -> Leg:
         del ticket, prefill
         return _with(leg, kv_transfer_params=msgspec.Raw(handle))
+
+
+class _SharedFiles:
+    """vLLM with a shared directory: who decodes finds the blocks there by the prompt itself."""
+
+    def prefill(self, leg: Leg, ticket: Ticket, prefill: WorkerRecord) -> Leg:
+        del ticket, prefill
+        return _one_token(leg)
+
+    def handle(self, answer: bytes) -> bytes:
+        del answer
+        return b"{}"
+
+    def decode(self, leg: Leg, ticket: Ticket, prefill: WorkerRecord, handle: bytes) -> Leg:
+        del ticket, prefill, handle
+        return leg
 
 
 class _OpaqueState:

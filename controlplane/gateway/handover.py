@@ -167,7 +167,7 @@ class Handover:
     async def _both_legs(self, journey: _Journey) -> bool:
         """False: once more, under the ticket as it is now."""
         prefill = self._record(journey.ticket.prefill.worker)
-        dialect = None if prefill is None else dialect_of(prefill.engine, journey.ticket.order)
+        dialect = None if prefill is None else dialect_of(prefill, journey.ticket.order)
         if prefill is None or dialect is None:
             self._tickets.give_up(journey.ticket, Step.FAIL, "no_dialect")
             raise Gone(f"{journey.ticket.prefill.worker} is gone, or cannot be talked to")
