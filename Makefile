@@ -20,7 +20,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_MODEL := $(VLLM_VENV)/tiny-llama
 VLLM_PIP_FLAGS :=
 
-.PHONY: demo test test-vllm vllm lint format docs lock bench quality clean
+.PHONY: demo test compose-test test-vllm vllm lint format docs lock bench quality clean
 
 demo: $(READY)
 	$(BIN)/tokenplane demo
@@ -44,6 +44,10 @@ test-vllm: $(READY) $(VLLM_READY)
 	$(BIN)/python -m pytest -m vllm tests/engines --durations=0
 
 vllm: $(VLLM_READY)
+
+# docker-compose.yml on a real Docker engine: CP18, in about three minutes. See docs/deployment.md.
+compose-test: $(READY)
+	TOKENPLANE_COMPOSE=1 $(BIN)/python -m pytest -x tests/compose
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

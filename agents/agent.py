@@ -26,6 +26,7 @@ from agents.watch import EngineWatch, Listener, Pace
 from controlplane.runtime.version import VERSION
 from proto.codec import Producer
 from proto.hardware import load_catalogue
+from proto.hashing import secret_mark
 from proto.ids import ServiceId, WorkerId, new_incarnation
 from proto.subjects import Keys, Subjects
 from proto.wire.ports import Bus, ServiceInfo, Store
@@ -84,6 +85,7 @@ class AgentService:
             self._metrics,
         )
         self._requests = RequestLog(bus, subjects, worker, settings.engine, self._metrics, clock)
+        self._secret_mark = secret_mark(process.secret_bytes)
         self._watch = EngineWatch(
             adapter,
             self._live,
@@ -178,6 +180,8 @@ class AgentService:
             adapters=self._watch.load.adapters if self._watch.load else (),
             loads_adapters=settings.loads_adapters,
             transfer=facts.transfer,
+            agent_version=VERSION,
+            secret_mark=self._secret_mark,
         )
 
     def _state(self) -> WorkerState:

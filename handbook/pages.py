@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from handbook import alerts, cli, dashboards, metrics
+from controlplane.access.nats import configuration
+from handbook import alerts, cli, dashboards, metrics, troubleshooting
+from proto.ids import WorkerId
+
+KUBERNETES_CLUSTER = "main"
+KUBERNETES_WORKERS = [WorkerId(f"sim-{number}") for number in range(8)]
 
 OBSERVABILITY = "deploy/observability"
 ROOT = Path(__file__).parents[1]
@@ -16,4 +22,7 @@ PAGES: dict[str, Callable[[], str]] = {
     f"{OBSERVABILITY}/grafana/dashboards/fleet.json": dashboards.fleet,
     f"{OBSERVABILITY}/grafana/dashboards/control.json": dashboards.control,
     f"{OBSERVABILITY}/prometheus/alerts.yml": alerts.rules,
+    "docs/troubleshooting.md": troubleshooting.page,
+    "deploy/nats/access.conf": partial(configuration, "local"),
+    "deploy/kubernetes/access.conf": partial(configuration, KUBERNETES_CLUSTER, KUBERNETES_WORKERS),
 }

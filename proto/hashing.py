@@ -35,6 +35,7 @@ Words = NDArray[np.uint64]
 
 BLOCK_TOKENS_MAX = 1024
 HASH_BYTES = 8
+MARK_BYTES = 4
 
 _MASK = (1 << 64) - 1
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -145,6 +146,12 @@ def digest(names: Sequence[int]) -> int:
     for name in names:
         value ^= name
     return value
+
+
+def secret_mark(secret: bytes) -> str:
+    """Says whether two processes have the same cluster secret, and of the secret almost nothing:
+    it is too short to confirm a guess of a long random one."""
+    return _expand(secret, b"mark", 1).tobytes()[:MARK_BYTES].hex()
 
 
 def mix(words: Words) -> Words:

@@ -93,6 +93,10 @@ class Subjects:
         return f"{self._root}.explained.{check_name(request, 'request')}"
 
     @property
+    def every_explained(self) -> str:
+        return f"{self._root}.explained.*"
+
+    @property
     def withdrawn(self) -> str:
         return f"{self._root}.withdrawn"
 
@@ -118,6 +122,18 @@ class Subjects:
     def tickets_bucket(self) -> str:
         """The bucket of transfer tickets; a bucket's name has no dots."""
         return f"{self._root}_TICKETS".replace(".", "_").upper()
+
+    def every_command(self, worker: WorkerId | None = None) -> str:
+        """Whatever agents are told to do, or the agent of one worker."""
+        return f"{self._root}.agent.{check_name(worker, 'worker') if worker else '*'}.*"
+
+    @property
+    def every_transfer(self) -> str:
+        return f"{self._root}.transfer.*"
+
+    @property
+    def every_snapshot(self) -> str:
+        return f"{self._root}.agent.*.snapshot"
 
     @property
     def registry_workers(self) -> str:
@@ -154,6 +170,19 @@ class Keys:
 
     def __init__(self, cluster: str) -> None:
         self._root = f"/{ROOT}/{check_name(cluster, 'cluster')}"
+
+    @property
+    def everything(self) -> str:
+        return f"{self._root}/"
+
+    @property
+    def every_cluster(self) -> str:
+        return f"/{ROOT}/"
+
+    @property
+    def doctor(self) -> str:
+        """Written and removed again, to see whether that is possible."""
+        return f"{self._root}/doctor"
 
     @property
     def workers(self) -> str:

@@ -121,6 +121,9 @@ class WorkerRecord(Record):
     """The engine loads an adapter that it does not have when it is asked for it."""
     transfer: KvTransfer | None = None
     """None: its KV blocks stay where they are."""
+    agent_version: str = ""
+    secret_mark: str = ""
+    """`proto.hashing.secret_mark` of the agent's cluster secret."""
 
 
 class WorkersRequest(Record):

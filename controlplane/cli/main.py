@@ -66,6 +66,15 @@ COMMANDS = {
         "controlplane.compose", "console", "a web page that shows a cluster live", Topic.ASK
     ),
     "key": Command("controlplane.cli.key", "main", "make an API key for a tenant", Topic.CHANGE),
+    "doctor": Command(
+        "controlplane.cli.doctor", "main", "what is wrong with a cluster, and the fix", Topic.ASK
+    ),
+    "certs": Command(
+        "controlplane.cli.certs", "main", "certificates for development", Topic.CHANGE
+    ),
+    "access": Command(
+        "controlplane.cli.access", "main", "users of NATS and etcd, and what each may", Topic.CHANGE
+    ),
     "gateway": Command("controlplane.compose", "gateway", "run the gateway service"),
     "router": Command("controlplane.compose", "router", "run the router service"),
     "transfer": Command("controlplane.compose", "transfer", "run the KV-transfer coordinator"),

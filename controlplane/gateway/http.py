@@ -29,6 +29,7 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import Tenant
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.service import CannotServe
+from controlplane.runtime.tls import server_context
 from controlplane.runtime.tracing import extract, tracer
 from proto.ids import BadName, RequestId, check_name, new_request_id
 from proto.wire.errors import HttpCannotListen, HttpTimeout
@@ -89,6 +90,7 @@ class Border:
                 refuse=_refused,
                 limits=limits,
                 shared=settings.shared,
+                tls=server_context(settings.cert, settings.key, settings.client_ca),
             ) as self._port:
                 yield
         except HttpCannotListen as error:

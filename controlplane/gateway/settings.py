@@ -17,6 +17,11 @@ class GatewaySettings(Group):
     shared: bool = Field(
         False, description="share the port with other gateway processes that say so, too"
     )
+    cert: Path | None = Field(None, description="PEM file of our certificate: HTTPS, not HTTP")
+    key: Path | None = Field(None, description="PEM file of our certificate's key")
+    client_ca: Path | None = Field(
+        None, description="PEM file of an authority; only clients whom it signed may connect"
+    )
     tenants: Path | None = Field(
         None, description="TOML file of tenants and the hashes of their keys; none: whoever asks"
     )

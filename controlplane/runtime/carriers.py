@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 
 from controlplane.runtime.settings import BusSettings, CommonSettings, StoreSettings
+from controlplane.runtime.tls import client_context
 from proto.subjects import Keys
 from proto.wire.errors import StoreRefused, StoreUnavailable
 from proto.wire.etcd.connection import EtcdSettings
@@ -46,20 +47,21 @@ async def open_carriers(settings: CommonSettings, client_name: str) -> AsyncIter
         ", ".join(settings.nats.servers),
         ", ".join(settings.etcd.endpoints),
     )
+    http = settings.http
     with closing(ZmqFrames()) as frames:
         async with (
-            HttpClient() as http,
-            EtcdStore(_etcd_settings(settings.etcd)) as store,
-            NatsBus(_nats_settings(settings.nats, client_name)) as bus,
+            HttpClient(client_context(http.ca, http.cert, http.key)) as client,
+            EtcdStore(etcd_settings(settings.etcd)) as store,
+            NatsBus(nats_settings(settings.nats, client_name)) as bus,
         ):
             await _check(store, settings)
-            yield Carriers(bus, store, http, frames, HttpServer())
+            yield Carriers(bus, store, client, frames, HttpServer())
 
 
 @asynccontextmanager
 async def open_bus(settings: CommonSettings, client_name: str) -> AsyncIterator[Bus]:
     """NATS alone, for commands that only ask. Raises `BusUnavailable`."""
-    async with NatsBus(_nats_settings(settings.nats, client_name)) as bus:
+    async with NatsBus(nats_settings(settings.nats, client_name)) as bus:
         yield bus
 
 
@@ -86,7 +88,7 @@ async def _check(store: Store, settings: CommonSettings) -> None:
         ) from error
 
 
-def _nats_settings(settings: BusSettings, client_name: str) -> NatsSettings:
+def nats_settings(settings: BusSettings, client_name: str) -> NatsSettings:
     return NatsSettings(
         servers=settings.servers,
         connect_s=settings.connect_s,
@@ -101,7 +103,7 @@ def _nats_settings(settings: BusSettings, client_name: str) -> NatsSettings:
     )
 
 
-def _etcd_settings(settings: StoreSettings) -> EtcdSettings:
+def etcd_settings(settings: StoreSettings) -> EtcdSettings:
     return EtcdSettings(
         endpoints=settings.endpoints,
         call_s=settings.call_s,

@@ -14,9 +14,9 @@ Constructing a settings class in code reads nothing but its arguments; only `loa
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -36,12 +36,13 @@ from pydantic_settings import (
 
 from controlplane.runtime.sources import (
     SettingsError,
-    Source,
     explain,
     from_environment,
     from_file,
     from_flags,
+    from_secret_file,
     merge,
+    secret_files,
 )
 from proto.ids import check_name
 
@@ -51,6 +52,7 @@ __all__ = [
     "CommandSettings",
     "CommonSettings",
     "Group",
+    "HttpSettings",
     "SettingsError",
     "StoreSettings",
     "TelemetrySettings",
@@ -82,6 +84,7 @@ class BusSettings(Group):
     )
     user: str | None = Field(None, description="user name")
     password: SecretStr | None = Field(None, description="password; prefer the environment")
+    password_file: Path | None = Field(None, description="file that holds the password")
     token: SecretStr | None = Field(None, description="token; prefer the environment")
     credentials: Path | None = Field(None, description="file with a user's JWT and seed")
     ca: Path | None = Field(None, description="PEM file of the authority that signed the servers")
@@ -98,7 +101,16 @@ class StoreSettings(Group):
     )
     user: str | None = Field(None, description="user name")
     password: SecretStr | None = Field(None, description="password; prefer the environment")
+    password_file: Path | None = Field(None, description="file that holds the password")
     ca: Path | None = Field(None, description="PEM file of the authority that signed the servers")
+    cert: Path | None = Field(None, description="PEM file of our own certificate, for mutual TLS")
+    key: Path | None = Field(None, description="PEM file of our certificate's key")
+
+
+class HttpSettings(Group):
+    """How to reach engines whose URLs are https."""
+
+    ca: Path | None = Field(None, description="PEM file of the authority that signed the engines")
     cert: Path | None = Field(None, description="PEM file of our own certificate, for mutual TLS")
     key: Path | None = Field(None, description="PEM file of our certificate's key")
 
@@ -171,6 +183,7 @@ class CommonSettings(CommandSettings):
     )
     nats: BusSettings = Field(BusSettings(), description="How to reach NATS")
     etcd: StoreSettings = Field(StoreSettings(), description="How to reach etcd")
+    http: HttpSettings = Field(HttpSettings(), description="How to reach engines")
     telemetry: TelemetrySettings = Field(TelemetrySettings(), description="Traces and logs")
     admin: AdminSettings = Field(AdminSettings(), description="Probes and metrics")
     start_s: float = Field(60.0, gt=0, description="seconds a part may take until it is ready")
@@ -203,6 +216,11 @@ def host_of(address: str) -> str:
     return urlsplit(address if "://" in address else f"//{address}").hostname or ""
 
 
+def port_of(address: str) -> int | None:
+    """The port of `host:port` or a URL, where it names one."""
+    return urlsplit(address if "://" in address else f"//{address}").port
+
+
 def is_loopback(address: str) -> bool:
     """Whether `host:port` or a URL stays on this machine."""
     host = host_of(address)
@@ -223,23 +241,10 @@ def load(settings_type: type[S], argv: Sequence[str], *, prog: str = "tokenplane
     path = flags.values.get("config") or environment.values.get("config")
     if path:
         sources.append(from_file(settings_type, path, prog))
-    sources += _from_secret_file(merge(sources), prog)
+    values = merge(sources)
+    sources += [from_secret_file(values, place, prog) for place in secret_files(values)]
     try:
         return settings_type(**merge(sources))
     except ValidationError as error:
         # Not chained: the text below says all, and is careful about secrets.
         raise SettingsError(explain(error, settings_type, sources, prog)) from None
-
-
-def _from_secret_file(values: Mapping[str, Any], prog: str) -> Iterator[Source]:
-    path = values.get("secret_file")
-    if not path:
-        return
-    if "secret" in values:
-        raise SettingsError(f"{prog}: both secret and secret_file are set; keep one of them")
-    try:
-        yield Source(f"file {path}:", {"secret": Path(path).read_text().strip()})
-    except OSError as error:
-        raise SettingsError(f"{prog}: cannot read secret_file {path}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise SettingsError(f"{prog}: secret_file {path} is not text") from None

@@ -31,15 +31,18 @@ KNOWN_GROUPS = frozenset(
         "console",
         "etcd",
         "gateway",
+        "http",
         "nats",
         "planner",
         "registry",
         "router",
         "telemetry",
+        "transfer",
     }
 )
 """Groups that some process has. One file and one environment may serve a whole cluster: a process
 skips the groups of others, and refuses every other name it does not know."""
+SECRET_FILES = ("secret_file", "password_file")
 ERRORS_SHOWN_MAX = 6
 WORDS = {
     "str": "TEXT",
@@ -184,6 +187,33 @@ def from_file(settings_type: type[BaseSettings], path: str | os.PathLike[str], p
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{prog}: {path} is not valid TOML: {error}") from error
     return Source(f"file {path}:", {k: v for k, v in values.items() if k not in others})
+
+
+def secret_files(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where a `secret_file` or `password_file` is set: the place of the secret itself."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from secret_files(value, (*path, name))
+        elif name in SECRET_FILES and value:
+            yield (*path, name.removesuffix("_file"))
+
+
+def from_secret_file(values: Values, place: Sequence[str], prog: str) -> Source:
+    """The secret that is to be at `place`, from the file that is named beside it."""
+    *group, name = place
+    if lookup(values, place)[0]:
+        both = f"{'.'.join(place)} and {name}_file"
+        raise SettingsError(f"{prog}: both {both} are set; keep one of them")
+    path = lookup(values, [*group, f"{name}_file"])[1]
+    try:
+        secret: Any = Path(path).read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{prog}: cannot read {name}_file {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise SettingsError(f"{prog}: {name}_file {path} is not text") from None
+    for step in reversed(place):
+        secret = {step: secret}
+    return Source(f"file {path}:", secret)
 
 
 def _without_values(complaint: str) -> str:

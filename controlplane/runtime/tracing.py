@@ -27,7 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from controlplane.runtime.settings import TelemetrySettings
 
 EXPORT_TIMEOUT_S = 5.0
-SHUTDOWN_S = 2.0
+SHUTDOWN_S = 1.0
 COMPLAINT_INTERVAL_S = 60.0
 TRACES_PATH = "/v1/traces"
 

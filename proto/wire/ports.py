@@ -8,6 +8,7 @@ task, a subscription or a lock behind.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -398,9 +399,11 @@ class HttpServing(Protocol):
         refuse: HttpRefuse,
         limits: HttpLimits,
         shared: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> AbstractAsyncContextManager[HttpPort]:
         """Listen while the context is open; port 0 takes a free one. Raises `HttpCannotListen`.
-        Processes that all say `shared` share a port: each connection goes to one of them."""
+        Processes that all say `shared` share a port: each connection goes to one of them. With
+        `tls` it is HTTPS."""
 
 
 # --- Frames ---------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ class Connection:
         self._channel: grpc.aio.Channel | None = None
         self._abandoned: list[grpc.aio.Channel] = []
         self._token: str | None = None
+        self._authenticating = anyio.Lock()
 
     async def close(self) -> None:
         """Close every channel, within a deadline."""
@@ -119,14 +120,16 @@ class Connection:
         """Headers of every call: refuse a member cut off from its leader; who we are."""
         if self.settings.user is None:
             return (("hasleader", "true"),)
-        if self._token is None:
-            request = messages.AuthenticateRequest(
-                name=self.settings.user, password=self.settings.password or ""
-            )
-            reply = await stubs.AuthStub(self.channel()).Authenticate(
-                request, timeout=self.settings.attempt_s
-            )
-            self._token = str(reply.token)
+        async with self._authenticating:
+            if self._token is None:
+                request = messages.AuthenticateRequest(
+                    name=self.settings.user, password=self.settings.password or ""
+                )
+                # etcd hashes passwords slowly, and a fleet that starts at once makes it slower.
+                reply = await stubs.AuthStub(self.channel()).Authenticate(
+                    request, timeout=2 * self.settings.attempt_s
+                )
+                self._token = str(reply.token)
         return (("hasleader", "true"), ("token", self._token))
 
     def forget_token(self, error: grpc.aio.AioRpcError) -> bool:

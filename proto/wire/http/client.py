@@ -37,15 +37,22 @@ class Origin(NamedTuple):
 class HttpClient:
     """The `Http` port; an async context manager with one pool of connections."""
 
-    def __init__(self, *, unix_socket: str | None = None, ca: str | None = None) -> None:
-        """With `unix_socket` every exchange goes there, whatever host its URL names; with `ca`
-        servers are believed whom the authority of that PEM file has signed, and no others."""
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None = None,
+        *,
+        unix_socket: str | None = None,
+        ca: str | None = None,
+    ) -> None:
+        """`tls` says whom to trust of servers with https, and who we are; else the system does, or,
+        with `ca`, servers are believed whom the authority of that PEM file has signed, and no
+        others. With `unix_socket` every exchange goes there, whatever host its URL names."""
         self._unix_socket = unix_socket
         self._ca = ca
         self._idle: dict[Origin, deque[ClientConnection]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeping: asyncio.TimerHandle | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls = tls
 
     async def __aenter__(self) -> HttpClient:
         self._loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -37,10 +38,11 @@ class HttpServer:
         refuse: HttpRefuse,
         limits: HttpLimits,
         shared: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[HttpListener]:
         listener = HttpListener(handle, refuse, limits)
         try:
-            await listener.open(host, port, shared)
+            await listener.open(host, port, shared, tls)
         except OSError as error:
             raise HttpCannotListen(os.strerror(error.errno or 0)) from error
         try:
@@ -68,7 +70,7 @@ class HttpListener:
         assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def open(self, host: str, port: int, shared: bool) -> None:
+    async def open(self, host: str, port: int, shared: bool, tls: ssl.SSLContext | None) -> None:
         """Listen. Raises OSError."""
         self._server = await asyncio.get_running_loop().create_server(
             lambda: ServerConnection(self, self._refuse, self._limits),
@@ -76,6 +78,7 @@ class HttpListener:
             port,
             backlog=BACKLOG,
             reuse_port=shared or None,
+            ssl=tls,
         )
 
     def retire(self, *, stop_listening: bool) -> None:

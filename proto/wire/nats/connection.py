@@ -186,6 +186,7 @@ class Connection:
                 user_credentials=settings.credentials,
                 nkeys_seed=str(settings.nkey_seed) if settings.nkey_seed else None,
                 tls=settings.tls_context(),
+                inbox_prefix=settings.inbox,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=uniform(RETRY_S_MIN, RETRY_S_MAX),  # type: ignore[arg-type]
                 connect_timeout=DIAL_S,  # type: ignore[arg-type]

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from proto.access import inbox
+
 _HOST = r"([^@/:\[\]\s]+|\[[0-9a-fA-F:.]+\])"
 ADDRESS = re.compile(rf"(nats|tls)://([^@/\s]*@)?{_HOST}(:\d{{1,5}})?/?")
 
@@ -68,6 +70,11 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
         if self.cert is not None:
             context.load_cert_chain(self.cert, self.key)
         return context
+
+    @property
+    def inbox(self) -> str:
+        """Where answers to us come: a server that knows users may keep others from listening."""
+        return inbox(self.user) if self.user else "_INBOX"
 
     def check_credentials(self) -> None:
         """Raise a ValueError if that file is none: nats-py would go on reading it for ever."""

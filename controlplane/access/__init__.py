@@ -1,0 +1,1 @@
+"""Credentials of a cluster: users of NATS and etcd, and certificates for development."""
