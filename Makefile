@@ -20,7 +20,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 VLLM_MODEL := $(VLLM_VENV)/tiny-llama
 VLLM_PIP_FLAGS :=
 
-.PHONY: demo test compose-test test-vllm vllm lint format docs lock bench quality clean
+.PHONY: demo test compose-test audit sbom test-vllm vllm lint format docs lock bench quality clean
 
 demo: $(READY)
 	$(BIN)/tokenplane demo
@@ -48,6 +48,19 @@ vllm: $(VLLM_READY)
 # docker-compose.yml on a real Docker engine: CP18, in about three minutes. See docs/deployment.md.
 compose-test: $(READY)
 	TOKENPLANE_COMPOSE=1 $(BIN)/python -m pytest -x tests/compose
+
+# Known vulnerabilities of what the lock file pins; asks a database on the network.
+audit: $(READY)
+	$(BIN)/uv tool run --quiet --from pip-audit==2.10.1 pip-audit --disable-pip --no-deps -r requirements.lock
+
+# What a container installs, as CycloneDX: the locked versions of what pyproject.toml asks for.
+sbom: $(READY)
+	$(PYTHON) deploy/dependencies.py > build-requirements.in
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-index-url \
+		-c requirements.lock build-requirements.in -o build-requirements.txt
+	$(BIN)/uv tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements \
+		--pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json build-requirements.txt
+	rm build-requirements.in build-requirements.txt
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -143,7 +143,7 @@ class Attempts:
 
 
 def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str, str]:
-    return {
+    headers = {
         "content-type": response.headers.get("content-type", JSON),
         "cache-control": "no-store",
         "x-request-id": flight.request,
@@ -151,8 +151,10 @@ def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str
         "x-tokenplane-engine": flight.engine,
         "x-tokenplane-version": VERSION,
         "x-tokenplane-policy": chosen.policy,
-        "x-tokenplane-overlap-tokens": str(flight.predicted_cached_tokens),
     }
+    if flight.hints.tenant.sees_overlap:
+        headers["x-tokenplane-overlap-tokens"] = str(flight.predicted_cached_tokens)
+    return headers
 
 
 def _message_in(body: str) -> str:

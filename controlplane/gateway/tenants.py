@@ -66,6 +66,12 @@ class Tenant(BaseModel):
     pins: bool = False
     """Its requests may name the workers that they want."""
 
+    @property
+    def sees_overlap(self) -> bool:
+        """Whether answers may say how much of a prompt was cached: not where that may be what
+        another tenant has asked before."""
+        return self.private_cache or self is ANONYMOUS
+
 
 ANONYMOUS = Tenant(pins=True)
 """Everybody, where no tenants are configured."""

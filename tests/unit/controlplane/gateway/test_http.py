@@ -229,3 +229,14 @@ def test_without_keys_only_loopback_is_served() -> None:
         door(host="0.0.0.0")
     for fine in (door(host="0.0.0.0", open=True), door(host="::1"), door(host="localhost")):
         assert fine.tenant("") is ANONYMOUS
+
+
+async def test_who_shares_a_cache_is_not_told_what_of_it_was_hit(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        labels = {}
+        for key in ("acme-key", "secret-key"):
+            async with Client(session, url, key).post() as response:
+                await response.read()
+                labels[key] = "x-tokenplane-overlap-tokens" in response.headers
+        assert labels == {"acme-key": False, "secret-key": True}

@@ -309,3 +309,14 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_loopback(address: str, here: bool) -> None:
     assert is_loopback(address) is here
+
+
+def test_passwords_come_from_files_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "word"
+    file.write_text("said by a file\n")
+    settings = load(RouterProcess, ["--nats.password_file", str(file)])
+    assert settings.nats.password == SecretStr("said by a file")
+    assert settings.etcd.password is None
+    both = fails("--etcd.password_file", str(file), "--etcd.password", "another")
+    assert "both etcd.password and password_file are set" in both and "another" not in both
+    assert "cannot read password_file /nowhere" in fails("--nats.password_file", "/nowhere")
