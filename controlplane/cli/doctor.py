@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import anyio
 import msgspec
-from pydantic import Field
+from pydantic import Field, SecretStr
 from rich.console import Console
 from rich.text import Text
 
@@ -49,13 +49,22 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns the exit code."""
     logging.basicConfig(level=logging.CRITICAL)
     try:
-        settings = located(load(Doctor, argv, prog=PROG))
+        settings = _of_this_machine(load(Doctor, argv, prog=PROG))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_SETTINGS
     findings = anyio.run(examine, settings)
     _show(findings, settings)
     return EXIT_FOUND if any(each.level is Level.ERROR for each in findings) else EXIT_OK
+
+
+def _of_this_machine(settings: Doctor) -> Doctor:
+    """With addresses and secret of the cluster that `tokenplane up` runs here, if that is meant."""
+    found = located(settings)
+    if found is settings or not settings.development_secret:
+        return found
+    secret = SecretStr(Layout.of(settings.cluster).secret.read_text().strip())
+    return found.model_copy(update={"secret": secret})
 
 
 async def examine(settings: Doctor) -> list[Finding]:

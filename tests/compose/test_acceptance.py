@@ -7,11 +7,13 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from urllib.parse import urlencode
 
 import httpx2
 import pytest
 
 from tests.compose.cluster import ComposeCluster, get_json, until
+from tests.unit.deploy.test_observability import expressions
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -106,6 +108,28 @@ def test_a_whole_trace_can_be_read_back(cluster: ComposeCluster) -> None:
 
     spans = until(whole, f"the spans {WHOLE_TRACE} of one trace in Jaeger")
     assert {span["traceID"] for span in spans} == {trace}
+
+
+def test_prometheus_understands_every_alert_and_dashboard(cluster: ComposeCluster) -> None:
+    prometheus = cluster.url("PROMETHEUS_PORT")
+    groups = get_json(f"{prometheus}/api/v1/rules")["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert rules and not [rule["name"] for rule in rules if rule["health"] == "err"]
+    for expression in sorted(set(expressions())):
+        found = get_json(f"{prometheus}/api/v1/query?{urlencode({'query': expression})}")
+        assert found and found["status"] == "success", expression
+
+
+def test_the_doctor_finds_nothing_that_does_not_work(cluster: ComposeCluster) -> None:
+    operator = [
+        f"{group}__{name}={value}"
+        for group in ("TOKENPLANE_NATS", "TOKENPLANE_ETCD")
+        for name, value in (("USER", "operator"), ("PASSWORD", "known-to-everybody"))
+    ]
+    us = [word for each in operator for word in ("-e", each)]
+    said = cluster.compose("exec", "-T", *us, "gateway", "tokenplane", "doctor", "--json")
+    found = {each["code"] for each in json.loads(said)["findings"]}
+    assert found <= {"gateway-open"}, said
 
 
 def test_an_answer_outlives_its_engine(cluster: ComposeCluster) -> None:
