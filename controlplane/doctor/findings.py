@@ -58,6 +58,11 @@ AILMENTS = {
         "correct nats.user and nats.password (or nats.token, nats.credentials); `tokenplane "
         "access nats` prints the users that a server should know",
     ),
+    "nats-rights": Ailment(
+        _ERROR,
+        "visit as `operator`; where that is who we are, give the server what `tokenplane access "
+        "nats` prints",
+    ),
     "jetstream-off": Ailment(
         _ERROR, "start NATS with `--jetstream` and a --store_dir, or a jetstream block"
     ),

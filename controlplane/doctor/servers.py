@@ -70,6 +70,8 @@ def no_bus(settings: BusSettings, error: BusError) -> Finding:
     if "authorization" in text.lower() or "authentication" in text.lower():
         who = f"user {settings.user}" if settings.user else "nobody by name"
         return find("nats-credentials", f"NATS refused us as {who}")
+    if "permissions" in text.lower():
+        return find("nats-rights", f"NATS lets user {settings.user} not listen: {text}")
     if "certificate" in text.lower() or "ssl" in text.lower() or "tls" in text.lower():
         return find("nats-tls", text)
     return find("nats-unreachable", text)

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from controlplane.access import etcd as etcd_access
 from controlplane.access.certificates import Pair, authority, issue
+from controlplane.access.nats import configuration, password_variable, users_of
 from controlplane.cli.doctor import Doctor, examine
 from controlplane.doctor.findings import Finding
 from controlplane.gateway.settings import GatewaySettings
@@ -122,6 +123,22 @@ async def test_nats_does_not_know_us(
     found = await _found(us, etcd)
     assert "nats-credentials" in found
     assert "wrong" not in str(found)
+
+
+async def test_nats_lets_us_not_listen(
+    own: ExitStack, etcd: EtcdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user in (*users_of(()), "sys"):
+        monkeypatch.setenv(password_variable(user), f"word-of-{user}")
+    file = tmp_path / "access.conf"
+    file.write_text(configuration(CLUSTER))
+    server = own.enter_context(nats_server(tmp_path, options=("--config", str(file))))
+    words = {user: SecretStr(f"word-of-{user}") for user in ("gateway", "operator")}
+    for user, refused in (("gateway", True), ("operator", False)):
+        us = BusSettings(servers=(server.url,), connect_s=1, user=user, password=words[user])
+        found = await _found(us, etcd)
+        assert ("nats-rights" in found) is refused
+        assert "nats-unreachable" not in found
 
 
 @pytest.fixture(scope="module")
