@@ -46,6 +46,10 @@ def find_engine(options: ClusterOptions) -> Engine | None:
         return None
     kind, directory = EngineKind(options.engine), Path(options.model).resolve()
     here = directory.is_dir()
+    if kind is EngineKind.TRTLLM and options.context_tokens is None:
+        raise EngineMissing(
+            "TensorRT-LLM does not tell how much fits into its context: give --context-tokens"
+        )
     try:
         program = find_program(kind, options.engine_program)
     except CannotLaunch as error:
@@ -76,6 +80,8 @@ def parts(engine: Engine, options: ClusterOptions, layout: Layout, ports: Ports)
         )
         place = plan.Place(index, mine, options.engine_roles[index])
         told = {"TOKENPLANE_AGENT__ENGINE": engine.kind.value}
+        if options.context_tokens is not None:
+            told["TOKENPLANE_AGENT__CONTEXT_TOKENS"] = str(options.context_tokens)
         if started.events:
             told |= plan.event_sockets(mine)
         if place.role is not Role.AGGREGATED:

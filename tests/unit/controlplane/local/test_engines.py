@@ -15,6 +15,7 @@ from controlplane.local.layout import Layout
 from controlplane.local.plan import ClusterOptions, Part, Ports
 from controlplane.runtime.settings import load
 
+KV_TRANSFER = "TOKENPLANE_AGENT__KV_TRANSFER"
 LAYOUT = Layout(Path("/run/tokenplane"))
 
 
@@ -66,6 +67,8 @@ def test_roles_make_as_many_engines_and_tell_their_agents(program: str, model: s
     )
     roles = [parts[f"agent-{i}"].environment["TOKENPLANE_AGENT__ROLE"] for i in range(2)]
     assert roles == ["prefill", "decode"]
+    told = [json.loads(parts[f"agent-{i}"].environment[KV_TRANSFER]) for i in range(2)]
+    assert [each["connector"] for each in told] == ["nixl", "nixl"]
     assert "--kv-transfer-config" in parts["engine-0"].argv
 
 
@@ -76,6 +79,8 @@ def test_n_is_short_for_engines() -> None:
 def test_what_is_missing_is_said_before_anything_starts(model: str, program: str) -> None:
     with pytest.raises(EngineMissing, match="to get vllm"):
         engines.find_engine(ClusterOptions(engine="vllm", model=model, engine_program="nowhere"))
+    with pytest.raises(EngineMissing, match="--context-tokens"):
+        engines.find_engine(ClusterOptions(engine="trtllm", model=model, engine_program=program))
     with pytest.raises(ValidationError, match="needs --model"):
         ClusterOptions(engine="vllm")
     with pytest.raises(ValidationError, match="leave out --engines"):
