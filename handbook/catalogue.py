@@ -20,6 +20,7 @@ from agents.settings import AgentProcess, AgentSettings
 from controlplane.console.service import ConsoleService
 from controlplane.console.settings import ConsoleSettings
 from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.planner.metrics import PlannerMetrics
 from controlplane.registry.metrics import RegistryMetrics
 from controlplane.registry.view import RegistryView
 from controlplane.router.metrics import RouterMetrics
@@ -130,6 +131,7 @@ SERVICES: dict[str, Callable[[CollectorRegistry], object]] = {
     "every process": LoopLag,
     "gateway": GatewayMetrics,
     "router": RouterMetrics,
+    "planner": PlannerMetrics,
     "transfer": TransferMetrics,
     "registry": _registry,
     "agent": _agent,

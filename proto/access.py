@@ -25,6 +25,8 @@ class Role(StrEnum):
     ROUTER = "router"
     REGISTRY = "registry"
     TRANSFER = "transfer"
+    PLANNER = "planner"
+    SCALER = "scaler"
     CONSOLE = "console"
     OPERATOR = "operator"
     """People and their commands: hears everything, asks, and keeps the live settings."""
@@ -114,6 +116,15 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                 answers=True,
                 buckets=(subjects.tickets_bucket,),
             )
+        case Role.PLANNER:
+            return Words(
+                publish=(subjects.plan,),
+                subscribe=(subjects.every_load,),
+                keeps=(subjects.plan_stream,),
+                reads=(subjects.requests_stream,),
+            )
+        case Role.SCALER:
+            return Words()
         case Role.CONSOLE:
             return Words(
                 publish=(subjects.explain,),
@@ -136,7 +147,7 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                     "$JS.API.INFO",
                 ),
                 subscribe=(subjects.everything,),
-                reads=(subjects.requests_stream,),
+                reads=(subjects.requests_stream, subjects.plan_stream),
             )
 
 
@@ -144,8 +155,13 @@ def rights(role: Role, keys: Keys, worker: WorkerId | None = None) -> Rights:
     """What a role reads and writes in the store."""
     match role:
         case Role.AGENT:
-            own = keys.worker(worker) if worker else keys.workers
-            return Rights(read=(keys.workers,), write=(own, keys.models))
+            record = keys.worker(worker) if worker else keys.workers
+            return Rights(read=(keys.workers,), write=(record, keys.models))
+        case Role.PLANNER:
+            own = (keys.desired, keys.planner_leader, keys.planner_state)
+            return Rights(read=(keys.everything,), write=own)
+        case Role.SCALER:
+            return Rights(read=(keys.everything,), write=(keys.scaled,))
         case Role.OPERATOR:
             return Rights(write=(keys.everything,))
         case _:
