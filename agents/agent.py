@@ -179,6 +179,7 @@ class AgentService:
             taints=settings.taints,
             adapters=self._watch.load.adapters if self._watch.load else (),
             loads_adapters=settings.loads_adapters,
+            capabilities=settings.capabilities,
             transfer=facts.transfer,
             agent_version=VERSION,
             secret_mark=self._secret_mark,

@@ -113,6 +113,11 @@ class AgentSettings(Group):
         description="the engine loads a LoRA adapter that it does not have when it is asked for"
         " it, as vLLM does with a LoRA resolver plug-in",
     )
+    capabilities: tuple[str, ...] = Field(
+        (),
+        description="what the engine can do that rules of routers may need, such as"
+        " guided_decoding",
+    )
     draft_acceptance_min: float = Field(
         0.1,
         ge=0,

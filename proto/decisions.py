@@ -27,6 +27,9 @@ class Decision(msgspec.Struct, frozen=True):
     """Who was chosen; None: nobody, see `reason`."""
     reason: str = ""
     terms: tuple[Term, ...] = ()
+    workload: tuple[str, ...] = ()
+    engine_choice: str = ""
+    """Why workers of one engine came first; empty where no rule said so."""
 
 
 class ExplainRequest(msgspec.Struct, frozen=True):

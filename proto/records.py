@@ -38,3 +38,9 @@ class RequestRecord(msgspec.Struct, frozen=True):
     """Name and version of the engine that gave the (last of the) answer: `vllm/0.11.2`."""
     version: str = ""
     """Of the gateway."""
+    kind: str = ""
+    """What was written: completion, chat, structured, tools."""
+    sampled: bool = True
+    accepted_drafts: int | None = None
+    """Of the output, brought by speculative decoding; None where the engine does not say."""
+    rejected_drafts: int = 0

@@ -53,6 +53,8 @@ class RouteRequest(msgspec.Struct, frozen=True):
     """Which attempt to serve the request this is; its progress will bear the same number."""
     constraints: Constraints = UNCONSTRAINED
     leg: RouteLeg = RouteLeg.WHOLE
+    workload: tuple[str, ...] = ()
+    """What kinds of work it is, such as `structured` or `portable`: routers have rules for some."""
 
 
 class Term(msgspec.Struct, frozen=True):
@@ -92,6 +94,8 @@ class Chosen(msgspec.Struct, frozen=True, tag="chosen"):
     counts in part; even if all of it is cached, one token is computed."""
     terms: tuple[Term, ...] = ()
     """Every candidate, when the request asked for an explanation."""
+    engine_choice: str = ""
+    """Why workers of one engine came first; empty where no rule said so."""
 
 
 class Rejected(msgspec.Struct, frozen=True, tag="rejected"):

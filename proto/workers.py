@@ -119,6 +119,8 @@ class WorkerRecord(Record):
     """LoRA adapters of the model that the engine has, by the names that it serves them by."""
     loads_adapters: bool = False
     """The engine loads an adapter that it does not have when it is asked for it."""
+    capabilities: tuple[str, ...] = ()
+    """What the engine can do that others cannot, such as `guided_decoding`, as declared."""
     transfer: KvTransfer | None = None
     """None: its KV blocks stay where they are."""
     agent_version: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agents.adapters.protocol import EngineLoad, EngineUnfit, EngineWork
+from agents.adapters.protocol import EngineDrafts, EngineLoad, EngineUnfit, EngineWork
 
 EMPTY_MEANS_IDLE = 4
 """Answers in a row. One alone may fall into a long iteration."""
@@ -27,6 +27,12 @@ class _Cache(msgspec.Struct, rename="camel"):
     missed_blocks: int = 0
 
 
+class _Drafts(msgspec.Struct, rename="camel"):
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_requests_with_draft_tokens: int = 0
+
+
 class _Iteration(msgspec.Struct, rename="camel"):
     iter: int
     num_active_requests: int = 0
@@ -34,6 +40,7 @@ class _Iteration(msgspec.Struct, rename="camel"):
     iter_latency_ms: float = msgspec.field(name="iterLatencyMS", default=0.0)
     inflight_batching_stats: _Batch = msgspec.field(default_factory=_Batch)
     kv_cache_stats: _Cache | None = None
+    spec_decoding_stats: _Drafts | None = None
 
 
 class Cache(msgspec.Struct, frozen=True):
@@ -89,7 +96,12 @@ class Iterations:
             queried_tokens=tokens_looked_up,
             started_s=self._life,
             work=EngineWork(
-                self._steps, self._prefill_tokens, self._gaps, self._gaps, self._gaps_s
+                steps=self._steps,
+                prefill_tokens=self._prefill_tokens,
+                generated_tokens=self._gaps + (self._drafts.accepted_tokens if self._drafts else 0),
+                gaps=self._gaps,
+                gaps_s=self._gaps_s,
+                drafts=self._drafts,
             ),
         )
 
@@ -97,6 +109,7 @@ class Iterations:
         self._life = life  # it does not tell when it started: a number that changes will do
         self._steps = self._prefill_tokens = self._prompts = self._gaps = self._paused = 0
         self._gaps_s = 0.0
+        self._drafts: EngineDrafts | None = None
 
     def _add(self, iteration: _Iteration) -> None:
         if self._last is not None and iteration.iter <= self._last.iter:
@@ -108,9 +121,16 @@ class Iterations:
         self._prefill_tokens += batch.num_ctx_tokens
         self._prompts += batch.num_context_requests
         self._paused += max(0, batch.num_paused_requests - paused_before)
-        # Every stream that decodes gets one token, and waits one iteration for it.
+        # Every stream that decodes gets one token and its accepted drafts, and waits one iteration.
         self._gaps += batch.num_gen_requests
         self._gaps_s += batch.num_gen_requests * iteration.iter_latency_ms / 1000
+        if iteration.spec_decoding_stats is not None:
+            did, before = iteration.spec_decoding_stats, self._drafts or EngineDrafts(0, 0, 0)
+            self._drafts = EngineDrafts(
+                before.verifications + did.num_requests_with_draft_tokens,
+                before.drafted_tokens + did.num_draft_tokens,
+                before.accepted_tokens + did.num_accepted_tokens,
+            )
         if iteration.kv_cache_stats is not None:
             blocks = iteration.kv_cache_stats
             self.cache = Cache(blocks.tokens_per_block, blocks.max_num_blocks)

@@ -9,22 +9,26 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Self
 
-import msgspec
 from pydantic import AfterValidator, Field, model_validator
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from controlplane.cli.options import Names, written_arm
-from controlplane.cli.traces import TraceSettings, tell_losses
+from controlplane.cli.traces import (
+    EXIT_FAILED,
+    EXIT_OK,
+    TraceSettings,
+    run_replay,
+    tell_losses,
+    write_json,
+)
 from controlplane.replay.compare import Answer, Comparison, Question, compare
 from controlplane.replay.hardware import timings
 from controlplane.replay.report import trace_report
-from controlplane.replay.trace import Trace, TraceUnreadable
-from controlplane.runtime.settings import SettingsError, load
+from controlplane.replay.trace import Trace
 from proto.hardware import BadHardware, load_catalogue
 
 PROG = "tokenplane compare"
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class CompareSettings(TraceSettings):
@@ -52,18 +56,7 @@ class CompareSettings(TraceSettings):
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit code."""
-    try:
-        settings = load(CompareSettings, argv, prog=PROG)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_SETTINGS
-    try:
-        return _compare(settings)
-    except (TraceUnreadable, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return run_replay(PROG, CompareSettings, _compare, argv)
 
 
 def _compare(settings: CompareSettings) -> int:
@@ -83,9 +76,7 @@ def _compare(settings: CompareSettings) -> int:
         Console().print(table)
     if any(answer.derived for answer in answers):
         notes.print("* nobody measured it: scaled from the H100 (see docs/hardware.md)")
-    if settings.json_out is not None:
-        text = msgspec.json.format(msgspec.json.encode(comparison), indent=2)
-        settings.json_out.write_bytes(text + b"\n")
+    write_json(settings.json_out, comparison)
     if settings.plot is not None:
         compare_report.save(settings.plot, comparison)
     return EXIT_OK

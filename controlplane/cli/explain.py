@@ -92,10 +92,13 @@ def headline(decision: Decision) -> Text:
     made = datetime.fromtimestamp(decision.time_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     line = Text(f"attempt {decision.attempt} at {made} UTC by {decision.router}: ")
     line.append(f"{decision.prompt_tokens:,} prompt tokens of {decision.model} ")
+    if decision.workload:
+        line.append(f"({', '.join(decision.workload)}) ")
     if decision.worker is None:
         return line.append("turned away, ").append(decision.reason, style="bold red")
     line.append("to ").append(decision.worker, style="bold green")
-    return line.append(", policy ").append(decision.policy, style="bold")
+    line.append(", policy ").append(decision.policy, style="bold")
+    return line.append(f"; {decision.engine_choice}" if decision.engine_choice else "")
 
 
 def table(decision: Decision) -> Table:

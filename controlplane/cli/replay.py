@@ -15,14 +15,21 @@ from itertools import cycle, islice
 from typing import Annotated, Literal, Self
 
 import anyio
-import msgspec
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from controlplane.cli import ladder
 from controlplane.cli.options import Names, written_arm
-from controlplane.cli.traces import REASONS_SHOWN, TraceSettings, tell_losses
+from controlplane.cli.traces import (
+    EXIT_FAILED,
+    EXIT_OK,
+    REASONS_SHOWN,
+    TraceSettings,
+    run_replay,
+    tell_losses,
+    write_json,
+)
 from controlplane.replay.arms import arm
 from controlplane.replay.handover import Link
 from controlplane.replay.hardware import dollars_per_hour, timings
@@ -38,9 +45,8 @@ from controlplane.replay.report import (
     trace_report,
 )
 from controlplane.replay.simulate import Scenario, simulate
-from controlplane.replay.trace import Trace, TraceUnreadable
+from controlplane.replay.trace import Trace
 from controlplane.router.plugins import installed
-from controlplane.runtime.settings import SettingsError, load
 from controlplane.transfer.cost import Choice
 from controlplane.transfer.settings import TransferSettings
 from proto.hardware import BadHardware, load_catalogue
@@ -50,7 +56,6 @@ from proto.wire.http import HttpClient
 from workers.sim.timing import H100, Profile
 
 PROG = "tokenplane replay"
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 OnProgress = Callable[[str, int], None]
 """Policy, and how many of its requests have ended."""
@@ -174,18 +179,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns the exit code. `--ladder` is a command of its own."""
     if "--ladder" in argv:
         return ladder.main([word for word in argv if word != "--ladder"])
-    try:
-        settings = load(ReplaySettings, argv, prog=PROG)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_SETTINGS
-    try:
-        return _replay(settings)
-    except (TraceUnreadable, NotServing, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return run_replay(PROG, ReplaySettings, _replay, argv, failures=(NotServing,))
 
 
 def _replay(settings: ReplaySettings) -> int:
@@ -282,9 +276,7 @@ def _tell_failures(runs: list[Run], notes: Console) -> None:
 
 
 def _save(settings: ReplaySettings, report: Report, runs: list[Run]) -> None:
-    if settings.json_out is not None:
-        text = msgspec.json.format(msgspec.json.encode(report), indent=2)
-        settings.json_out.write_bytes(text + b"\n")
+    write_json(settings.json_out, report)
     if settings.plot is not None:
         # Here and not above: drawing takes longer to import than a small replay to run.
         from controlplane.replay.plot import save

@@ -5,7 +5,6 @@ docs/speculation.md shows what came of it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
@@ -17,14 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from controlplane.cli.options import Names, OutPath
+from controlplane.cli.traces import EXIT_OK, run_replay, write_json
 from controlplane.replay.crossing import Line, Point, Sweep, lines, sweep
 from controlplane.replay.hardware import timing
 from controlplane.replay.report import Targets
-from controlplane.runtime.settings import CommandSettings, SettingsError, load
+from controlplane.runtime.settings import CommandSettings
 from proto.hardware import BadHardware, load_catalogue
 
 PROG = "tokenplane speculation"
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class SpeculationSettings(CommandSettings):
@@ -84,18 +83,7 @@ class CrossingReport(msgspec.Struct, frozen=True):
 
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit code."""
-    try:
-        settings = load(SpeculationSettings, argv, prog=PROG)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return EXIT_BAD_SETTINGS
-    try:
-        return _sweep(settings)
-    except (ValueError, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return run_replay(PROG, SpeculationSettings, _sweep, argv, failures=(ValueError,))
 
 
 def _sweep(settings: SpeculationSettings) -> int:
@@ -106,10 +94,8 @@ def _sweep(settings: SpeculationSettings) -> int:
     from controlplane.replay import crossing_report
 
     Console().print(crossing_report.table(of, found))
-    if settings.json_out is not None:
-        report = CrossingReport(found, points, settings.model_dump(mode="json", exclude_none=True))
-        text = msgspec.json.format(msgspec.json.encode(report), indent=2)
-        settings.json_out.write_bytes(text + b"\n")
+    report = CrossingReport(found, points, settings.model_dump(mode="json", exclude_none=True))
+    write_json(settings.json_out, report)
     if settings.plot is not None:
         crossing_report.save(settings.plot, of, found)
     return EXIT_OK

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
+import msgspec
 from pydantic import AfterValidator, Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
@@ -13,11 +16,15 @@ from controlplane.cli.options import OutPath
 from controlplane.replay.fleet import MODEL
 from controlplane.replay.names import PromptNamer, check_block_size
 from controlplane.replay.report import Setting, Targets
-from controlplane.replay.trace import Trace, load_trace
-from controlplane.runtime.settings import CommandSettings
+from controlplane.replay.trace import Trace, TraceUnreadable, load_trace
+from controlplane.runtime.settings import CommandSettings, SettingsError, load
+from controlplane.runtime.version import VERSION
 from proto.hashing import BlockHasher, Scope, Words
 
+EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 REASONS_SHOWN = 5
+
+S = TypeVar("S", bound=CommandSettings)
 
 
 class TraceSettings(CommandSettings):
@@ -68,7 +75,8 @@ class TraceSettings(CommandSettings):
         of_trace = ("limit", "rate_scale", "max_model_len", "block_size", "ttft_target_ms")
         values = {n: getattr(self, n) for n in (*of_trace, "tpot_target_ms", *names)}
         values = {n: ",".join(v) if isinstance(v, tuple) else v for n, v in values.items()}
-        return {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
+        values = {n: str(v) if isinstance(v, Path) else v for n, v in values.items()}
+        return {**values, "version": VERSION}
 
 
 def tell_losses(path: Path, trace: Trace, notes: Console) -> None:
@@ -84,3 +92,33 @@ def tell_losses(path: Path, trace: Trace, notes: Console) -> None:
             f"context dropped, {trace.outputs_cut:,} answers cut to fit it",
             markup=False,
         )
+
+
+def run_replay(
+    prog: str,
+    settings_type: type[S],
+    command: Callable[[S], int],
+    argv: Sequence[str],
+    failures: tuple[type[Exception], ...] = (),
+) -> int:
+    """Load the settings and run `command(settings)`, which returns the exit code. What of a trace,
+    of files and of `failures` goes wrong is told in one line."""
+    try:
+        settings = load(settings_type, argv, prog=prog)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    told: tuple[type[Exception], ...] = (TraceUnreadable, OSError, *failures)
+    try:
+        return command(settings)
+    except told as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def write_json(path: Path | None, report: msgspec.Struct) -> None:
+    """Everything, for programs; nothing without a path. Raises OSError."""
+    if path is not None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")

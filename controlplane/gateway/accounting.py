@@ -59,12 +59,31 @@ class Accounting:
             metrics.ttft_s.labels(label).observe(flight.ttft_s)
         if flight.tpot_s is not None:
             metrics.tpot_s.labels(label).observe(flight.tpot_s)
+        self._count_drafts(label, flight)
         span = trace.get_current_span()
         _describe(span, flight)
         trace_id = span.get_span_context().trace_id
         self._write_record(
             flight.record(anyio.current_time(), format_trace_id(trace_id) if trace_id else "")
         )
+
+    def _count_drafts(self, label: str, flight: Flight) -> None:
+        """By model, kind of text and sampling (SD3), for what its engine has told."""
+        metrics, after_first = self.metrics, max(0, flight.output_tokens - 1)
+        of = (label, flight.ask.kind.value, "sampled" if flight.ask.sampled else "greedy")
+        speculating = "yes" if flight.accepted_drafts is not None else "no"
+        accepted = min(flight.accepted_drafts or 0, after_first)
+        passes = after_first - accepted
+        metrics.passes.labels(*of, speculating).inc(passes)
+        if flight.ttft_s is not None:
+            metrics.speculation_ttft_s.labels(*of, speculating).observe(flight.ttft_s)
+        if flight.tpot_s is not None:
+            metrics.speculation_tpot_s.labels(*of, speculating).observe(flight.tpot_s)
+        if flight.accepted_drafts is not None:
+            metrics.drafts.labels(*of, "accepted").inc(flight.accepted_drafts)
+            metrics.drafts.labels(*of, "rejected").inc(flight.rejected_drafts)
+            if passes:
+                metrics.accept_length.labels(*of).observe(after_first / passes)
 
 
 def _describe(span: Span, flight: Flight) -> None:

@@ -2,6 +2,7 @@
 
     x-tokenplane-topology: zone=eu-1, rack=7       only where the hardware bears these labels
     x-tokenplane-workers: engine-0, engine-3       only these; for tenants that may pin
+    x-tokenplane-workload: portable                what work it is, beside what its body shows
 
 Narrowing down where a request may go harms nobody but who asks. Pins can crowd one worker, so a
 tenant must be allowed to use them; which taints are tolerated is the operator's word alone.
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from controlplane.gateway.openai import ClientError
+from controlplane.gateway.openai import Ask, ClientError
 from controlplane.gateway.tenants import Tenant
 from proto.constraints import UNCONSTRAINED, Constraints
 from proto.ids import BadName, WorkerId, check_name
 
 TOPOLOGY, WORKERS = "x-tokenplane-topology", "x-tokenplane-workers"
+WORKLOAD = "x-tokenplane-workload"
 ITEMS_MAX = 64
 
 
@@ -34,6 +36,17 @@ def constraints_of(headers: Mapping[str, str], tenant: Tenant) -> Constraints:
         topology=tuple(sorted(_labels(topology))),
         tolerations=tenant.tolerations,
     )
+
+
+def workload_of(headers: Mapping[str, str], ask: Ask) -> tuple[str, ...]:
+    """What work it is: what the body shows, and what the client says. Raises `ClientError`."""
+    said = _items(headers.get(WORKLOAD, ""), WORKLOAD)
+    for item in said:
+        try:
+            check_name(item, "workload")
+        except BadName as error:
+            raise _wrong(WORKLOAD, str(error)) from error
+    return tuple(dict.fromkeys((ask.kind.value, *said)))
 
 
 def _labels(header: str) -> Iterator[tuple[str, str]]:

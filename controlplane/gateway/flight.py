@@ -70,6 +70,9 @@ class Flight:
     """`output_tokens` at `last_token_s`; of a stream under way that is looked up now and then."""
     output_tokens: int = 0
     cached_tokens: int | None = None
+    accepted_drafts: int | None = None
+    """Of its tokens, brought by speculative decoding; None where nobody says."""
+    rejected_drafts: int = 0
     outcome: str = COMPLETED
     failed: list[WorkerId] = field(default_factory=list)
     migrations: int = 0
@@ -82,6 +85,8 @@ class Flight:
         """The stream has brought `events`, which make `pieces` of the answer so far."""
         if self.transcript is not None:
             self.transcript.see(events)
+            # An event may bring several tokens; here they are known one by one.
+            pieces = max(pieces, len(self.transcript.tokens))
         self.output_tokens = pieces
 
     def timed(self, now_s: float) -> None:
@@ -96,6 +101,8 @@ class Flight:
             self.prompt_tokens = usage.prompt or self.prompt_tokens
             self.output_tokens = usage.completion
             self.cached_tokens = usage.cached_tokens
+            self.accepted_drafts = usage.accepted_drafts
+            self.rejected_drafts = usage.rejected_drafts
 
     @property
     def expected_tokens(self) -> int:
@@ -134,6 +141,10 @@ class Flight:
             tpot_ms=None if self.tpot_s is None else self.tpot_s * 1000,
             duration_ms=(now_s - self.began_s) * 1000,
             attempts=self.attempts,
+            accepted_drafts=self.accepted_drafts,
+            rejected_drafts=self.rejected_drafts,
+            kind=self.ask.kind.value,
+            sampled=self.ask.sampled,
             worker=self.worker,
             policy=self.policy,
             trace_id=trace_id,

@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind
 
 from controlplane.gateway import openapi
 from controlplane.gateway.admission import Admission
-from controlplane.gateway.demands import constraints_of
+from controlplane.gateway.demands import constraints_of, workload_of
 from controlplane.gateway.dispatch import Dispatcher
 from controlplane.gateway.flight import ClientStalled
 from controlplane.gateway.idempotency import Answers
@@ -161,6 +161,7 @@ class Border:
                 session=headers.get("x-tokenplane-session", ""),
                 tenant=tenant,
                 constraints=constraints_of(headers, tenant),
+                workload=workload_of(headers, ask),
             )
         run = partial(self._front.dispatcher.serve, request_id, ask, hints)
         if key := headers.get("idempotency-key"):

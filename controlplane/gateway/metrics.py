@@ -80,6 +80,40 @@ class GatewayMetrics:
             ["outcome", "reason"],
             registry=registry,
         )
+        self.drafts = Counter(
+            "tokenplane_gateway_drafts",
+            "Tokens drafted by speculative decoding, where engines tell of each request, by model,"
+            " kind of text, sampling (greedy, sampled) and outcome (accepted, rejected)",
+            ["model", "kind", "sampling", "outcome"],
+            registry=registry,
+        )
+        self.passes = Counter(
+            "tokenplane_gateway_decode_passes",
+            "Passes of engines that brought the tokens after the first, with drafts and without",
+            ["model", "kind", "sampling", "speculating"],
+            registry=registry,
+        )
+        self.accept_length = Histogram(
+            "tokenplane_gateway_accept_length",
+            "Tokens of a pass, on average over a request that was speculated on",
+            ["model", "kind", "sampling"],
+            buckets=(1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
+            registry=registry,
+        )
+        self.speculation_ttft_s = Histogram(
+            "tokenplane_gateway_speculation_time_to_first_token_seconds",
+            "As time_to_first_token_seconds, by whether the engine speculated",
+            ["model", "kind", "sampling", "speculating"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.speculation_tpot_s = Histogram(
+            "tokenplane_gateway_speculation_time_per_output_token_seconds",
+            "As time_per_output_token_seconds, by whether the engine speculated",
+            ["model", "kind", "sampling", "speculating"],
+            buckets=TPOT_BUCKETS_S,
+            registry=registry,
+        )
         self.fallbacks = Counter(
             "tokenplane_gateway_route_fallbacks",
             "Requests placed by the gateway itself because no router answered",

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from controlplane.gateway.kinds import Format, Kind, Shaped, TextOptions
+
 EXPECTED_OUTPUT_TOKENS = 256
 
 
@@ -82,6 +84,9 @@ class Ask(msgspec.Struct, frozen=True):
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     cache_salt: str = ""
+    kind: Kind = Kind.COMPLETION
+    sampled: bool = True
+    """Tokens are drawn by chance; else the likeliest are taken."""
 
     @property
     def guessed_prompt_tokens(self) -> int:
@@ -107,7 +112,7 @@ _PROMPT = {
 }
 
 
-class CompletionBody(msgspec.Struct):
+class CompletionBody(Shaped):
     """As much as is read of a completion's body."""
 
     model: str
@@ -117,7 +122,7 @@ class CompletionBody(msgspec.Struct):
     cache_salt: str | None = None
 
 
-class ChatBody(msgspec.Struct):
+class ChatBody(Shaped):
     """As much as is read of a chat completion's."""
 
     model: str
@@ -129,7 +134,7 @@ class ChatBody(msgspec.Struct):
     cache_salt: str | None = None
 
 
-class ResponseBody(msgspec.Struct):
+class ResponseBody(Shaped):
     """As much as is read of a response's."""
 
     model: str
@@ -140,6 +145,12 @@ class ResponseBody(msgspec.Struct):
     tools: list[dict[str, Any]] | None = None
     cache_salt: str | None = None
     previous_response_id: str | None = None
+    text: TextOptions | None = None
+
+    @property
+    def shape(self) -> Format | None:
+        """Said elsewhere than in the other two."""
+        return self.text.format if self.text else None
 
 
 class EmbeddingBody(msgspec.Struct):
@@ -192,6 +203,8 @@ def _read_completion(body: bytes) -> Ask:
         text=prompt if isinstance(prompt, str) else None,
         tokens=_token_ids(prompt) if isinstance(prompt, list) else None,
         cache_salt=asked.cache_salt or "",
+        kind=asked.kind(Kind.COMPLETION),
+        sampled=asked.sampled,
     )
 
 
@@ -210,6 +223,8 @@ def _read_chat(body: bytes) -> Ask:
         messages=asked.messages,
         tools=asked.tools,
         cache_salt=asked.cache_salt or "",
+        kind=asked.kind(Kind.CHAT, asked.tools),
+        sampled=asked.sampled,
     )
 
 
@@ -233,6 +248,8 @@ def _read_response(body: bytes) -> Ask:
         messages=_conversation(asked),
         tools=asked.tools,
         cache_salt=asked.cache_salt or "",
+        kind=asked.kind(Kind.CHAT, asked.tools),
+        sampled=asked.sampled,
     )
 
 

@@ -53,6 +53,7 @@ class Hints:
     session: str = ""
     tenant: Tenant = ANONYMOUS
     constraints: Constraints = UNCONSTRAINED
+    workload: tuple[str, ...] = ()
 
 
 class Routing:
@@ -125,6 +126,7 @@ class Routing:
             attempt=attempt,
             constraints=msgspec.structs.replace(hints.constraints, adapter=adapter),
             leg=(RouteLeg.DECODE if self._split(model) else RouteLeg.WHOLE) if leg is None else leg,
+            workload=hints.workload,
         )
         with spans.start_as_current_span("gateway.route", kind=SpanKind.CLIENT) as span:
             began_s = anyio.current_time()
@@ -140,6 +142,8 @@ class Routing:
             if isinstance(reply, Chosen):
                 span.set_attribute("tokenplane.worker", reply.worker)
                 span.set_attribute("tokenplane.policy", reply.policy)
+                if reply.engine_choice:
+                    span.set_attribute("tokenplane.engine_choice", reply.engine_choice)
             else:
                 span.set_attribute("tokenplane.rejected", reply.reason)
             return reply

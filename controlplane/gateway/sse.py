@@ -20,12 +20,18 @@ class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
 
+class _OfDrafts(msgspec.Struct):
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+
+
 class Usage(msgspec.Struct):
     """An engine's own count, in the words of completions or of responses."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _OfDrafts | None = None
     input_tokens: int = 0
     output_tokens: int = 0
     input_tokens_details: _Details | None = None
@@ -37,6 +43,17 @@ class Usage(msgspec.Struct):
     @property
     def completion(self) -> int:
         return self.completion_tokens or self.output_tokens
+
+    @property
+    def accepted_drafts(self) -> int | None:
+        """Tokens that speculation brought; None: the engine did not speculate, or does not say."""
+        details = self.completion_tokens_details
+        return details.accepted_prediction_tokens if details else None
+
+    @property
+    def rejected_drafts(self) -> int:
+        details = self.completion_tokens_details
+        return (details.rejected_prediction_tokens or 0) if details else 0
 
     @property
     def cached_tokens(self) -> int | None:

@@ -81,6 +81,9 @@ class ClusterOptions(CommandSettings):
     hardware_file: Path | None = Field(
         None, description="TOML with accelerators of your own (docs/hardware.md)"
     )
+    speculative_config: str | None = Field(
+        None, description="speculative decoding of simulated engines, as JSON (docs/speculation.md)"
+    )
     speed: float = Field(1.0, gt=0, description="how many times faster than the profile they run")
     block_tokens: int | None = Field(
         None,
@@ -382,6 +385,11 @@ def _engine_argv(
         *("--replay-port", str(mine.replay)),
         *("--model", options.model, "--model-dir", str(model)),
         *("--profile", options.profile, "--speed", str(options.speed)),
+        *(
+            ("--speculative-config", options.speculative_config)
+            if options.speculative_config
+            else ()
+        ),
         *("--hardware", *map(str, filter(None, (builtin_file(), options.hardware_file)))),
         *("--block-size", str(options.block_tokens or SIM_BLOCK_TOKENS)),
         *("--blocks", str(options.blocks)),

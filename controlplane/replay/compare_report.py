@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from controlplane.replay.compare import Answer, Comparison, Figures
@@ -97,6 +98,7 @@ def _bars(
     for row, value in zip(rows, values, strict=True):
         axes.text(value or 0.0, row, f" {_number(value, spec)}", va="center", fontsize=9)
     axes.set_xlim(0, max(*lengths, 1e-9) * 1.25)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     tidy(axes, grid="x")
 
 

@@ -64,6 +64,8 @@ class Run(msgspec.Struct, frozen=True):
     """Held from first arrival to last token."""
     dollars: float | None = None
     """What they cost."""
+    busy_each: tuple[float, ...] = ()
+    """As `busy`, engine by engine."""
     batch: float = 0.0
     """Sequences that were decoded in a step, on average."""
     accept_length: float = 1.0

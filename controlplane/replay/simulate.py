@@ -130,9 +130,10 @@ class Simulation:
         return Run(
             self._arm.name,
             outcomes,
-            busy,
+            sum(busy) / len(busy),
             sum(profile.accelerators for profile in self._scenario.profiles) * span_s,
             None if price is None else price * span_s / 3600,
+            busy,
             sum(w.decoded for w in fleet) / max(1, sum(w.steps for w in fleet)),
             accept_length(
                 sum(t.verifications for t in tallies), sum(t.accepted_tokens for t in tallies)
@@ -270,11 +271,12 @@ class Simulation:
         self._outcomes[index] = outcome
         self._on_outcome()
 
-    def _busy(self, span_s: float) -> float:
+    def _busy(self, span_s: float) -> tuple[float, ...]:
+        """Share of the time that each engine was computing."""
         for worker in self._fleet.values():
             worker.report()
-        busy_ms = sum(worker.busy_ms for worker in self._fleet.values())
-        return busy_ms / 1000 / (span_s * len(self._fleet)) if span_s > 0 else 0.0
+        span_ms = span_s * 1000
+        return tuple(w.busy_ms / span_ms if span_s > 0 else 0.0 for w in self._fleet.values())
 
 
 def _fleet(scenario: Scenario, roles: tuple[Role, ...]) -> dict[WorkerId, SimulatedWorker]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
 
 from controlplane.capacity import Capacities
 from controlplane.router.drain import Drain
+from controlplane.router.engines import EngineRules
 from controlplane.router.explain import Decisions, made, turned_away
 from controlplane.router.filters import Demand, demands
-from controlplane.router.fleet import Admission, Fleet
+from controlplane.router.fleet import Admission, Fleet, Rows
 from controlplane.router.index import PrefixIndex
 from controlplane.router.inhibition import Inhibitions
 from controlplane.router.ledger import Ledger
@@ -61,6 +63,7 @@ class RouterCore:
     ) -> None:
         self.catalog = catalog or Catalog()
         self._filters = [Demand(lambda *_: True, each) for each in self.catalog.filters.values()]
+        self._engines = EngineRules(settings.engine_rules)
         self._overlaps = Overlaps(settings)
         self.ledger = Ledger(settings.booking_silence_s)
         self.decisions = Decisions(settings.decisions_bytes)
@@ -168,6 +171,8 @@ class RouterCore:
         self._catch_up()
         fleet.age(now_s)
         asked = [*demands(request, fleet.block_sizes), *self._filters]
+        if self._engines.demanding(request.workload):
+            asked.append(Demand(lambda *_: True, self._engines.refuses))
         admitted = fleet.sift(request, asked)
         if not len(admitted.rows):
             verdict = nobody(admitted.refused)
@@ -176,6 +181,7 @@ class RouterCore:
         if not len(rows):
             verdict = self.too_busy(request.model, 0, now_s)
             return self._turned_away(request, verdict, refused, now_s)
+        rows, refused, choice = self._prefer(request, fleet, Admission(rows, refused))
         overlap = self._overlaps.of(request, fleet, now_s)
         candidates = fleet.candidates(rows, overlap, now_s)
         name, weighed = self._weigh(request, candidates)
@@ -184,6 +190,7 @@ class RouterCore:
         block_tokens = record.block_tokens
         cached_tokens = int(candidates.cached_tokens[chosen])
         kept = made(request, name, candidates, weighed, chosen, refused=refused, now_s=now_s)
+        kept = replace(kept, engine_choice=choice) if choice else kept
         self.decisions.keep(kept)
         reply = Chosen(
             worker=record.worker,
@@ -195,6 +202,7 @@ class RouterCore:
             block_tokens=block_tokens,
             new_prefill_tokens=max(1, request.prompt_tokens - cached_tokens),
             terms=kept.terms() if request.explain else (),
+            engine_choice=kept.engine_choice,
         )
         booking = booking_of(request, reply)
         self._book(booking, now_s)
@@ -206,7 +214,8 @@ class RouterCore:
         """Requests of one model and one kind can be served by the same workers."""
         if self._filters:  # users' own, which may look at anything
             return request.request, request.attempt
-        return request.constraints, request.exclude, frozenset(request.blocks), request.leg
+        demanded = request.constraints, request.exclude, frozenset(request.blocks)
+        return demanded, request.leg, request.workload
 
     def anyone_free(self, model: str, now_s: float) -> bool:
         """Whether some worker of the model could take some request now."""
@@ -227,6 +236,25 @@ class RouterCore:
         fleet = self._fleets.get(model)
         busy, count = fleet.busy(WORKERS_TOLD) if fleet else ({}, 0)
         return all_busy(busy, count, self.wait_s(model, ahead, now_s), why)
+
+    def _prefer(
+        self, request: RouteRequest, fleet: Fleet, free: Admission
+    ) -> tuple[Rows, Mapping[WorkerId, str], str]:
+        """Of those who are free, the ones whose engine comes first for this work; and why."""
+        if not request.workload:
+            return free.rows, free.refused, ""
+        rows = free.rows.tolist()
+        engines = [fleet.record(row).engine for row in rows]
+        preferred = self._engines.preference(request.workload, engines)
+        if preferred is None:
+            return free.rows, free.refused, ""
+        passed_over = {
+            fleet.workers[row]: preferred.reason
+            for row, kept in zip(rows, preferred.kept, strict=True)
+            if not kept
+        }
+        kept = free.without(passed_over, fleet.workers)
+        return kept.rows, kept.refused, preferred.reason
 
     def _without_inhibited(self, fleet: Fleet, admitted: Admission, now_s: float) -> Admission:
         """Less the workers that have just failed, if that leaves any."""

@@ -46,6 +46,9 @@ class Made:
     refused: Mapping[WorkerId, str]
     reason: str = ""
     """Why nobody was chosen."""
+    workload: tuple[str, ...] = ()
+    engine_choice: str = ""
+    """Why workers of one engine came first."""
 
     @property
     def size_bytes(self) -> int:
@@ -99,6 +102,8 @@ class Made:
             worker=self.worker,
             reason=self.reason,
             terms=self.terms(),
+            workload=self.workload,
+            engine_choice=self.engine_choice,
         )
 
 
@@ -161,6 +166,7 @@ def made(
         costs=weighed.costs,
         values=weighed.values,
         refused=refused,
+        workload=request.workload,
     )
 
 
@@ -187,6 +193,7 @@ def turned_away(
         values={},
         refused=refused,
         reason=reason,
+        workload=request.workload,
     )
 
 
@@ -205,6 +212,7 @@ def attributes_of(
             "tokenplane.worker": verdict.worker,
             "tokenplane.policy": verdict.policy,
             "tokenplane.overlap_blocks": verdict.overlap_blocks,
+            "tokenplane.engine_choice": verdict.engine_choice,
         }
     return told | {
         "tokenplane.rejected": verdict.reason,

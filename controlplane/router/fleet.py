@@ -71,6 +71,7 @@ class Fleet:
         self._columns: NDArray[np.int64] = np.zeros((6, FIRST_ROWS), dtype=np.int64)
         self._lately: Floats = np.zeros((2, FIRST_ROWS))
         self._curves: Floats = np.full((len(Curve._fields), FIRST_ROWS), np.nan)
+        self._accept_length: Floats = np.ones(FIRST_ROWS)
         self._admissions: dict[tuple[Constraints, RouteLeg], Admission] = {}
         self._free = np.zeros(FIRST_ROWS, dtype=bool)
         """Who could take some request now."""
@@ -114,6 +115,7 @@ class Fleet:
             self._known[row].record = record
         self.changes += 1
         self._sizes[record.block_tokens] += 1
+        self._accept_length[row] = self._known[row].accept_length
         self._columns[_BLOCK_TOKENS, row] = record.block_tokens
         self._columns[_CAPACITY, row] = record.total_blocks * record.block_tokens
         self._columns[_STEP, row] = record.max_batched_tokens
@@ -133,6 +135,7 @@ class Fleet:
             self._columns[:, row] = self._columns[:, last]
             self._lately[:, row] = self._lately[:, last]
             self._curves[:, row] = self._curves[:, last]
+            self._accept_length[row] = self._accept_length[last]
             self._free[row] = self._free[last]
         del self._workers[last], self._known[last]
         self._admissions.clear()
@@ -149,6 +152,7 @@ class Fleet:
         known = self._known[row]
         was_silent = known.record.kv_events and not known.tells_of_cache
         known.observe(report, self._ledger.of(report.worker), now_s)
+        self._accept_length[row] = known.accept_length
         if known.known_for_s(now_s) >= WARM_UP_S:
             self._capacities.observe(known.record, report.steps)
         self._oldest_s = min(self._oldest_s, now_s)
@@ -241,6 +245,7 @@ class Fleet:
             step_tokens=columns[_STEP],
             prefill_rate=lately_tokens * np.exp((booked_s - now_s) / LATELY_S) / LATELY_S,
             curves=self._curves[:, chosen],
+            accept_length=self._accept_length[chosen],
         )
 
     def _learn(self) -> None:
@@ -275,6 +280,7 @@ class Fleet:
             self._columns = np.pad(self._columns, ((0, 0), (0, room)))
             self._lately = np.pad(self._lately, ((0, 0), (0, room)))
             self._curves = np.pad(self._curves, ((0, 0), (0, room)), constant_values=np.nan)
+            self._accept_length = np.pad(self._accept_length, (0, room), constant_values=1.0)
             self._free = np.pad(self._free, (0, room))
 
     def _drop_size(self, block_tokens: int) -> None:

@@ -15,6 +15,9 @@ from controlplane.router.ledger import InFlight
 from proto.load import LoadReport
 from proto.workers import WorkerRecord
 
+ACCEPT_LENGTH_GAIN = 0.3
+"""How much of the difference one report makes up."""
+
 
 @dataclass
 class Known:
@@ -28,6 +31,8 @@ class Known:
     """What the last report shows beyond the ledger."""
     excess: InFlight = field(default_factory=InFlight)
     """What the last two reports both show beyond the ledger."""
+    accept_length: float = 1.0
+    """Tokens that a step brings a running answer, lately: above 1 where its engine speculates."""
     first_s: float | None = None
     """When it was first heard of."""
     refused: str = ""
@@ -46,6 +51,9 @@ class Known:
         beyond = _beyond(report, self.record.block_tokens, booked)
         self.excess = beyond if self.report is None else _both(self.beyond, beyond)
         self.report, self.heard_s, self.beyond = report, now_s, beyond
+        if report.steps.decode_batch:
+            newest = report.steps.accept_length
+            self.accept_length += ACCEPT_LENGTH_GAIN * (newest - self.accept_length)
         if self.first_s is None:
             self.first_s = now_s
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from controlplane.router.busy import BusyLimits
+from controlplane.router.engines import DEFAULT_RULES, EngineRule
 from controlplane.router.plugins import PluginBroken, installed
 from controlplane.router.policies.base import Knobs
 from controlplane.runtime.settings import Group
@@ -102,6 +103,11 @@ class RouterSettings(Group):
         ge=0,
         description="requests that may wait for a worker that is not busy; 0: none, they are"
         " refused at once",
+    )
+    engine_rules: tuple[EngineRule, ...] = Field(
+        DEFAULT_RULES,
+        description="which engine for which work, as JSON: a list of workload, prefer, exclude,"
+        " need and reason (docs/router.md)",
     )
     snapshot_timeout_s: float = Field(
         5.0, gt=0, description="deadline of one snapshot chunk; then again after a growing pause"

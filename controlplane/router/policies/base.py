@@ -65,6 +65,9 @@ class Candidates:
     curves: Floats
     """How fast it is: shape (4, rows), the fields of `controlplane.capacity.Curve`; not a
     number where that is not known yet."""
+    accept_length: Floats | float = 1.0
+    """Tokens that a step brings each running answer, on average; more than 1 where the engine
+    speculates (SD9)."""
 
     def __len__(self) -> int:
         return len(self.workers)

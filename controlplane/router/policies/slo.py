@@ -18,7 +18,8 @@ overload one that keeps none any more takes what nobody could serve in time: goo
 and not everywhere. The latency term keeps that worker from being given everything.
 
 The pace of a worker that spends the share `busy` of its time on prompts is its decode step divided
-by `1 - busy`; the rate of prompts is what was booked in the last seconds.
+by `1 - busy`; the rate of prompts is what was booked in the last seconds. Where an engine
+speculates, a step brings an answer more than one token, and its pace is better by that much.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
     uncached = np.maximum(1, prompt.tokens - candidates.cached_tokens)
     ahead = prefill_tokens(prompt, candidates)
 
+    per_step = candidates.accept_length
     step_ms = base_ms + request_ms * streams + kv_token_ms * candidates.decode_tokens
     slower_ms = request_ms + kv_token_ms * context
     steps = np.maximum(1.0, ahead / candidates.step_tokens)
@@ -64,11 +66,11 @@ def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
 
     rate = candidates.prefill_rate
     more = uncached / LATELY_S
-    pace_ms = step_ms / (1 - _busy(rate * token_ms))
-    pace_after_ms = (step_ms + slower_ms) / (1 - _busy((rate + more) * token_ms))
+    pace_ms = step_ms / per_step / (1 - _busy(rate * token_ms))
+    pace_after_ms = (step_ms + slower_ms) / per_step / (1 - _busy((rate + more) * token_ms))
 
     own_ms = ttft_ms + pace_after_ms * output
-    harm_ms = streams * (uncached * token_ms + slower_ms * output * LEFT)
+    harm_ms = streams * (uncached * token_ms + slower_ms / per_step * output * LEFT)
     kept = good(pace_after_ms, knobs.slo_tpot_ms)
     broken = streams * (good(pace_ms, knobs.slo_tpot_ms) - kept)
     broken += 1 - good(ttft_ms, knobs.slo_ttft_ms) * kept

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents.adapters.protocol import EngineUnfit
+from agents.adapters.protocol import EngineDrafts, EngineUnfit
 from agents.adapters.trtllm_metrics import EMPTY_MEANS_IDLE, Cache, Iterations
 
 CACHE = {"maxNumBlocks": 100, "usedNumBlocks": 30, "freeNumBlocks": 70, "tokensPerBlock": 32}
@@ -46,6 +46,23 @@ def test_what_was_done_is_added_up() -> None:
     assert work is not None
     assert (work.steps, work.prefill_tokens, work.generated_tokens) == (3, 500, 6)
     assert work.gaps_s / work.gaps == pytest.approx(0.01)
+
+
+def test_drafts_are_added_up_and_accepted_ones_are_tokens() -> None:
+    """SD7. Two of two streams were drafted for, four tokens each; three were kept in all."""
+    told = {"numDraftTokens": 8, "numAcceptedTokens": 3, "numRequestsWithDraftTokens": 2}
+    seen = Iterations()
+    plain = iteration(1)
+    seen.read(answer(plain))
+    before = seen.load().work
+    assert before is not None
+    assert before.drafts is None
+    seen.read(answer({**iteration(2), "specDecodingStats": told}))
+    seen.read(answer({**iteration(3), "specDecodingStats": told}))
+    work = seen.load().work
+    assert work is not None
+    assert work.drafts == EngineDrafts(4, 16, 6)
+    assert work.generated_tokens == work.gaps + 6
 
 
 def test_waiting_prompts_are_supposed_to_be_like_those_before() -> None:

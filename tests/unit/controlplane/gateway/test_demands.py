@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from controlplane.gateway.demands import constraints_of
-from controlplane.gateway.openai import ClientError
+from controlplane.gateway.demands import constraints_of, workload_of
+from controlplane.gateway.openai import Api, ClientError, read
 from controlplane.gateway.tenants import ANONYMOUS, Tenant
 from proto.constraints import UNCONSTRAINED, Constraints
 from proto.ids import WorkerId
 
+MESSAGES = [{"role": "user", "content": "x"}]
 TOPOLOGY, WORKERS = "x-tokenplane-topology", "x-tokenplane-workers"
 
 
@@ -48,3 +50,43 @@ def test_pins_are_for_those_who_may() -> None:
     with pytest.raises(ClientError, match="tenant acme") as refused:
         constraints_of({WORKERS: "engine-0"}, Tenant(name="acme"))
     assert (refused.value.status, refused.value.code) == (403, "pins_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("api", "body", "kind", "sampled"),
+    [
+        (Api.COMPLETIONS, {"prompt": "x"}, "completion", True),
+        (Api.COMPLETIONS, {"prompt": "x", "guided_json": {}}, "structured", True),
+        (Api.COMPLETIONS, {"prompt": "x", "structured_outputs": None}, "completion", True),
+        (Api.CHAT, {"messages": MESSAGES, "temperature": 0.0}, "chat", False),
+        (Api.CHAT, {"messages": MESSAGES, "tools": [{}]}, "tools", True),
+        (
+            Api.CHAT,
+            {"messages": MESSAGES, "tools": [{}], "response_format": {"type": "json_object"}},
+            "structured",
+            True,
+        ),
+        (Api.CHAT, {"messages": MESSAGES, "response_format": {"type": "text"}}, "chat", True),
+        (
+            Api.RESPONSES,
+            {"input": "x", "text": {"format": {"type": "json_schema"}}},
+            "structured",
+            True,
+        ),
+    ],
+)
+def test_what_work_it_is_shows_in_the_body(
+    api: Api, body: dict[str, object], kind: str, sampled: bool
+) -> None:
+    """EN6."""
+    ask = read(api, msgspec.json.encode({"model": "m", **body}))
+    assert (ask.kind, ask.sampled) == (kind, sampled)
+    assert workload_of({}, ask) == (kind,)
+
+
+def test_a_client_may_say_more_of_its_work() -> None:
+    ask = read(Api.COMPLETIONS, b'{"model": "m", "prompt": "x"}')
+    headers = {"x-tokenplane-workload": "portable, batch, completion"}
+    assert workload_of(headers, ask) == ("completion", "portable", "batch")
+    with pytest.raises(ClientError, match="workload 'a b'"):
+        workload_of({"x-tokenplane-workload": "a b"}, ask)

@@ -99,6 +99,7 @@ class World:
     gateway: GatewayService
     http: MemoryHttp
     hub: MemoryHub
+    registry: CollectorRegistry
     progress: list[Progress] = field(default_factory=list)
     records: list[RequestRecord] = field(default_factory=list)
     routed: list[RouteRequest] = field(default_factory=list)
@@ -155,11 +156,12 @@ async def world(
         await store.put(KEYS.worker(each.worker), each.model_dump_json().encode())
     async with MemoryHub() as hub, anyio.create_task_group() as tasks:
         view, http, bus = RegistryView(store, KEYS), MemoryHttp(), hub.connect("gateway")
-        metrics = GatewayMetrics(CollectorRegistry())
+        registry = CollectorRegistry()
+        metrics = GatewayMetrics(registry)
         around = Surroundings(
             ServiceId("gw"), b"k", bus, http, SUBJECTS, view, metrics, lambda: 1_000.0, HttpServer()
         )
-        ours = World(GatewayService(settings, around), http, hub)
+        ours = World(GatewayService(settings, around), http, hub, registry)
         await tasks.start(lambda *, task_status: view.run(task_status=task_status))
         if http_server:
             await tasks.start(lambda *, task_status: ours.gateway.run(task_status=task_status))
@@ -410,6 +412,29 @@ async def test_an_answer_that_is_not_streamed_comes_whole(anyio_backend: str) ->
         assert json.loads(client.read) == answer
         [written] = await records(ours, 1)
         assert (written.prompt_tokens, written.output_tokens) == (3, 2)
+
+
+async def test_sd3_drafts_are_counted_by_kind_of_text_and_sampling(anyio_backend: str) -> None:
+    """Ten tokens: the first alone, and of the other nine six by drafts, so in three passes."""
+    drafts = {"accepted_prediction_tokens": 6, "rejected_prediction_tokens": 9}
+    usage = {"prompt_tokens": 3, "completion_tokens": 10, "completion_tokens_details": drafts}
+
+    async def body() -> AsyncGenerator[bytes]:
+        yield json.dumps({"usage": usage}).encode()
+
+    async with world() as ours:
+        ours.engine("a", body)
+        await ours.serve(Client(), stream=False, temperature=0, guided_json={})
+        [written] = await records(ours, 1)
+        told = ours.registry.get_sample_value
+        of = {"model": "m", "kind": "structured", "sampling": "greedy"}
+        for outcome, count in (("accepted", 6), ("rejected", 9)):
+            assert told("tokenplane_gateway_drafts_total", {**of, "outcome": outcome}) == count
+        passes = told("tokenplane_gateway_decode_passes_total", {**of, "speculating": "yes"})
+        assert passes == 3
+        assert told("tokenplane_gateway_accept_length_sum", of) == 3.0
+    assert (written.accepted_drafts, written.rejected_drafts) == (6, 9)
+    assert (written.kind, written.sampled) == ("structured", False)
 
 
 async def test_the_bus_never_carries_a_prompt(anyio_backend: str) -> None:

@@ -120,6 +120,19 @@ async def test_what_a_client_demands_reaches_the_router_if_it_may(tmp_path: Path
         assert len(ours.routed) == 1
 
 
+async def test_en6_what_work_it_is_reaches_the_router(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        acme = Client(session, url, "acme-key")
+        await acme.served()
+        acme.headers |= {"x-tokenplane-workload": "portable"}
+        await acme.served(guided_json={"type": "object"})
+        assert [asked.workload for asked in ours.routed] == [
+            ("completion",),
+            ("structured", "portable"),
+        ]
+
+
 async def test_a_refusal_bears_the_id_that_it_is_explained_by(tmp_path: Path) -> None:
     async with served_world(tmp_path) as (_, session, url):
         client = Client(session, url, "acme-key")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.capacity import Curve
-from controlplane.router.policies.base import Floats, Prompt, State
+from controlplane.router.policies.base import Floats, Prompt, State, Weighed
 from controlplane.router.policies.kv import kv
 from controlplane.router.policies.slo import good, slo
 from controlplane.router.settings import RouterSettings
@@ -122,3 +123,15 @@ def test_good_is_a_chance_that_falls_with_the_latency() -> None:
     chances = good(np.array([0.0, 90.0, 100.0, 110.0, 1e9]), 100.0)
     assert chances.tolist() == sorted(chances, reverse=True)
     assert chances[2] == 0.5 and chances[0] > 0.99 and chances[-1] < 0.01
+
+
+def test_sd9_a_speculating_worker_keeps_a_faster_pace() -> None:
+    """The same steps, and three tokens from each where the engine speculates."""
+    candidates = table(Row("plain", requests=20), Row("drafts", requests=20))
+    drafting = replace(candidates, accept_length=np.array([1.0, 3.0]))
+    weighed = slo(PROMPT, drafting, State(random.Random(0), RouterSettings().knobs))
+    assert isinstance(weighed, Weighed)
+    plain_ms, drafts_ms = weighed.values["tpot_ms"]
+    assert plain_ms == pytest.approx(3 * drafts_ms)
+    assert weighed.values["ttft_ms"][0] == weighed.values["ttft_ms"][1]
+    assert weighed.costs[1] < weighed.costs[0]
