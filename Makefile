@@ -10,7 +10,7 @@ BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 LOAD_VENV := .venv-load
 LOAD_READY := $(LOAD_VENV)/.ready
-BENCHES := hash match apply memory decision fleet
+BENCHES := hash match apply memory decision fleet transfer
 BENCH_FLAGS := --seconds 600
 
 # A torch for the CPU, from wherever this machine's pip finds one; where pip would take a build for

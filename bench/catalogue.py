@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from bench.options import Options
 from bench.rows import Bar, Row
 
-NAMES = ("hash", "match", "apply", "memory", "decision", "fleet", "gateway")
+NAMES = ("hash", "match", "apply", "memory", "decision", "fleet", "gateway", "transfer")
 
 
 class Benchmark(Protocol):

@@ -20,7 +20,6 @@ from workers.sim.kvframes import (
 
 CONNECT_S = 3.0
 SILENCE_S = 20.0
-SOCKET_BYTES = 4 << 20
 
 
 class KvReader:
@@ -52,7 +51,6 @@ class KvReader:
                         raise BrokenTransfer("given up")
                     self._socket = connection
                 connection.settimeout(self._silence_s)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
                 connection.sendall(pack(asked))
                 answer = receive(connection, Answer)
                 self._check(answer, names)

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 64
 SILENCE_S = 20.0
-SOCKET_BYTES = 4 << 20
 
 
 class KvServer:
@@ -112,7 +111,6 @@ class KvServer:
         try:
             with connection:
                 connection.settimeout(SILENCE_S)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 while True:
                     self._answer(connection, receive(connection, Question))

@@ -19,6 +19,7 @@ class NotStaged(Exception):
 @dataclass
 class _Kept:
     pages: list[int]
+    owned: frozenset[int]
     until_s: float
     reads: int = 0
 
@@ -46,7 +47,7 @@ class Staging:
         """Keep blocks for a request; returns the numbers of their pages."""
         assert id not in self._kept
         pages = [self._take(name) for name in names]
-        self._kept[id] = _Kept(pages, now_s + self.lease_s)
+        self._kept[id] = _Kept(pages, frozenset(pages), now_s + self.lease_s)
         return pages
 
     def pages_of(self, id: str, now_s: float) -> list[int]:
@@ -56,7 +57,7 @@ class Staging:
     def read(self, id: str, pages: Sequence[int], now_s: float) -> list[int]:
         """What is in these pages, by name. Raises `NotStaged`."""
         kept = self._live(id, now_s)
-        if not set(pages) <= set(kept.pages):
+        if not kept.owned.issuperset(pages):
             raise NotStaged(f"{id} was not given these pages")
         return [self._names[page] for page in pages]
 
