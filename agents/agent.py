@@ -194,6 +194,11 @@ class AgentService:
         metrics = self._metrics
         metrics.watch("live_blocks", "KV blocks live in the GPU tier.", lambda: self._live.blocks)
         metrics.watch(
+            "weights_gb",
+            "Memory that the model takes of all accelerators, as declared; 0: not known.",
+            lambda: self._hardware.weights_gb,
+        )
+        metrics.watch(
             "orphan_blocks", "Blocks that cannot be named yet.", lambda: self._watch.orphans
         )
         metrics.watch(

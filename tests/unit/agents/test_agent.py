@@ -40,7 +40,14 @@ async def test_engine_cache_reaches_a_reader() -> None:
 
 
 async def test_the_record_and_the_card_tell_what_the_engine_is() -> None:
-    settings = {"topology": {"rack": "r1"}, "taints": ("slow",), "public_url": "http://outside:1/"}
+    settings = {
+        "topology": {"rack": "r1"},
+        "taints": ("slow",),
+        "public_url": "http://outside:1/",
+        "hardware": "h200-sxm",
+        "accelerators": 2,
+        "capabilities": ("guided_decoding",),
+    }
     async with running(World(**settings)) as (world, _):
         await world.is_registered_as(WorkerState.READY)
         record = world.record()
@@ -57,6 +64,8 @@ async def test_the_record_and_the_card_tell_what_the_engine_is() -> None:
         assert (record.block_tokens, record.total_blocks, record.kv_events) == (4, 64, True)
         assert record.incarnation == world.agent.incarnation
         assert record.hardware.topology == {"rack": "r1"}
+        assert (record.hardware.memory_gb, record.hardware.price_per_hour) == (141, 8.0)  # HW2
+        assert record.capabilities == ("guided_decoding",)
         card = ModelCard.model_validate_json(world.etcd.entries[KEYS.model(MODEL)].value)
         assert card == ModelCard(name=MODEL, context_tokens=2048)
 
