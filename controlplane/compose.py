@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import time
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -26,6 +27,7 @@ from controlplane.router.metrics import RouterMetrics
 from controlplane.router.plugins import installed
 from controlplane.router.service import RouterService
 from controlplane.router.settings import RouterSettings
+from controlplane.runtime.live import LiveSettings
 from controlplane.runtime.process import Kit, run_command
 from controlplane.runtime.service import Service
 from controlplane.runtime.settings import CommonSettings
@@ -101,7 +103,8 @@ def console(argv: Sequence[str]) -> int:
 def build_router(settings: RouterProcess, kit: Kit) -> Sequence[Service]:
     """A router and the view it follows."""
     view = RegistryView(kit.carriers.store, Keys(settings.cluster))
-    core = RouterCore(settings.router, _service_id("router"), random.Random(), installed())
+    name = _service_id("router")
+    core = RouterCore(settings.router, name, random.Random(), installed())
     service = RouterService(
         settings.router,
         core,
@@ -110,7 +113,9 @@ def build_router(settings: RouterProcess, kit: Kit) -> Sequence[Service]:
         view,
         RouterMetrics(kit.metrics),
     )
-    return [view, service]
+    live = _live(settings, kit, name)
+    live.follow("router", settings.router, service.adopt)
+    return [view, live, service]
 
 
 def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
@@ -128,7 +133,10 @@ def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
         view=view,
         metrics=GatewayMetrics(kit.metrics),
     )
-    return [view, GatewayService(settings.gateway, around)]
+    service = GatewayService(settings.gateway, around)
+    live = _live(settings, kit, around.service)
+    live.follow("gateway", settings.gateway, service.dispatcher.adopt)
+    return [view, live, service]
 
 
 def build_planner(settings: PlannerProcess, kit: Kit) -> Sequence[Service]:
@@ -175,6 +183,12 @@ def build_console(settings: ConsoleProcess, kit: Kit) -> Sequence[Service]:
         settings.console, settings.cluster, kit.carriers.bus, view, kit.metrics
     )
     return [view, service]
+
+
+def _live(settings: CommonSettings, kit: Kit, service: ServiceId) -> LiveSettings:
+    """Those of a process that is to be told of them."""
+    keys, subjects = Keys(settings.cluster), Subjects(settings.cluster)
+    return LiveSettings(service, kit.carriers.store, kit.carriers.bus, keys, subjects, time.time)
 
 
 def _service_id(kind: str) -> ServiceId:

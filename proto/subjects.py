@@ -16,6 +16,8 @@
 | `tp.<cluster>.agent.<worker>.<verb>` | `Command`           | coordinator -> one agent |
 | `tp.<cluster>.transfer.<verb>`       | `Begin`, `Report`   | gateway -> one coordinator |
 | `tp.<cluster>.transitions`           | `Transition`        | coordinator -> everyone |
+| `tp.<cluster>.settings`              | `SettingsQuestion`  | anyone -> every process |
+| `tp.<cluster>.settings.<service>`    | `SettingsTold`      | process -> who asked |
 | `tp.<cluster>.registry.<verb>`       | `WorkersRequest`    | anyone -> one registry |
 | `tp.<cluster>.requests`              | `RequestRecord`     | gateway -> stream      |
 | `tp.<cluster>.plan`                  | `PlanTick`          | planner -> stream      |
@@ -27,6 +29,7 @@ be noticed. Tickets of transfers are in a bucket of JetStream, by their ids.
 | key                          | holds          | by    | lease |
 |------------------------------|----------------|-------|-------|
 | `/tp/<cluster>/workers/<id>` | `WorkerRecord` | agent | yes   |
+| `/tp/<cluster>/config/<group>.<setting>` | JSON | operator | no |
 | `/tp/<cluster>/models/<name>`| `ModelCard`    | agent | no: what a model is outlives its workers |
 | `/tp/<cluster>/desired/<pool>` | `Desired`    | planner | no: scalers go on by the last word |
 | `/tp/<cluster>/scaled/<pool>`  | `Scaled`     | scaler | no |
@@ -95,6 +98,17 @@ class Subjects:
     @property
     def every_explained(self) -> str:
         return f"{self._root}.explained.*"
+
+    @property
+    def settings(self) -> str:
+        return f"{self._root}.settings"
+
+    def settings_of(self, service: str) -> str:
+        return f"{self.settings}.{check_name(service, 'service')}"
+
+    @property
+    def every_settings(self) -> str:
+        return f"{self.settings}.*"
 
     @property
     def withdrawn(self) -> str:
@@ -190,6 +204,14 @@ class Keys:
 
     def worker(self, worker: WorkerId) -> str:
         return f"{self.workers}{check_name(worker, 'worker')}"
+
+    @property
+    def config(self) -> str:
+        return f"{self._root}/config/"
+
+    def config_of(self, setting: str) -> str:
+        """`setting` is a group and a name, as in `router.policy`."""
+        return f"{self.config}{setting}"
 
     @property
     def models(self) -> str:

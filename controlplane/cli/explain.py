@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from controlplane.cli.run import run_interactive
-from controlplane.client.questions import ask_routers
 from controlplane.local.running import located
+from controlplane.runtime.asking import ask_routers
 from controlplane.runtime.carriers import open_bus
 from controlplane.runtime.service import CannotServe
 from controlplane.runtime.settings import CommonSettings

@@ -65,6 +65,9 @@ COMMANDS = {
     "console": Command(
         "controlplane.compose", "console", "a web page that shows a cluster live", Topic.ASK
     ),
+    "config": Command(
+        "controlplane.cli.config", "main", "see and change settings while it runs", Topic.CHANGE
+    ),
     "key": Command("controlplane.cli.key", "main", "make an API key for a tenant", Topic.CHANGE),
     "doctor": Command(
         "controlplane.cli.doctor", "main", "what is wrong with a cluster, and the fix", Topic.ASK

@@ -10,7 +10,6 @@ import msgspec
 from anyio.abc import TaskStatus
 from prometheus_client import CollectorRegistry, Gauge
 
-from controlplane.client.questions import ask_routers
 from controlplane.console.audience import Audience
 from controlplane.console.board import Board, ready_workers
 from controlplane.console.frames import Hello
@@ -19,6 +18,7 @@ from controlplane.console.listener import Listener
 from controlplane.console.settings import ConsoleSettings
 from controlplane.registry.membership import Change
 from controlplane.registry.view import RegistryView
+from controlplane.runtime.asking import ask_routers
 from controlplane.runtime.version import VERSION
 from proto.decisions import Decision
 from proto.ids import RequestId

@@ -44,6 +44,10 @@ class Attempts:
         self._health = health
         self._teller = teller
 
+    def adopt(self, settings: GatewaySettings) -> None:
+        """Wait by other settings from now on; exchanges under way keep theirs."""
+        self._settings = settings
+
     async def make(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         """Returns when the answer is whole. Raises `EngineFailed` when the engine is at fault,
         `ClientError` when the engine finds the request wrong before anything was sent."""

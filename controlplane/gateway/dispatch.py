@@ -89,6 +89,11 @@ class Dispatcher:
         self._budget = RetryBudget(settings.retry_share)
         self._pools = Pools(settings.pool_requests_max, anyio.current_time)
 
+    def adopt(self, settings: GatewaySettings) -> None:
+        """Serve by other settings from now on; those that are no live ones stay."""
+        self._settings = settings
+        self._attempts.adopt(settings)
+
     async def serve(self, request: RequestId, ask: Ask, hints: Hints, sink: Sink) -> str:
         """Returns the outcome when the sink has the whole answer, or its one error event.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from controlplane.runtime.live import LIVE
 from controlplane.runtime.settings import Group
 
 
@@ -51,10 +52,19 @@ class GatewaySettings(Group):
     )
     connect_s: float = Field(2.0, gt=0, description="how long an engine may take to accept")
     first_token_s: float = Field(
-        120.0, gt=0, description="how long an engine may take to its first byte"
+        120.0,
+        gt=0,
+        json_schema_extra=LIVE,
+        description="how long an engine may take to its first byte",
     )
     gap_s: float = Field(
-        30.0, gt=0, description="how long an engine may be silent in the middle of an answer"
+        30.0,
+        gt=0,
+        json_schema_extra=LIVE,
+        description="how long an engine may be silent in the middle of an answer",
+    )
+    total_s: float = Field(
+        1800.0, gt=0, json_schema_extra=LIVE, description="how long a request may take altogether"
     )
     stuck_s: float = Field(
         10.0,
@@ -63,12 +73,14 @@ class GatewaySettings(Group):
         " new until it answers",
     )
     probe_s: float = Field(5.0, gt=0, description="how long a worker may take to answer a probe")
-    total_s: float = Field(1800.0, gt=0, description="how long a request may take altogether")
     stall_s: float = Field(
         30.0, gt=0, description="how long a client may not read; then its request is cancelled"
     )
     attempts_max: int = Field(
-        3, ge=1, description="workers tried for one request, before its first byte"
+        3,
+        ge=1,
+        json_schema_extra=LIVE,
+        description="workers tried for one request, before its first byte",
     )
     pool_requests_max: int = Field(
         4096, ge=1, description="requests of one model under way at once in this process"
@@ -81,16 +93,25 @@ class GatewaySettings(Group):
         " the load of a fleet that is failing already",
     )
     migrations_max: int = Field(
-        2, ge=0, description="times a started answer may go on with another engine; 0: never"
+        2,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="times a started answer may go on with another engine; 0: never",
     )
     migration_tokens_max: int = Field(
-        8192, ge=1, description="longer answers than this are not remembered, and cannot go on"
+        8192,
+        ge=1,
+        json_schema_extra=LIVE,
+        description="longer answers than this are not remembered, and cannot go on",
     )
     inhibit_s: float = Field(
         5.0, ge=0, description="a worker that failed a request is left alone for so long"
     )
     alive_s: float = Field(
-        5.0, gt=0, description="how often routers are told that a long answer still runs"
+        5.0,
+        gt=0,
+        json_schema_extra=LIVE,
+        description="how often routers are told that a long answer still runs",
     )
     answers_kept_s: float = Field(
         300.0, ge=0, description="how long an answer may be had again by its idempotency key"

@@ -79,6 +79,15 @@ class RouterCore:
         self._drains: defaultdict[str, Drain] = defaultdict(Drain)
         self._models: dict[WorkerId, str] = {}
 
+    def adopt(self, settings: RouterSettings) -> None:
+        """Decide by other settings from now on; those that are no live ones stay."""
+        self._settings = settings
+        self._knobs = settings.knobs
+        for state in self._states.values():
+            state.knobs = self._knobs
+        for fleet in self._fleets.values():
+            fleet.limit(settings.busy_limits)
+
     @property
     def index(self) -> PrefixIndex:
         """What is in GPUs, as far as agents say."""

@@ -248,6 +248,12 @@ class Fleet:
             accept_length=self._accept_length[chosen],
         )
 
+    def limit(self, limits: BusyLimits) -> None:
+        """Other limits make a worker busy from now on."""
+        self._limits = limits
+        for row in range(len(self._known)):
+            self._weigh(row)
+
     def _learn(self) -> None:
         """Some class's curve is another."""
         self._curves_version = self._capacities.version

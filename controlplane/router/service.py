@@ -96,6 +96,12 @@ class RouterService:
             finally:
                 unsubscribe()
 
+    def adopt(self, settings: RouterSettings) -> None:
+        """Go on with other settings; those that are no live ones stay."""
+        self.core.adopt(settings)
+        self._teller.share = settings.decisions_share
+        self._room.stir()
+
     @property
     def waiting(self) -> int:
         """Requests that wait for a worker."""

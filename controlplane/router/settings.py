@@ -8,28 +8,41 @@ from controlplane.router.busy import BusyLimits
 from controlplane.router.engines import DEFAULT_RULES, EngineRule
 from controlplane.router.plugins import PluginBroken, installed
 from controlplane.router.policies.base import Knobs
+from controlplane.runtime.live import LIVE
 from controlplane.runtime.settings import Group
 
 
 class RouterSettings(Group):
     """How a router decides and how it keeps itself true."""
 
-    policy: str = Field("slo", description="how a worker is chosen when a request does not say")
+    policy: str = Field(
+        "slo",
+        json_schema_extra=LIVE,
+        description="how a worker is chosen when a request does not say",
+    )
     prefill_weight: float = Field(
         8.0,
         ge=0,
+        json_schema_extra=LIVE,
         description="policy kv: what a block to prefill counts against a block being decoded;"
         " more favours time to first token and cache hits, less the pace of running answers",
     )
     slo_ttft_ms: float = Field(
-        2_000.0, gt=0, description="policy slo: time to first token that is promised"
+        2_000.0,
+        gt=0,
+        json_schema_extra=LIVE,
+        description="policy slo: time to first token that is promised",
     )
     slo_tpot_ms: float = Field(
-        100.0, gt=0, description="policy slo: time per output token that is promised"
+        100.0,
+        gt=0,
+        json_schema_extra=LIVE,
+        description="policy slo: time per output token that is promised",
     )
     slo_broken_ms: float = Field(
         30_000.0,
         ge=0,
+        json_schema_extra=LIVE,
         description="policy slo: what a request that misses its targets weighs, in"
         " milliseconds of added latency",
     )
@@ -37,11 +50,15 @@ class RouterSettings(Group):
         0.05,
         ge=0,
         le=1,
+        json_schema_extra=LIVE,
         description="policies kv and slo: share of a prompt that the worker which has its session"
         " is let off when costs are compared; a hint, 0: none",
     )
     temperature: float = Field(
-        0.0, ge=0, description="0: the lowest cost wins; more: spread over nearly equal workers"
+        0.0,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="0: the lowest cost wins; more: spread over nearly equal workers",
     )
     host_credit: float = Field(
         0.8,
@@ -84,17 +101,23 @@ class RouterSettings(Group):
         " 19,000 of them, with 512 some 900",
     )
     decisions_share: float = Field(
-        0.01, ge=0, le=1, description="share of decisions that is published, with all candidates"
+        0.01,
+        ge=0,
+        le=1,
+        json_schema_extra=LIVE,
+        description="share of decisions that is published, with all candidates",
     )
     busy_prefill_batches: float = Field(
         16.0,
         ge=0,
+        json_schema_extra=LIVE,
         description="a worker with more prompt tokens queued than so many of its batches is busy:"
         " requests wait in the router instead; 0: no limit",
     )
     busy_decode_share: float = Field(
         0.0,
         ge=0,
+        json_schema_extra=LIVE,
         description="a worker whose sequences would take more than this share of its KV cache is"
         " busy; shared prefixes count for each sequence, so allow for them; 0: no limit",
     )

@@ -35,7 +35,7 @@ class Teller:
         producer: Producer,
         clock: Callable[[], float],
     ) -> None:
-        self._share = settings.decisions_share
+        self.share = settings.decisions_share
         self._bus = bus
         self._subjects = subjects
         self._core = core
@@ -46,7 +46,7 @@ class Teller:
 
     def note(self, made: Made) -> None:
         """A decision was made; it is told if it belongs to the sample."""
-        if self._share and self._dice.random() < self._share:
+        if self.share and self._dice.random() < self.share:
             try:
                 self._noted.send_nowait(made)
             except anyio.WouldBlock:

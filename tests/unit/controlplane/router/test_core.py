@@ -549,3 +549,15 @@ def test_equal_histories_give_equal_decisions() -> None:
         return [chosen(ask(core, str(i))).worker for i in range(30)]
 
     assert run() == run()
+
+
+def test_other_settings_are_decided_by_at_once_those_of_busy_workers_too() -> None:
+    core = router("a", "b", policy="kv")
+    core.apply(KvBatch(WorkerId("b"), names_of(PROMPT)))
+    assert chosen(ask(core, "1")).policy == "kv"
+    core.adopt(RouterSettings(policy="round_robin"))
+    assert {chosen(ask(core, str(n))).worker for n in (2, 3)} == {"a", "b"}
+    core.adopt(RouterSettings(policy="kv", busy_prefill_batches=1e-9))
+    assert isinstance(ask(core, "4"), Rejected)
+    core.adopt(RouterSettings(policy="kv"))
+    assert isinstance(ask(core, "5"), Chosen)

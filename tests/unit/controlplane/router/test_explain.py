@@ -14,7 +14,6 @@ from rich.console import Console
 
 from controlplane.cli.explain import headline, table
 from controlplane.cli.main import main
-from controlplane.client.questions import ask_routers
 from controlplane.router.core import RouterCore
 from controlplane.router.explain import (
     DECISION_BYTES,
@@ -26,6 +25,7 @@ from controlplane.router.explain import (
 )
 from controlplane.router.settings import RouterSettings
 from controlplane.router.teller import Teller
+from controlplane.runtime.asking import ask_routers
 from proto.codec import Producer, Reader
 from proto.decisions import Decision
 from proto.ids import Incarnation, RequestId, WorkerId
