@@ -24,12 +24,14 @@ from agents.snapshot import Snapshots
 from agents.usage import UsageMeter
 from agents.watch import EngineWatch, Listener, Pace
 from controlplane.runtime.version import VERSION
-from proto.codec import Producer
+from proto.codec import Producer, Reader, Unreadable
+from proto.draining import DrainReply, DrainRequest
 from proto.hardware import load_catalogue
 from proto.hashing import secret_mark
 from proto.ids import ServiceId, WorkerId, new_incarnation
 from proto.subjects import Keys, Subjects
-from proto.wire.ports import Bus, ServiceInfo, Store
+from proto.wire.errors import RequestRefused
+from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo, Store
 from proto.workers import ModelCard, Role, WorkerRecord, WorkerState
 
 IDLE_POLLS = 2
@@ -65,6 +67,10 @@ class AgentService:
         self._usage = UsageMeter(self._hardware)
         self._bus = bus
         self._draining = False
+        self._leaving = False
+        self._drains = Endpoint("drain", subjects.agent(worker, "drain"), self._obey_drain)
+        self._drain_requests = Reader[DrainRequest](DrainRequest)
+        self._producer = Producer(ServiceId(worker), self.incarnation, clock)
         self._hurry = anyio.Event()
         self._metrics = AgentMetrics(metrics)
         self._live = LiveSet()
@@ -81,7 +87,7 @@ class AgentService:
             adapter.handoff,
             subjects,
             worker,
-            Producer(ServiceId(worker), self.incarnation, clock),
+            self._producer,
             self._metrics,
         )
         self._requests = RequestLog(bus, subjects, worker, settings.engine, self._metrics, clock)
@@ -113,7 +119,9 @@ class AgentService:
         )
         async with (
             anyio.create_task_group() as tasks,
-            self._bus.serve(info, [self._snapshots.endpoint, *self._handoff.endpoints]),
+            self._bus.serve(
+                info, [self._snapshots.endpoint, *self._handoff.endpoints, self._drains]
+            ),
         ):
             await tasks.start(self._requests.run)
             for part in (self._outbox, self._presence, self._watch):
@@ -124,7 +132,7 @@ class AgentService:
 
     async def drain(self) -> None:
         """Take no new requests, wait until the engine has none left, leave the registry."""
-        self._draining = True
+        self._draining = self._leaving = True
         self._tell()
         idle_polls = 0
         while self._watch.healthy and idle_polls < IDLE_POLLS:
@@ -132,9 +140,26 @@ class AgentService:
             idle_polls = idle_polls + 1 if self._idle() else 0
         await self._presence.leave()
 
-    def _idle(self) -> bool:
+    async def _obey_drain(self, message: Message) -> bytes:
+        """Somebody wants the worker to finish and take nothing new, or to serve again."""
+        try:
+            wanted = self._drain_requests.open(message.data).body.drain
+        except Unreadable as error:
+            self._metrics.unreadable.labels("drain").inc()
+            raise RequestRefused(400, str(error)) from error
+        if self._leaving and not wanted:
+            raise RequestRefused(409, "this agent is stopping; start it again instead")
+        if wanted != self._draining:
+            self._draining = wanted
+            self._tell()
+        return self._producer.seal(DrainReply(self._draining, self._left()))
+
+    def _left(self) -> int:
         load = self._watch.load
-        return not self._requests.in_flight and not (load and load.running + load.waiting)
+        return max(self._requests.in_flight, load.running + load.waiting if load else 0)
+
+    def _idle(self) -> bool:
+        return not self._left()
 
     async def _report(self) -> None:
         """Say how busy the engine is, at each interval, and at once when something has changed."""

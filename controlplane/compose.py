@@ -134,7 +134,7 @@ def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
         metrics=GatewayMetrics(kit.metrics),
     )
     service = GatewayService(settings.gateway, around)
-    live = _live(settings, kit, around.service)
+    live = _live(settings, kit, around.service, kind="gateway")
     live.follow("gateway", settings.gateway, service.dispatcher.adopt)
     return [view, live, service]
 
@@ -185,10 +185,13 @@ def build_console(settings: ConsoleProcess, kit: Kit) -> Sequence[Service]:
     return [view, service]
 
 
-def _live(settings: CommonSettings, kit: Kit, service: ServiceId) -> LiveSettings:
+def _live(
+    settings: CommonSettings, kit: Kit, service: ServiceId, *, kind: str = ""
+) -> LiveSettings:
     """Those of a process that is to be told of them."""
     keys, subjects = Keys(settings.cluster), Subjects(settings.cluster)
-    return LiveSettings(service, kit.carriers.store, kit.carriers.bus, keys, subjects, time.time)
+    store, bus = kit.carriers.store, kit.carriers.bus
+    return LiveSettings(service, store, bus, keys, subjects, time.time, kind=kind)
 
 
 def _service_id(kind: str) -> ServiceId:

@@ -123,6 +123,7 @@ def control() -> str:
     """How well the control plane itself does."""
     w = Words(catalogue())
     router, transfer = "tokenplane_router", "tokenplane_transfer"
+    planner = "tokenplane_planner"
     return _dashboard("control", "Tokenplane: control plane", [
         Panel("Decisions by outcome", "reqps", [
             Query(w.rate(f"{router}_decisions_total", "outcome"), "{{outcome}}"),
@@ -145,6 +146,18 @@ def control() -> str:
         ]),
         Panel("Placed without a router", "reqps", [
             Query(w.rate("tokenplane_gateway_route_fallbacks_total", "reason"), "{{reason}}"),
+        ]),
+        Panel("Workers wanted and there", "short", [
+            Query(w.total(f"{planner}_wanted", "model", "role", how="max"), "{{model}} {{role}} wanted"),
+            Query(w.total(f"{planner}_workers", "model", "role", how="max"), "{{model}} {{role}} ready"),
+            Query(w.total(f"{planner}_floor", "model", "role", how="max"), "{{model}} {{role}} forecast"),
+        ]),
+        Panel("Planner: decisions by reason", "short", [
+            Query(w.rate(f"{planner}_ticks_total", "action", "reason"), "{{action}}: {{reason}}"),
+        ]),
+        Panel("Planner: estimates", "ms", [
+            Query(w.total(f"{planner}_ttft_ms", "model", "role", how="max"), "{{model}} {{role}} TTFT"),
+            Query(w.total(f"{planner}_tpot_ms", "model", "role", how="max"), "{{model}} {{role}} TPOT"),
         ]),
         Panel("Transfers by state", "short", [
             Query(w.total(f"{transfer}_tickets", "state"), "{{state}}"),

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from controlplane.access.nats import configuration
-from handbook import alerts, cli, dashboards, metrics, troubleshooting
+from handbook import alerts, asyncapi, cli, dashboards, metrics, tracing, troubleshooting
 from proto.ids import WorkerId
 
 KUBERNETES_CLUSTER = "main"
@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli.page,
     "docs/metrics.md": metrics.page,
+    "docs/tracing.md": tracing.page,
+    "docs/api/asyncapi.json": asyncapi.page,
     f"{OBSERVABILITY}/grafana/dashboards/fleet.json": dashboards.fleet,
     f"{OBSERVABILITY}/grafana/dashboards/control.json": dashboards.control,
     f"{OBSERVABILITY}/prometheus/alerts.yml": alerts.rules,

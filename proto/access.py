@@ -83,7 +83,10 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                     subjects.withdrawn,
                     subjects.requests,
                     subjects.every_transfer,
+                    subjects.every_settings,
                 ),
+                subscribe=(subjects.settings, subjects.every_settings_asked),
+                answers=True,
                 keeps=(subjects.requests_stream,),
             )
         case Role.ROUTER:
@@ -94,8 +97,10 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                     subjects.decisions,
                     subjects.every_explained,
                     subjects.every_snapshot,
+                    subjects.every_settings,
                 ),
                 subscribe=(
+                    subjects.settings,
                     subjects.every_kv,
                     subjects.every_load,
                     subjects.every_progress,
@@ -134,6 +139,7 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                     subjects.requests,
                     subjects.decisions,
                     subjects.transitions,
+                    subjects.plan,
                     subjects.every_explained,
                 ),
             )
@@ -141,6 +147,9 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
             return Words(
                 publish=(
                     subjects.explain,
+                    subjects.settings,
+                    subjects.every_settings_asked,
+                    subjects.every_drain,
                     subjects.registry_workers,
                     subjects.transfer("list"),
                     SERVICES_PROTOCOL,

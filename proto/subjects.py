@@ -16,8 +16,10 @@
 | `tp.<cluster>.agent.<worker>.<verb>` | `Command`           | coordinator -> one agent |
 | `tp.<cluster>.transfer.<verb>`       | `Begin`, `Report`   | gateway -> one coordinator |
 | `tp.<cluster>.transitions`           | `Transition`        | coordinator -> everyone |
+| `tp.<cluster>.agent.<worker>.drain`  | `DrainRequest`      | operator -> one agent |
 | `tp.<cluster>.settings`              | `SettingsQuestion`  | anyone -> every process |
 | `tp.<cluster>.settings.<service>`    | `SettingsTold`      | process -> who asked |
+| `tp.<cluster>.settings.<service>.get`| `SettingsQuestion`  | anyone -> one process |
 | `tp.<cluster>.registry.<verb>`       | `WorkersRequest`    | anyone -> one registry |
 | `tp.<cluster>.requests`              | `RequestRecord`     | gateway -> stream      |
 | `tp.<cluster>.plan`                  | `PlanTick`          | planner -> stream      |
@@ -105,6 +107,18 @@ class Subjects:
 
     def settings_of(self, service: str) -> str:
         return f"{self.settings}.{check_name(service, 'service')}"
+
+    def settings_asked(self, service: str) -> str:
+        """One process, asked for its settings."""
+        return f"{self.settings_of(service)}.get"
+
+    @property
+    def every_settings_asked(self) -> str:
+        return f"{self.settings}.*.get"
+
+    @property
+    def every_drain(self) -> str:
+        return f"{self._root}.agent.*.drain"
 
     @property
     def every_settings(self) -> str:

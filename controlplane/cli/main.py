@@ -62,11 +62,16 @@ COMMANDS = {
         "does an engine do what we suppose it does?",
         Topic.ASK,
     ),
+    "trace": Command("controlplane.cli.trace", "main", "all spans of one request", Topic.ASK),
+    "workers": Command("controlplane.cli.workers", "main", "who is there, and how busy", Topic.ASK),
     "console": Command(
         "controlplane.compose", "console", "a web page that shows a cluster live", Topic.ASK
     ),
     "config": Command(
         "controlplane.cli.config", "main", "see and change settings while it runs", Topic.CHANGE
+    ),
+    "drain": Command(
+        "controlplane.cli.drain", "main", "let a worker finish, and send it nothing", Topic.CHANGE
     ),
     "key": Command("controlplane.cli.key", "main", "make an API key for a tenant", Topic.CHANGE),
     "doctor": Command(

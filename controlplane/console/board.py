@@ -19,6 +19,7 @@ from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport
 from proto.progress import Phase, Progress
 from proto.records import RequestRecord
+from proto.scaling import PlanTick
 from proto.transfers import Transition
 from proto.workers import WorkerRecord, WorkerState
 
@@ -29,6 +30,7 @@ FLIGHT_SILENCE_S = 180.0
 LATEST_MAX = 60
 """Ended requests, and decisions, that a page which is opened now is told of."""
 PER_BEAT_MAX = 24
+PLANS_MAX = 240
 TERMS_SHOWN = 12
 """Candidates of a decision; a page that wants all of them asks the router."""
 HIT_WINDOW_REPORTS = 120
@@ -96,6 +98,8 @@ class Board:
         self.ended: deque[Ended] = deque(maxlen=LATEST_MAX)
         self.decisions: deque[Decision] = deque(maxlen=LATEST_MAX)
         self.movements = Movements()
+        self.plans: deque[PlanTick] = deque(maxlen=PLANS_MAX)
+        self._new_plans: deque[PlanTick] = deque(maxlen=PER_BEAT_MAX)
 
     @property
     def in_flight(self) -> int:
@@ -143,6 +147,11 @@ class Board:
         """How far a movement of KV blocks has come."""
         self.movements.saw(step)
 
+    def saw_plan(self, tick: PlanTick, now_s: float) -> None:
+        """What a planner thought."""
+        self.plans.append(tick)
+        self._new_plans.append(tick)
+
     def fleet(self, records: Mapping[WorkerId, WorkerRecord], *, stale: bool) -> Fleet:
         """Who is there; later frames have their columns in this order."""
         workers = sorted(map(_worker, records.values()), key=_place)
@@ -164,10 +173,12 @@ class Board:
             ended=tuple(self._new_ended),
             decisions=tuple(self._new_decisions),
             transfers=self.movements.take_changed(),
+            plans=tuple(self._new_plans),
             connected=connected,
         )
         self._new_ended.clear()
         self._new_decisions.clear()
+        self._new_plans.clear()
         return frame
 
     def _forget_the_silent(self, now_s: float) -> None:

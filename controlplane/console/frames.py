@@ -11,6 +11,7 @@ import msgspec
 
 from proto.decisions import Decision
 from proto.ids import RequestId, WorkerId
+from proto.scaling import PlanTick
 from proto.transfers import TicketId
 
 Point = dict[str, float | None]
@@ -128,6 +129,8 @@ class Frame(msgspec.Struct, frozen=True):
     """Since the frame before; a sample of all that were made."""
     transfers: tuple[Transfer, ...]
     """Those that have changed since the frame before."""
+    plans: tuple[PlanTick, ...]
+    """Since the frame before."""
     connected: bool
     """To the bus; what is shown may be old otherwise."""
 
@@ -146,3 +149,6 @@ class Hello(msgspec.Struct, frozen=True):
     ended: tuple[Ended, ...]
     decisions: tuple[Decision, ...]
     transfers: tuple[Transfer, ...]
+    plans: tuple[PlanTick, ...]
+    traces: bool = False
+    """The console keeps spans and can be asked for a trace."""

@@ -1,4 +1,5 @@
-"""The page and its feed, over HTTP: files, server-sent events, and one question. Only GET.
+"""The page and its feed, over HTTP: files, server-sent events, and questions. Nothing
+can be changed from here.
 
 Browsers are told to take nothing from elsewhere, and a name in `Host` that is not ours is refused:
 else a page of somebody else's could read this one by a name that it makes point to this machine.
@@ -18,6 +19,7 @@ from aiohttp import web
 
 from controlplane.console.audience import Audience, Full
 from controlplane.console.settings import ConsoleSettings
+from controlplane.console.spans import ACCEPTED, NotSpans, SpanStore
 from controlplane.runtime.service import CannotServe
 from proto.decisions import Decision
 from proto.ids import BadName, RequestId, check_name
@@ -26,6 +28,7 @@ from proto.wire.errors import BusError
 log = logging.getLogger(__name__)
 
 CLOSE_S = 1.0
+EXPORT_BYTES_MAX = 16 << 20
 QUIET_S = 15.0
 """A comment is sent after so long without an event, so that a dead connection is noticed."""
 OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -61,22 +64,27 @@ class Site:
         audience: Audience,
         opening: Callable[[], list[bytes]],
         explain: Explain,
+        spans: SpanStore | None,
     ) -> None:
         """`opening` gives the first events of a page that opens now."""
         self._settings = settings
         self._audience = audience
         self._opening = opening
         self._explain = explain
+        self._spans = spans
         self._files = _load_files()
         self._runner: web.AppRunner | None = None
         self.port = settings.port
 
     async def __aenter__(self) -> Site:
-        app = web.Application(middlewares=[self._guard])
+        app = web.Application(middlewares=[self._guard], client_max_size=EXPORT_BYTES_MAX)
         app.router.add_get("/", self._page)
         app.router.add_get("/assets/{name}", self._asset)
         app.router.add_get("/api/events", self._events)
         app.router.add_get("/api/explain/{request}", self._explained)
+        if self._spans is not None:
+            app.router.add_get("/api/trace/{name}", self._trace)
+            app.router.add_post("/v1/traces", self._take_spans)
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=CLOSE_S
         )
@@ -158,6 +166,19 @@ class Site:
         except BusError as error:
             raise web.HTTPServiceUnavailable(text=f"{error}\n") from error
         return web.Response(body=msgspec.json.encode(decisions), content_type="application/json")
+
+    async def _trace(self, request: web.Request) -> web.Response:
+        assert self._spans is not None, "there is no such route without them"
+        spans = self._spans.find(request.match_info["name"])
+        return web.Response(body=msgspec.json.encode(spans), content_type="application/json")
+
+    async def _take_spans(self, request: web.Request) -> web.Response:
+        assert self._spans is not None, "there is no such route without them"
+        try:
+            self._spans.take(await request.read())
+        except NotSpans as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        return web.Response(body=ACCEPTED, content_type="application/x-protobuf")
 
 
 def _load_files() -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from proto.decisions import Decision
 from proto.load import LoadReport
 from proto.progress import Progress
 from proto.records import RequestRecord
+from proto.scaling import PlanTick
 from proto.subjects import Subjects
 from proto.transfers import Transition
 from proto.wire.ports import Bus
@@ -49,6 +50,7 @@ class Listener:
             tasks.start_soon(self._follow, subjects.requests, RequestRecord, board.saw_end)
             tasks.start_soon(self._follow, subjects.decisions, Decision, board.saw_decision)
             tasks.start_soon(self._follow, subjects.transitions, Transition, board.saw_transition)
+            tasks.start_soon(self._follow, subjects.plan, PlanTick, board.saw_plan)
 
     async def _follow(self, subject: str, kind: type[T], take: Callable[[T, float], None]) -> None:
         reader = Reader[T](kind)

@@ -16,6 +16,7 @@ from controlplane.console.frames import Hello
 from controlplane.console.http import Site
 from controlplane.console.listener import Listener
 from controlplane.console.settings import ConsoleSettings
+from controlplane.console.spans import SpanStore
 from controlplane.registry.membership import Change
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.asking import ask_routers
@@ -56,7 +57,8 @@ class ConsoleService:
         self._audience = Audience(settings.pages_max)
         self._fleet = self.board.fleet({}, stale=True)
         self._changed = True
-        self._site = Site(settings, self._audience, self._opening, self._explain)
+        spans = SpanStore(settings.spans_max) if settings.spans_max else None
+        self._site = Site(settings, self._audience, self._opening, self._explain, spans)
         Gauge("tokenplane_console_pages", "Pages that are open", registry=metrics).set_function(
             lambda: len(self._audience)
         )
@@ -114,6 +116,8 @@ class ConsoleService:
             ended=tuple(board.ended),
             decisions=tuple(board.decisions),
             transfers=board.movements.all(),
+            plans=tuple(board.plans),
+            traces=settings.spans_max > 0,
         )
         return [event("hello", hello), event("fleet", self._fleet)]
 

@@ -27,9 +27,11 @@ class ConsoleSettings(Group):
         600.0, ge=60, le=86_400, description="how far back the curves of a newly opened page go"
     )
     pages_max: int = Field(32, ge=1, description="pages that may be open at once")
-    ttft_ms: float = Field(
-        2_000.0, gt=0, description="target to draw where no planner says one: time to first token"
+    spans_max: int = Field(
+        0,
+        ge=0,
+        description="spans to keep, for clusters without a collector: takes OTLP over HTTP on this"
+        " port, under /v1/traces; 0: none",
     )
-    tpot_ms: float = Field(
-        100.0, gt=0, description="target to draw where no planner says one: time per output token"
-    )
+    ttft_ms: float = Field(2_000.0, gt=0, description="target to draw: time to first token")
+    tpot_ms: float = Field(100.0, gt=0, description="target to draw: time per output token")

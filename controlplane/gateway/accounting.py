@@ -6,17 +6,25 @@ from collections.abc import Callable
 
 import anyio
 from opentelemetry import trace
-from opentelemetry.trace import Span, format_trace_id
+from opentelemetry.trace import Span, StatusCode, format_trace_id
 
-from controlplane.gateway.flight import Flight
+from controlplane.gateway.flight import CANCELLED, COMPLETED, Flight
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.models import served
-from controlplane.gateway.openai import Ask
+from controlplane.gateway.openai import Api, Ask
 from controlplane.gateway.routing import Hints
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.version import VERSION
 from proto.ids import RequestId
 from proto.records import RequestRecord
+
+OPERATIONS = {
+    Api.COMPLETIONS: "text_completion",
+    Api.CHAT: "chat",
+    Api.RESPONSES: "responses",
+    Api.EMBEDDINGS: "embeddings",
+}
+"""As OpenTelemetry's GenAI conventions call them."""
 
 
 class Accounting:
@@ -89,17 +97,25 @@ class Accounting:
 def _describe(span: Span, flight: Flight) -> None:
     if not span.is_recording():
         return
+    span.set_attribute("gen_ai.operation.name", OPERATIONS[flight.ask.api])
     span.set_attribute("gen_ai.request.model", flight.ask.model)
     span.set_attribute("gen_ai.usage.input_tokens", flight.prompt_tokens)
     span.set_attribute("gen_ai.usage.output_tokens", flight.output_tokens)
     span.set_attribute("tokenplane.request", flight.request)
     span.set_attribute("tokenplane.outcome", flight.outcome)
     span.set_attribute("tokenplane.attempts", flight.attempts)
-    span.set_attribute("tokenplane.cached_tokens", flight.cached_tokens or 0)
+    span.set_attribute("tokenplane.predicted_cached_tokens", flight.predicted_cached_tokens)
     span.set_attribute("tokenplane.tenant", flight.hints.tenant.name)
     span.set_attribute("tokenplane.policy", flight.policy)
     span.set_attribute("tokenplane.router", flight.router)
     span.set_attribute("tokenplane.engine", flight.engine)
     span.set_attribute("tokenplane.version", VERSION)
+    if flight.cached_tokens is not None:
+        span.set_attribute("gen_ai.usage.cache_read.input_tokens", flight.cached_tokens)
+    if flight.ttft_s is not None:
+        span.set_attribute("tokenplane.ttft_ms", flight.ttft_s * 1000)
     if flight.worker is not None:
         span.set_attribute("tokenplane.worker", flight.worker)
+    if flight.outcome not in (COMPLETED, CANCELLED):
+        span.set_attribute("error.type", flight.outcome)
+        span.set_status(StatusCode.ERROR)

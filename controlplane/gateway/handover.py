@@ -31,6 +31,7 @@ from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.migration import Leg
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.routing import Routing, leg_request
+from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.telling import Teller
 from controlplane.gateway.tickets import Tickets, landed
 from controlplane.registry.view import RegistryView
@@ -96,6 +97,10 @@ class Handover:
         self._tickets = told.tickets
         self._metrics = told.metrics
         self._owner = owner
+
+    def adopt(self, settings: GatewaySettings) -> None:
+        """As `Attempts.adopt`."""
+        self._attempts.adopt(settings)
 
     async def make(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         """As `Attempts.make`."""

@@ -20,6 +20,7 @@ from proto.ids import WorkerId
 from proto.roles import parse_roles
 from proto.workers import Role
 
+SPANS_KEPT = "50000"
 LOOPBACK_URL = "http://127.0.0.1"
 SIM_BLOCK_TOKENS, SIM_CONTEXT_TOKENS = 16, 32_768
 DRAIN_S = 120.0
@@ -113,7 +114,10 @@ class ClusterOptions(CommandSettings):
     decisions_share: float = Field(
         1.0, ge=0, le=1, description="share of the router's decisions that the console is told of"
     )
-    otlp: str | None = Field(None, description="send traces to this OTLP/HTTP endpoint")
+    otlp: str | None = Field(
+        None, description="send traces to this OTLP/HTTP endpoint; else the console keeps the last"
+    )
+    trace_share: float = Field(1.0, ge=0, le=1, description="share of requests that are traced")
     keep_data: bool = Field(False, description="keep NATS and etcd data of the run before")
 
     @model_validator(mode="before")
@@ -301,7 +305,11 @@ def services(
         *routers,
         *gateways,
         service(
-            "console", "console", ports.console_admin, TOKENPLANE_CONSOLE__PORT=str(ports.console)
+            "console",
+            "console",
+            ports.console_admin,
+            TOKENPLANE_CONSOLE__PORT=str(ports.console),
+            TOKENPLANE_CONSOLE__SPANS_MAX="0" if options.otlp else SPANS_KEPT,
         ),
     ]
 
@@ -407,6 +415,7 @@ def _common_environment(options: ClusterOptions, layout: Layout, ports: Ports) -
     }
     if options.hardware_file:
         environment["TOKENPLANE_HARDWARE_FILE"] = str(options.hardware_file)
-    if options.otlp:
-        environment["TOKENPLANE_TELEMETRY__OTLP_ENDPOINT"] = options.otlp
+    own_store = f"{LOOPBACK_URL}:{ports.console}"
+    environment["TOKENPLANE_TELEMETRY__OTLP_ENDPOINT"] = options.otlp or own_store
+    environment["TOKENPLANE_TELEMETRY__SAMPLE_RATIO"] = str(options.trace_share)
     return environment

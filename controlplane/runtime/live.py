@@ -23,12 +23,23 @@ from pydantic import ValidationError
 from pydantic.config import JsonDict
 
 from controlplane.runtime.settings import Group
+from controlplane.runtime.version import VERSION
 from proto.codec import Producer, Reader, Unreadable
 from proto.ids import ServiceId, new_incarnation
 from proto.live import SettingsQuestion, SettingsTold
 from proto.subjects import Keys, Subjects
 from proto.wire.errors import BusError
-from proto.wire.ports import Bus, Deleted, Put, Stale, Store, Synced
+from proto.wire.ports import (
+    Bus,
+    Deleted,
+    Endpoint,
+    Message,
+    Put,
+    ServiceInfo,
+    Stale,
+    Store,
+    Synced,
+)
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +148,12 @@ class LiveSettings:
         keys: Keys,
         subjects: Subjects,
         clock: Callable[[], float],
+        *,
+        kind: str = "",
     ) -> None:
+        """`kind` names the process in `nats micro ls`, where it has no other endpoint."""
         self._service = service
+        self._kind = kind
         self._store = store
         self._bus = bus
         self._prefix = keys.config
@@ -154,6 +169,8 @@ class LiveSettings:
         """Follow and answer until cancelled. A store that is away changes nothing."""
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._answer)
+            if self._kind:
+                await tasks.start(self._be_known)
             known = False
             async with self._store.watch(self._prefix) as events:
                 async for event in events:
@@ -188,6 +205,16 @@ class LiveSettings:
         group, _, name = key.removeprefix(self._prefix).partition(".")
         followed = self._groups.get(group)
         return (followed, name) if followed else None
+
+    async def _be_known(self, *, task_status: TaskStatus[None]) -> None:
+        async def tell(message: Message) -> bytes:
+            return self._producer.seal(self.told())
+
+        info = ServiceInfo(f"tokenplane-{self._kind}", VERSION, metadata={"service": self._service})
+        endpoint = Endpoint("settings", self._subjects.settings_asked(self._service), tell)
+        async with self._bus.serve(info, [endpoint]):
+            task_status.started()
+            await anyio.sleep_forever()
 
     async def _answer(self, *, task_status: TaskStatus[None]) -> None:
         reader = Reader[SettingsQuestion](SettingsQuestion)

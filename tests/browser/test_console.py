@@ -144,6 +144,8 @@ def test_two_hundred_workers_fit_and_odd_ones_stand_out(
         browser.until("all cells", lambda: len(browser.all("#pools.small .cell")) == 200)
         browser.until("load", lambda: browser.all(".cell[aria-label*=' 1 running']"))
         assert len(browser.all(".pool")) == 2
+        browser.until("a plan of both", lambda: len(browser.all(".phase")) == 2)
+        browser.until("transfers", lambda: browser.all("button.transfer"))
         assert len(browser.all(".cell.unhealthy")) == 1
         assert int(str(browser.js("document.getElementById('fleet').offsetHeight"))) < 700
         browser.shoot("large-dark")

@@ -28,10 +28,9 @@ export class Store {
     this.plans = [...(body.plans ?? [])];
   }
 
-  // The planner's targets where one runs, else those that the console was started with.
+  // Those that the console was started with.
   get targets() {
-    const plan = this.plans.at(-1);
-    return { ttft_ms: plan?.ttft_target_ms || this.hello.ttft_ms, tpot_ms: plan?.tpot_target_ms || this.hello.tpot_ms };
+    return { ttft_ms: this.hello.ttft_ms, tpot_ms: this.hello.tpot_ms };
   }
 
   takeFleet(body) {

@@ -7,9 +7,11 @@ import json
 import anyio
 import pytest
 
+from controlplane.client.cluster import Cluster, NotThere
 from proto.codec import Producer
 from proto.ids import Incarnation, RequestId
 from proto.progress import Phase, Progress
+from proto.wire.errors import RequestRefused
 from proto.wire.memory import store
 from proto.workers import ModelCard, WorkerState
 from tests.unit.agents.clocks import VIRTUAL
@@ -390,3 +392,19 @@ def world_names(world: World, prompt: list[int]) -> set[int]:
 
 def _producer() -> Producer:
     return Producer("gateway-1", Incarnation(1), anyio.current_time)
+
+
+async def test_a_worker_is_drained_on_demand_and_serves_again() -> None:
+    async with running(World()) as (world, _):
+        await world.is_registered_as(WorkerState.READY)
+        operator = Cluster(world.hub.connect("operator"), world.etcd.connect(), "test")
+        reply = await operator.drain(WORKER)
+        assert (reply.draining, reply.left) == (True, 0)
+        await world.is_registered_as(WorkerState.DRAINING)
+        assert not (await operator.drain(WORKER, undo=True)).draining
+        await world.is_registered_as(WorkerState.READY)
+        with pytest.raises(NotThere, match="nobody"):
+            await operator.drain("nobody")
+        await world.agent.drain()
+        with pytest.raises(RequestRefused, match="stopping"):
+            await operator.drain(WORKER, undo=True)

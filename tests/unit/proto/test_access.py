@@ -22,6 +22,8 @@ NAMED = {
     "transfer": ("begin",),
     "ledger": (ServiceId("r"),),
     "explained": (RequestId("q"),),
+    "settings_of": ("s",),
+    "settings_asked": ("s",),
 }
 PATTERNS = {name for name in vars(Subjects) if name.startswith("every")}
 STREAMS = {name for name in vars(Subjects) if name.endswith("_stream") and name[0] != "_"}
@@ -54,7 +56,7 @@ def test_every_subject_has_somebody_who_says_it(name: str, subject: str) -> None
 def test_every_subject_has_somebody_who_hears_it(name: str, subject: str) -> None:
     heard = {role for role in _granted("subscribe", subject) if role is not Role.OPERATOR}
     kept = subject in {SUBJECTS.requests, SUBJECTS.plan}  # by streams, which are read
-    told = name in {"decisions", "explained", "transitions"}  # to people alone
+    told = name in {"decisions", "explained", "transitions", "settings_of"}  # to people alone
     assert heard or kept or told, f"nobody may subscribe to Subjects.{name}"
 
 

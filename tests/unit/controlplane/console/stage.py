@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import anyio
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from controlplane.console.service import ConsoleService
@@ -24,6 +25,7 @@ from proto.load import LoadReport
 from proto.progress import Phase, Progress
 from proto.records import RequestRecord
 from proto.route import Term
+from proto.scaling import Action, PhasePlan, PlanTick, Reason
 from proto.subjects import Keys, Subjects
 from proto.transfers import State, Step, TicketId, Transition
 from proto.wire.memory.bus import MemoryBus, MemoryHub
@@ -80,6 +82,7 @@ class Stage:
             await self._step(one, now_s)
         for record in self.records:
             await self._report(record)
+        await self._plan(now_s)
 
     async def _arrive(self, now_s: float) -> None:
         rng = self.rng
@@ -171,6 +174,37 @@ class Stage:
             )
             await self._say(SUBJECTS.transitions, step)
 
+    async def _plan(self, now_s: float) -> None:
+        roles = sorted({record.role for record in self.records})
+        phases = [self._phase(role, now_s) for role in roles]
+        await self._say(SUBJECTS.plan, PlanTick("planner-1", time.time(), False, tuple(phases)))
+
+    def _phase(self, role: Role, now_s: float) -> PhasePlan:
+        there = sum(record.role is role for record in self.ready)
+        wanted = there + round(2 * math.sin(now_s / 9))
+        return PhasePlan(
+            model=MODEL,
+            role=role,
+            action=Action.UP if wanted > there else Action.HOLD,
+            reason=Reason.TTFT_AT_RISK if wanted > there else Reason.TARGETS_MET,
+            workers=there,
+            wanted=wanted,
+            needed=float(wanted),
+            floor=there - 1,
+            rate=20.0,
+            predicted_rate=23.0,
+            prompt_tokens=3_000.0,
+            output_tokens=120.0,
+            hit_rate=0.8,
+            accept_length=1.0,
+            queued_prefill_tokens=0,
+            running=len(self.running),
+            waiting=0,
+            ttft_ms=1_100.0 + 500 * math.sin(now_s / 9),
+            tpot_ms=float("inf") if role is Role.PREFILL else 41.0,
+            attainment=0.97,
+        )
+
     async def _report(self, record: WorkerRecord) -> None:
         mine = [one for one in self.running if one.worker == record.worker]
         waiting = max(0, len(mine) - DECODES_MAX)
@@ -195,9 +229,7 @@ class Stage:
             ),
         )
 
-    async def _say(
-        self, subject: str, body: Decision | Progress | RequestRecord | LoadReport | Transition
-    ) -> None:
+    async def _say(self, subject: str, body: msgspec.Struct) -> None:
         await self.bus.publish(subject, self._producer.seal(body))
 
 
