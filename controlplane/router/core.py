@@ -250,7 +250,7 @@ class RouterCore:
         self, request: RouteRequest, fleet: Fleet, free: Admission
     ) -> tuple[Rows, Mapping[WorkerId, str], str]:
         """Of those who are free, the ones whose engine comes first for this work; and why."""
-        if not request.workload:
+        if not self._engines.preferring(request.workload):
             return free.rows, free.refused, ""
         rows = free.rows.tolist()
         engines = [fleet.record(row).engine for row in rows]

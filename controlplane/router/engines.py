@@ -69,6 +69,10 @@ class EngineRules:
         """Whether some workers may be out of the question for such work."""
         return any(rule.exclude or rule.need for rule in self._of(workload))
 
+    def preferring(self, workload: Collection[str]) -> bool:
+        """Whether some engines come first for such work."""
+        return any(rule.prefer for rule in self._of(workload))
+
     def refuses(self, request: RouteRequest, record: WorkerRecord) -> str:
         """Why the worker cannot do this work, "" if it can."""
         able = {*record.capabilities, record.hardware.precision}
