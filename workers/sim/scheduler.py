@@ -357,13 +357,15 @@ class Scheduler:
         assert self._drafting is not None
         finished = 0
         for job in self._decoding:
-            request = job.request
-            accepted = self._drafting.accepted(
-                request.id, job.output_tokens, request.kind, self.drafts
-            )
-            self.tally.count(self.drafts, accepted)
-            job.drafted_tokens += self.drafts
-            job.accepted_tokens += accepted
+            request, accepted = job.request, 0
+            # Who has landed has not said anything yet that could be drafted on.
+            if not job.first_due:
+                accepted = self._drafting.accepted(
+                    request.id, job.output_tokens, request.kind, self.drafts
+                )
+                self.tally.count(self.drafts, accepted)
+                job.drafted_tokens += self.drafts
+                job.accepted_tokens += accepted
             tokens = min(1 + accepted, request.output_tokens - job.output_tokens)
             job.computed_tokens += tokens
             job.output_tokens += tokens

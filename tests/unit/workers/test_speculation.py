@@ -9,7 +9,7 @@ import pytest
 from workers.sim.engine import Engine
 from workers.sim.request import ProgressKind, Request
 from workers.sim.speculation import BadSpeculation, Speculation
-from workers.sim.timing import H100
+from workers.sim.timing import H100, LAPTOP
 
 
 def mean(values: list[int]) -> float:
@@ -110,3 +110,22 @@ def test_off_is_as_if_there_were_none() -> None:
     assert engine.tally.verifications == 0
     with pytest.raises(ValueError, match="started without speculation"):
         plain.speculate(on=True, now_s=0.0)
+
+
+def test_who_lands_in_the_middle_of_a_verification_is_not_drafted_for() -> None:
+    """Its blocks were taken for its prompt alone: one token, and drafts from the next step on."""
+    speculation = Speculation(6, 0.999, draft_memory=0.0)
+    engine = Engine(LAPTOP, block_tokens=4, blocks=40, speculation=speculation)
+    engine.submit(Request("a", 8, [], 60), 0.0)
+    engine.submit(Request("b", 8, [], 20, fetch=True), 0.0)
+    landed, told = False, []
+    while (next_s := engine.next_event_s()) is not None:
+        if not landed and engine.tally.verifications:
+            landed = engine.landed("b", next_s - 1e-4)
+        told += engine.advance(next_s)
+    [first] = [p for p in told if p.id == "b" and p.kind is ProgressKind.FIRST_TOKEN]
+    assert (first.output_tokens, first.drafted_tokens) == (1, 0)
+    ends = {p.id: p for p in told if p.kind is ProgressKind.FINISHED}
+    assert {id: p.output_tokens for id, p in ends.items()} == {"a": 60, "b": 20}
+    assert ends["b"].accepted_tokens > 0
+    assert engine.load().used_blocks == 0
