@@ -6,14 +6,14 @@ is what the report calls it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import anyio
 
 from agents.adapters.protocol import Cleared, EngineAway
-from agents.conformance.subject import Failed, Skipped, Subject, streamed
+from agents.conformance.subject import Cache, Failed, Skipped, Subject, streamed
 from proto.wire.errors import HttpError
 
 Check = Callable[[Subject], Awaitable[None]]
@@ -86,38 +86,24 @@ async def goes_on(engine: Subject) -> None:
 async def tells_what_it_caches(engine: Subject) -> None:
     """tells of every block that a prompt leaves in its cache, under names that we can make"""
     async with engine.followed() as cache:
-        names = engine.names(prompt := engine.prompt(blocks=4, more=1))
+        prompt = engine.prompt(blocks=4, more=1)
         await engine.complete(prompt)
-
-        async def told() -> bool:
-            return cache.hit_blocks(names) == len(names)
-
-        await engine.until(told, lambda: f"{cache.hit_blocks(names)} of {len(names)} blocks told")
+        await _all_told(engine, cache, prompt)
 
 
 async def finds_what_it_told(engine: Subject) -> None:
     """finds in its cache just what a router expects, turn after turn"""
+    block_tokens = engine.facts.block_tokens
     async with engine.followed() as cache:
         conversation = engine.prompt(blocks=3, more=2)
         for _ in range(4):
-            names = engine.names(conversation)
             # A whole prompt is never taken from the cache: its last token is computed again.
-            findable = (len(conversation) - 1) // engine.facts.block_tokens
-            expected = min(cache.hit_blocks(names), findable) * engine.facts.block_tokens
-            before = await engine.idle()
-            await engine.complete(conversation)
-            after = await engine.settles(
-                lambda load, before=before: load.queried_tokens > before.queried_tokens,  # type: ignore[misc]
-                "its counter of looked-up tokens stands still",
-            )
-            found = after.cached_tokens - before.cached_tokens
+            findable = (len(conversation) - 1) // block_tokens
+            expected = min(cache.hit_blocks(engine.names(conversation)), findable) * block_tokens
+            found = await _tokens_found(engine, conversation)
             _require(found == expected, f"found {found} tokens where {expected} were expected")
+            await _all_told(engine, cache, conversation)
             conversation += engine.prompt(blocks=1, more=5)
-
-            async def told(names: list[int] = names) -> bool:
-                return cache.hit_blocks(names) == len(names)
-
-            await engine.until(told, lambda: "the blocks of a turn are not all told")
 
 
 async def keeps_tenants_apart(engine: Subject) -> None:
@@ -135,14 +121,29 @@ async def keeps_tenants_apart(engine: Subject) -> None:
         await engine.until(told, lambda: "no block of a salted prompt is told")
         if not cache.hit_blocks(mine):
             raise Skipped("its events do not tell the salt: use no cache_salt with it")
-        before = await engine.idle()
-        await engine.complete(prompt, cache_salt="b")
-        after = await engine.settles(
-            lambda load: load.queried_tokens > before.queried_tokens,
-            "its counter of looked-up tokens stands still",
-        )
-        _require(after.cached_tokens == before.cached_tokens, "it found another tenant's blocks")
+        found = await _tokens_found(engine, prompt, salt="b")
+        _require(not found, "it found another tenant's blocks")
         _require(not set(mine) & set(theirs), "both tenants' blocks have the same names")
+
+
+async def _tokens_found(engine: Subject, prompt: Sequence[int], *, salt: str | None = None) -> int:
+    """How many of a prompt's tokens it says that it found in its cache."""
+    before = await engine.idle()
+    await engine.complete(prompt, cache_salt=salt)
+    after = await engine.settles(
+        lambda load: load.queried_tokens > before.queried_tokens,
+        "its counter of looked-up tokens stands still",
+    )
+    return after.cached_tokens - before.cached_tokens
+
+
+async def _all_told(engine: Subject, cache: Cache, prompt: Sequence[int]) -> None:
+    names = engine.names(prompt)
+
+    async def told() -> bool:
+        return cache.hit_blocks(names) == len(names)
+
+    await engine.until(told, lambda: f"{cache.hit_blocks(names)} of {len(names)} blocks told")
 
 
 async def tells_the_past(engine: Subject) -> None:
@@ -151,11 +152,7 @@ async def tells_the_past(engine: Subject) -> None:
     names = engine.names(prompt)
     async with engine.followed() as cache:
         await engine.complete(prompt)
-
-        async def told() -> bool:
-            return cache.hit_blocks(names) == len(names)
-
-        await engine.until(told, lambda: "the blocks are not told at all")
+        await _all_told(engine, cache, prompt)
     async with engine.followed() as later:
         if later.hit_blocks(names) < len(names):
             raise Skipped("it does not replay: what was cached before its agent came is unknown")

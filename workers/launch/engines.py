@@ -49,8 +49,6 @@ def has_accelerator() -> bool:
 
 def command(kind: EngineKind, program: str, spec: EngineSpec, directory: Path) -> Command:
     """What to run; files that it needs lie below `directory`. Raises `CannotLaunch`."""
-    if spec.model == spec.served and not spec.model:
-        raise CannotLaunch("a real engine needs a model: give --model a directory or a name")
     match kind:
         case EngineKind.VLLM:
             return vllm.command(program, spec)
