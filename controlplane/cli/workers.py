@@ -11,7 +11,7 @@ from rich.console import Console
 
 from controlplane.cli.run import run_interactive
 from controlplane.client.cluster import Cluster
-from controlplane.local.fleet import WorkerActivity
+from controlplane.console.board import Activity
 from controlplane.local.running import located
 from controlplane.local.view import workers_table
 from controlplane.runtime.settings import CommonSettings
@@ -37,12 +37,12 @@ async def workers(settings: Workers) -> None:
     """Ask, listen, and print. Raises `CannotServe`, `BusUnavailable`, `StoreUnavailable`."""
     async with Cluster.connected(located(settings)) as cluster:
         fleet = await cluster.workers(settings.model)
-        activity: dict[WorkerId, WorkerActivity] = {}
+        activity: dict[WorkerId, Activity] = {}
         async with cluster.loads() as loads:
             with anyio.move_on_after(settings.wait_s):
                 while len(activity) < len(fleet):
                     report = await anext(loads)
-                    activity.setdefault(report.worker, WorkerActivity()).reports.append(report)
+                    activity.setdefault(report.worker, Activity()).add(report, anyio.current_time())
     if settings.as_json:
         print(json.dumps([record.model_dump(mode="json") for record in fleet]))
         return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import anyio
 
+from controlplane.console.board import Activity
 from proto.codec import Reader, Unreadable
 from proto.ids import WorkerId
 from proto.load import LoadReport
@@ -20,36 +20,13 @@ T = TypeVar("T")
 
 RATE_WINDOW_S = 5.0
 RATE_SAMPLES_MAX = 20_000
-HIT_WINDOW_REPORTS = 120
-"""Load reports over which a worker's hit rate is taken: half a minute at four a second."""
-
-
-@dataclass
-class WorkerActivity:
-    """One worker's recent load reports."""
-
-    reports: deque[LoadReport] = field(default_factory=lambda: deque(maxlen=HIT_WINDOW_REPORTS))
-    heard_s: float = 0.0
-
-    @property
-    def latest(self) -> LoadReport | None:
-        return self.reports[-1] if self.reports else None
-
-    @property
-    def hit_rate(self) -> float | None:
-        """Share of prompt tokens found in the cache lately; None without traffic."""
-        if len(self.reports) < 2:
-            return None
-        queried = self.reports[-1].queried_tokens - self.reports[0].queried_tokens
-        cached = self.reports[-1].cached_tokens - self.reports[0].cached_tokens
-        return cached / queried if queried > 0 else None
 
 
 class FleetActivity:
     """Listens to load and progress; unreadable messages are skipped (routers count them)."""
 
     def __init__(self, bus: Bus, subjects: Subjects) -> None:
-        self.workers: dict[WorkerId, WorkerActivity] = {}
+        self.workers: dict[WorkerId, Activity] = {}
         self._bus = bus
         self._subjects = subjects
         self._ended_s: deque[float] = deque(maxlen=RATE_SAMPLES_MAX)
@@ -78,11 +55,7 @@ class FleetActivity:
                     continue
 
     def _saw_load(self, report: LoadReport) -> None:
-        activity = self.workers.setdefault(report.worker, WorkerActivity())
-        if activity.latest and report.queried_tokens < activity.latest.queried_tokens:
-            activity.reports.clear()  # the engine started anew: its counters did too
-        activity.reports.append(report)
-        activity.heard_s = anyio.current_time()
+        self.workers.setdefault(report.worker, Activity()).add(report, anyio.current_time())
 
     def _saw_step(self, progress: Progress) -> None:
         if progress.phase is Phase.ENDED:

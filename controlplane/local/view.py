@@ -10,8 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from controlplane.console.board import Activity
 from controlplane.local.cluster import LocalCluster
-from controlplane.local.fleet import FleetActivity, WorkerActivity
+from controlplane.local.fleet import FleetActivity
 from controlplane.registry.view import RegistryView
 from proto.ids import WorkerId
 from proto.workers import WorkerRecord, WorkerState
@@ -47,7 +48,7 @@ def screen(cluster: LocalCluster, view: RegistryView, fleet: FleetActivity, now_
 
 
 def workers_table(
-    records: Mapping[WorkerId, WorkerRecord], activity: Mapping[WorkerId, WorkerActivity]
+    records: Mapping[WorkerId, WorkerRecord], activity: Mapping[WorkerId, Activity]
 ) -> Table:
     """One row a worker, as the registry and its own load reports have it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -59,7 +60,7 @@ def workers_table(
     table.add_column("cached", justify="right")
     for worker in sorted(records):
         record = records[worker]
-        latest = activity.get(worker, WorkerActivity()).latest
+        latest = activity.get(worker, Activity()).latest
         state = Text(record.state.value, style=STATE_STYLES[record.state])
         if latest is None:
             table.add_row(worker, state, record.model, "-", "-", "-", "-", "-")

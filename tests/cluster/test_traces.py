@@ -7,10 +7,12 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from controlplane.runtime.traces import Span, tree
 from tests.support.otlp_receiver import ReceivedSpan, otlp_receiver
-from tests.support.up import up
+from tests.support.up import UpCluster, up
 
 pytestmark = [
     pytest.mark.cluster,
@@ -66,3 +68,54 @@ def test_one_trace_covers_gateway_router_and_agent(tmp_path: Path) -> None:
     assert str(whole_request["tokenplane.router"]).startswith("router-")
     assert ours["router.decide"].attributes["tokenplane.worker"] == "engine-0"
     assert ours["agent.request"].attributes["tokenplane.worker"] == "engine-0"
+
+
+def test_an_answer_that_goes_on_elsewhere_is_in_one_trace_with_both_engines(tmp_path: Path) -> None:
+    """Read back by `tokenplane trace` from where `tokenplane up` keeps spans."""
+    with up(tmp_path, "--engines", "2", "--speed", "0.25") as cluster:
+        body = {
+            "model": cluster.model,
+            "prompt": "Tell the whole story. " * 20,
+            "max_tokens": 600,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        request = urllib.request.Request(
+            f"{cluster.url}/v1/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            name = response.headers["x-request-id"]
+            for _ in range(8):
+                response.readline()
+            busy = response.headers["x-tokenplane-worker"]
+            cluster.kill(busy)
+            assert b"data: [DONE]" in response.read()
+
+        spans = traced(cluster, name)
+        assert len({span.trace for span in spans}) == 1
+        (root,) = tree(spans)
+        assert root.span.name == "gateway.request"
+        assert root.span.attributes["tokenplane.attempts"] == 2
+        engines = [node for node in root.children if node.span.name == "gateway.engine"]
+        assert [node.span.attributes["tokenplane.attempt"] for node in engines] == [1, 2]
+        assert engines[0].span.attributes["tokenplane.worker"] == busy
+        heard = [[child.span.name for child in node.children] for node in engines]
+        assert heard == [["agent.request"], ["agent.request"]]
+        routes = [node for node in root.children if node.span.name == "gateway.route"]
+        assert [[c.span.name for c in node.children] for node in routes] == [["router.decide"]] * 2
+
+
+def traced(cluster: UpCluster, request: str) -> list[Span]:
+    """Spans of a request, once both its ends and both its agents' have come."""
+    found: list[Span] = []
+
+    def whole() -> bool:
+        words = ("trace", request, "--cluster", "test", "--json", "--wait_s", "20")
+        said = cluster.tokenplane(*words).stdout
+        found[:] = msgspec.json.decode(said, type=list[Span])
+        return sum(span.name == "agent.request" for span in found) == 2
+
+    cluster.wait_until(whole, "all spans of the request")
+    return found

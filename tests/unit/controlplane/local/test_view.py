@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from controlplane.local.fleet import FleetActivity, WorkerActivity
+from controlplane.console.board import Activity
+from controlplane.local.fleet import FleetActivity
 from controlplane.local.view import workers_table
 from proto.codec import Producer
 from proto.ids import Incarnation, RequestId, WorkerId
@@ -22,7 +23,7 @@ WORKER = WorkerId("w1")
 REPORT = LoadReport(WORKER, 3, 2, 4_500, 0, 512, 1_024, 0, 0, 0)
 
 
-def shown(activity: dict[WorkerId, WorkerActivity]) -> str:
+def shown(activity: dict[WorkerId, Activity]) -> str:
     console = Console(width=120)
     with console.capture() as capture:
         console.print(workers_table({WORKER: record("w1")}, activity))
@@ -35,8 +36,8 @@ def test_a_worker_that_has_not_reported_is_there_already() -> None:
 
 
 def test_load_and_occupancy_are_shown() -> None:
-    activity = WorkerActivity()
-    activity.reports.append(REPORT)
+    activity = Activity()
+    activity.add(REPORT, 0.0)
     text = shown({WORKER: activity})
     assert "4,500" in text
     assert "512/1,024" in text
@@ -44,11 +45,11 @@ def test_load_and_occupancy_are_shown() -> None:
 
 
 def test_the_hit_rate_is_of_what_was_asked_lately() -> None:
-    activity = WorkerActivity()
+    activity = Activity()
     assert activity.hit_rate is None
     for cached, queried in ((100, 1_000), (400, 1_500)):
         report = msgspec.structs.replace(REPORT, cached_tokens=cached, queried_tokens=queried)
-        activity.reports.append(report)
+        activity.add(report, 0.0)
     assert activity.hit_rate == pytest.approx(0.6)
 
 
