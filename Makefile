@@ -88,6 +88,11 @@ bench: $(BENCH_READY)
 load-test: $(READY) $(LOAD_READY)
 	$(BIN)/python -m bench.load_test --guidellm $(LOAD_VENV)/bin/guidellm
 
+# Requests made up from the gateway's OpenAPI document; in two minutes.
+.PHONY: api-test
+api-test: $(READY) $(LOAD_READY)
+	$(BIN)/python -m bench.api_test --schemathesis $(LOAD_VENV)/bin/schemathesis
+
 # Tables and picture of docs/quality.md; in some minutes. TRACE=file adds a recorded trace.
 quality: $(READY)
 	$(BIN)/tokenplane replay --ladder $(TRACE) --table docs/quality-table.md \

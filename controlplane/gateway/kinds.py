@@ -39,8 +39,9 @@ class Shaped(msgspec.Struct, kw_only=True):
 
     temperature: float | None = None
     response_format: Format | None = None
-    structured_outputs: msgspec.Raw = NULL
-    guided_json: msgspec.Raw = NULL
+    # By a function, as a schema can show no default of this kind.
+    structured_outputs: msgspec.Raw = msgspec.field(default_factory=lambda: NULL)
+    guided_json: msgspec.Raw = msgspec.field(default_factory=lambda: NULL)
 
     @property
     def sampled(self) -> bool:

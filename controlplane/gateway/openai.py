@@ -99,9 +99,12 @@ class Ask(msgspec.Struct, frozen=True):
         return self.max_tokens or EXPECTED_OUTPUT_TOKENS
 
 
-Limit = Annotated[int, Meta(extra_json_schema={"minimum": 1})]
-"""What a schema can say; `_limit` says it in better words."""
-_TOKEN_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+Limit = Annotated[int | float, Meta(extra_json_schema={"type": "integer", "minimum": 1})]
+"""What a schema can say; `_limit` says it in better words. In JSON 3.0 is an integer, too."""
+Messages = Annotated[list[dict[str, Any]], Meta(extra_json_schema={"minItems": 1})]
+_NOT_EMPTY = Meta(extra_json_schema={"minItems": 1, "minLength": 1})
+_TOKEN_ID = {"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1}
+_TOKEN_IDS = {"type": "array", "minItems": 1, "items": _TOKEN_ID}
 _TEXT = {"type": "string", "minLength": 1}
 _PROMPT = {
     "anyOf": [
@@ -126,7 +129,7 @@ class ChatBody(Shaped):
     """As much as is read of a chat completion's."""
 
     model: str
-    messages: list[dict[str, Any]]
+    messages: Messages
     stream: bool | None = None
     max_tokens: Limit | None = None
     max_completion_tokens: Limit | None = None
@@ -138,13 +141,13 @@ class ResponseBody(Shaped):
     """As much as is read of a response's."""
 
     model: str
-    input: str | list[dict[str, Any]]
+    input: Annotated[str | list[dict[str, Any]], _NOT_EMPTY]
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: Limit | None = None
     tools: list[dict[str, Any]] | None = None
     cache_salt: str | None = None
-    previous_response_id: str | None = None
+    previous_response_id: Annotated[str | None, Meta(extra_json_schema={"type": "null"})] = None
     text: TextOptions | None = None
 
     @property
@@ -157,7 +160,7 @@ class EmbeddingBody(msgspec.Struct):
     """As much as is read of an embedding's."""
 
     model: str
-    input: str | list[str | int | list[int]]
+    input: Annotated[str | list[str | int | float | list[int | float]], _NOT_EMPTY]
 
 
 _COMPLETION = msgspec.json.Decoder(CompletionBody)
@@ -165,7 +168,7 @@ _CHAT = msgspec.json.Decoder(ChatBody)
 _RESPONSE = msgspec.json.Decoder(ResponseBody)
 _EMBEDDING = msgspec.json.Decoder(EmbeddingBody)
 _TEXT_OR_TOKENS = msgspec.json.Decoder(str | list[int])
-_BATCH = msgspec.json.Decoder(list[str | list[int]])
+_BATCH = msgspec.json.Decoder(list[str | int | float | list[int | float]])
 
 
 def read(api: Api, body: bytes) -> Ask:
@@ -285,19 +288,27 @@ def _prompt(raw: msgspec.Raw) -> str | list[int]:
     try:
         prompt = _TEXT_OR_TOKENS.decode(raw)
     except msgspec.ValidationError:
-        try:
-            batch = _BATCH.decode(raw)
-        except msgspec.ValidationError as error:
-            raise ClientError(
-                400,
-                "prompt must be a string, a list of token ids, or a list of those",
-                code="invalid_value",
-                param="prompt",
-            ) from error
-        prompt = batch[0] if batch else []
+        prompt = _first_of_batch(raw)
     if not prompt:
         raise ClientError(400, "prompt is empty", code="empty_prompt", param="prompt")
     return prompt
+
+
+def _first_of_batch(raw: msgspec.Raw) -> str | list[int]:
+    """Of a batch the first; and token ids that are written as 3.0, which in JSON are integers."""
+    try:
+        batch = _BATCH.decode(raw)
+        first = batch[0] if batch else []
+        if isinstance(first, str):
+            return first
+        return msgspec.convert(first if isinstance(first, list) else batch, list[int], strict=False)
+    except msgspec.ValidationError as error:
+        raise ClientError(
+            400,
+            "prompt must be a string, a list of token ids, or a list of those",
+            code="invalid_value",
+            param="prompt",
+        ) from error
 
 
 def _token_ids(tokens: list[int]) -> list[int]:
@@ -308,12 +319,17 @@ def _token_ids(tokens: list[int]) -> list[int]:
     return tokens
 
 
-def _limit(value: int | None, name: str) -> int | None:
-    if value is not None and value < 1:
+def _limit(value: int | float | None, name: str) -> int | None:
+    if value is None:
+        return None
+    if value < 1 or value != int(value):
         raise ClientError(
-            400, f"{name} must be at least 1, not {value}", code="invalid_value", param=name
+            400,
+            f"{name} must be a whole number from 1, not {value}",
+            code="invalid_value",
+            param=name,
         )
-    return value
+    return int(value)
 
 
 def model_list(models: Mapping[str, int], created_s: int) -> bytes:

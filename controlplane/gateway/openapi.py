@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from controlplane.gateway.idempotency import KEY_CHARS_MAX
 from controlplane.gateway.openai import Api, ChatBody, CompletionBody, EmbeddingBody, ResponseBody
 from controlplane.runtime.version import VERSION
 
@@ -46,10 +47,12 @@ _HEADERS = {
     "x-request-id": "Kept if it can be a name; what `tokenplane explain` is asked for",
     "x-tokenplane-policy": "One of the router's policies, to compare them",
     "x-tokenplane-session": "A hint to stay with one worker",
-    "x-tokenplane-topology": "`label=value, ...`: only where the hardware bears these labels",
-    "x-tokenplane-workers": "Only these workers, for tenants that may pin",
     "idempotency-key": "Asked twice with one key it is generated once",
 }
+_DEMANDS = (
+    "`x-tokenplane-topology: label=value, ...` keeps it where the hardware bears these labels, "
+    "`x-tokenplane-workers: name, ...` to these workers, for tenants that may pin."
+)
 
 
 def document() -> bytes:
@@ -97,13 +100,14 @@ def _inference(api: Api) -> Object:
         answer["text/event-stream"] = {"schema": {"type": "string"}}
     return {
         "summary": _SUMMARIES[api],
+        "description": _DEMANDS,
         "operationId": api.name.lower(),
         "parameters": [
             {
                 "name": name,
                 "in": "header",
                 "description": what,
-                "schema": {"type": "string"},
+                "schema": {"type": "string", "maxLength": KEY_CHARS_MAX},
             }
             for name, what in _HEADERS.items()
         ],
