@@ -33,9 +33,8 @@ def cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[UpCluster]:
     require_vllm()
-    options = (*UP_OPTIONS, "--roles", "1P1D", "--connector", request.param)
-    environment = {**OFFLINE, "TOKENPLANE_TRANSFER__CHOICE": "remote"}
-    with up(tmp_path_factory.mktemp("up"), *options, ready_s=READY_S, **environment) as running:
+    options = (*UP_OPTIONS, "--roles", "1P1D", "--prefill", "remote", "--connector", request.param)
+    with up(tmp_path_factory.mktemp("up"), *options, ready_s=READY_S, **OFFLINE) as running:
         yield running
 
 
