@@ -5,10 +5,14 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+import anyio
+from anyio.abc import TaskStatus
 from pydantic import Field
 
+from controlplane.capacity import Kept, WorkerClass
 from controlplane.console.service import ConsoleService
 from controlplane.console.settings import ConsoleSettings
 from controlplane.gateway.metrics import GatewayMetrics
@@ -17,6 +21,11 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.local.running import located
 from controlplane.planner.core import PlannerCore
 from controlplane.planner.metrics import PlannerMetrics
+from controlplane.planner.profile import ProfileUnusable, read
+from controlplane.planner.scalers.compose import ComposeActuator
+from controlplane.planner.scalers.follow import Actuator, ScalerService
+from controlplane.planner.scalers.kubernetes import KubernetesActuator
+from controlplane.planner.scalers.settings import ScalerSettings
 from controlplane.planner.service import PlannerService
 from controlplane.planner.service import Surroundings as PlannerSurroundings
 from controlplane.planner.settings import PlannerSettings
@@ -29,13 +38,15 @@ from controlplane.router.service import RouterService
 from controlplane.router.settings import RouterSettings
 from controlplane.runtime.live import LiveSettings
 from controlplane.runtime.process import Kit, run_command
-from controlplane.runtime.service import Service
+from controlplane.runtime.service import CannotServe, Service
 from controlplane.runtime.settings import CommonSettings
 from controlplane.transfer.metrics import TransferMetrics
 from controlplane.transfer.service import TransferService
 from controlplane.transfer.settings import TransferSettings
 from proto.ids import ServiceId
 from proto.subjects import Keys, Subjects
+from proto.wire.http import HttpClient
+from proto.wire.ports import Store
 
 
 class RouterProcess(CommonSettings):
@@ -68,6 +79,7 @@ class PlannerProcess(CommonSettings):
     planner: PlannerSettings = Field(
         PlannerSettings(), description="What is promised, and within which bounds"
     )
+    scaler: ScalerSettings = Field(ScalerSettings(), description="Who acts on what is planned")
 
 
 def router(argv: Sequence[str]) -> int:
@@ -151,7 +163,63 @@ def build_planner(settings: PlannerProcess, kit: Kit) -> Sequence[Service]:
         view=view,
         metrics=PlannerMetrics(kit.metrics),
     )
-    return [view, PlannerService(PlannerCore(settings.planner, _service_id("planner")), around)]
+    core = PlannerCore(settings.planner, _service_id("planner"))
+    profile = settings.planner.profile
+    planner = PlannerService(core, around, profiles=_profiles(profile) if profile else None)
+    services: list[Service] = [view, planner]
+    if settings.scaler.kind != "none":
+        services.append(
+            _Scaler(settings.scaler, kit.carriers.store, keys, lambda: planner.leadership.leads)
+        )
+    return services
+
+
+def _profiles(path: Path) -> Mapping[WorkerClass, Kept]:
+    try:
+        return read(path.read_bytes())
+    except (OSError, ProfileUnusable) as error:
+        raise CannotServe(f"planner.profile: cannot use {path}: {error}") from error
+
+
+class _Scaler:
+    """A scaler with a connection of its own to where containers or pods are managed."""
+
+    name = "scaler"
+
+    def __init__(
+        self, settings: ScalerSettings, store: Store, keys: Keys, acts: Callable[[], bool]
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._keys = keys
+        self._acts = acts
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Follow what is wanted, until cancelled."""
+        settings = self._settings
+        docker = settings.kind == "compose"
+        client = (
+            HttpClient(unix_socket=str(settings.socket))
+            if docker
+            else HttpClient(ca=str(settings.ca_file) if settings.ca_file.exists() else None)
+        )
+        async with client as http, anyio.create_task_group() as tasks:
+            actuator: Actuator = (
+                ComposeActuator(http, tasks, project=settings.project, drain_s=settings.drain_s)
+                if docker
+                else KubernetesActuator(
+                    http,
+                    server=settings.server,
+                    namespace=settings.namespace,
+                    workloads=settings.workloads,
+                    token=lambda: settings.token_file.read_text().strip(),
+                )
+            )
+            service = ScalerService(self._store, self._keys, actuator, acts=self._acts)
+            await service.run(task_status=task_status)
+
+    async def drain(self) -> None:
+        """Workers stay as they are."""
 
 
 def build_registry(settings: CommonSettings, kit: Kit) -> Sequence[Service]:

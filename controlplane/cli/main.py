@@ -49,6 +49,9 @@ COMMANDS = {
         "controlplane.cli.speculation", "main", "where speculative decoding helps", Topic.TRY
     ),
     "plan": Command("controlplane.cli.plan", "main", "our planner against other rules", Topic.TRY),
+    "profile": Command(
+        "controlplane.cli.profile", "main", "measure an engine for planners", Topic.TRY
+    ),
     "generate": Command(
         "controlplane.cli.generate", "main", "write a trace of conversations", Topic.TRY
     ),

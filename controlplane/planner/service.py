@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -24,6 +24,7 @@ from anyio.to_thread import run_sync
 from opentelemetry.trace import Span, format_trace_id
 from pydantic import ValidationError
 
+from controlplane.capacity import Kept, WorkerClass
 from controlplane.planner.core import PlannerCore
 from controlplane.planner.forecast import forecast
 from controlplane.planner.leader import Leadership
@@ -71,8 +72,14 @@ class PlannerService:
     name = "planner"
 
     def __init__(
-        self, core: PlannerCore, around: Surroundings, *, clock: Callable[[], float] = time.time
+        self,
+        core: PlannerCore,
+        around: Surroundings,
+        *,
+        profiles: Mapping[WorkerClass, Kept] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`profiles` is what is known of engines before anybody has run them here."""
         self.core = core
         self._bus = around.bus
         self._store = around.store
@@ -81,6 +88,7 @@ class PlannerService:
         self._view = around.view
         self._metrics = around.metrics
         self._clock = clock
+        self._profiles = profiles or {}
         self._producer = Producer(core.name, new_incarnation(clock()), clock)
         self.leadership = Leadership(
             around.store, around.keys.planner_leader, core.name, core.settings.lease_s
@@ -139,6 +147,7 @@ class PlannerService:
                 restore(self.core, kept.value, self._clock())
             except StateUnusable as error:
                 log.warning("what the planner before has stored is of no use: %s", error)
+        self.core.capacities.restore(self._profiles)
         self._revisions.clear()
         for entry in await self._store.list(self._keys.desired):
             try:

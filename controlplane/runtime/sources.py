@@ -36,6 +36,7 @@ KNOWN_GROUPS = frozenset(
         "planner",
         "registry",
         "router",
+        "scaler",
         "telemetry",
         "transfer",
     }

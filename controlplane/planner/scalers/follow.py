@@ -9,6 +9,7 @@ are two things that can be compared (AS14).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import anyio
@@ -49,12 +50,18 @@ class ScalerService:
     name = "scaler"
 
     def __init__(
-        self, store: Store, keys: Keys, actuator: Actuator, look_s: float = LOOK_S
+        self,
+        store: Store,
+        keys: Keys,
+        actuator: Actuator,
+        *,
+        acts: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Of several that follow the same words, one `acts` at a time."""
         self._store = store
         self._keys = keys
         self._actuator = actuator
-        self._look_s = look_s
+        self._acts = acts
         self._words: dict[str, Desired] = {}
         self._told: dict[str, Scaled] = {}
         self._heard = anyio.Event()
@@ -85,10 +92,10 @@ class ScalerService:
     async def _act(self) -> None:
         """Act on every word, again and again: what died is missing, and is started anew."""
         while True:
-            with anyio.move_on_after(self._look_s):
+            with anyio.move_on_after(LOOK_S):
                 await self._heard.wait()
             self._heard = anyio.Event()
-            for pool, word in list(self._words.items()):
+            for pool, word in list(self._words.items()) if self._acts() else ():
                 scaled = await self._one(word)
                 if scaled != self._told.get(pool):
                     await self._tell(pool, scaled)
