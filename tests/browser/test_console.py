@@ -21,6 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from controlplane.console.settings import ConsoleSettings
+from controlplane.runtime.tracing import make_provider
 from tests.unit.controlplane.console.stage import Stage, on_stage
 
 WAIT_S = 60.0
@@ -28,7 +29,7 @@ WAIT_S = 60.0
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 BEAT_S = 0.5
-SETTINGS = ConsoleSettings(port=0, every_s=BEAT_S)
+SETTINGS = ConsoleSettings(port=0, every_s=BEAT_S, spans_max=1_000)
 SHOTS = os.environ.get("TOKENPLANE_SHOTS")
 """A folder for screenshots, if somebody wants to look at them."""
 
@@ -192,6 +193,30 @@ def test_a_decision_is_shown_with_every_candidate(browser: Browser, portal: Bloc
         assert len(browser.all(".terms tbody tr")) == 8
         assert "draining" in browser.one(".terms tr.out").text
         browser.shoot("decision")
+
+
+def test_the_trace_of_a_request_is_a_tree_on_one_time_line(
+    browser: Browser, portal: BlockingPortal
+) -> None:
+    with playing(portal, 1, 1) as (port, _):
+        provider = make_provider("gateway", f"http://127.0.0.1:{port}", 1.0)
+        tracer = provider.get_tracer("test")
+        browser.open(port)
+        browser.until("a request", lambda: browser.all("#ended button.endrow"))
+        title = browser.one("#ended button.endrow").get_attribute("title") or ""
+        with tracer.start_as_current_span("gateway.request") as span:
+            span.set_attribute("tokenplane.request", title.partition(":")[0])
+            with tracer.start_as_current_span("gateway.route"):
+                pass
+        provider.shutdown()
+        wanted = title.partition(":")[0]
+        browser.js(f"document.querySelector('#ended button[data-key=\"{wanted}\"]').click()")
+        browser.until("its spans", lambda: len(browser.all("#inspector .span")) == 2)
+        assert [row.text.split()[0] for row in browser.all("#inspector .span")] == [
+            "gateway.request",
+            "gateway.route",
+        ]
+        browser.shoot("trace")
 
 
 def test_colours_follow_the_system_until_somebody_chooses(

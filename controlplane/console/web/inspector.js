@@ -4,6 +4,7 @@ import { byId, el } from "./dom.js";
 import { brief, count, millis, percent, seconds } from "./format.js";
 import { smallCurve } from "./curves.js";
 import { attempt } from "./decisions.js";
+import { spanTree } from "./traces.js";
 
 export class Inspector {
   constructor(store, onClose) {
@@ -44,9 +45,19 @@ export class Inspector {
       if (mine !== this.asked || this.worker) return;
       const all = decisions.length ? decisions : known;
       this.#body(about(ended), ...all.map(attempt), all.length ? null : el("p", { class: "quiet" }, "No router remembers this request: it may be of long ago, or a gateway that found no router has placed it by itself."));
+      await this.#trace(request, mine);
     } catch (error) {
       if (mine === this.asked) this.#body(about(ended), ...known.map(attempt), el("p", { class: "quiet" }, `The routers could not be asked: ${error.message}`));
     }
+  }
+
+  // Spans of a request, where the console keeps them.
+  async #trace(request, mine) {
+    if (!this.store.hello?.traces) return;
+    const answer = await fetch(`/api/trace/${encodeURIComponent(request)}`);
+    const spans = answer.ok ? await answer.json() : [];
+    if (mine !== this.asked || this.worker || !spans.length) return;
+    byId("inspector-body").append(spanTree(spans));
   }
 
   // A worker goes on living while it is looked at.
