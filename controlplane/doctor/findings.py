@@ -107,6 +107,14 @@ AILMENTS = {
     "worker-unhealthy": Ailment(
         _ERROR, "look at the engine's and the agent's log; `/ready` of the agent says more"
     ),
+    "no-scaler": Ailment(
+        _WARNING,
+        "start a scaler, or scale by hand to what the planner says; where that is all it is for, "
+        "set planner.advisory",
+    ),
+    "scaler-trouble": Ailment(
+        _ERROR, "see the scaler's log; it lacks room, rights, or whom it asks does not answer"
+    ),
     "silent-worker": Ailment(
         _ERROR,
         "its agent reaches etcd and not NATS (or another one): compare nats.servers and cluster, "

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from controlplane.doctor.findings import Finding, find
 from proto.ids import WorkerId
+from proto.scaling import Desired, Scaled
 from proto.workers import ModelCard, WorkerRecord, WorkerState
 
 ROUTER, REGISTRY = "tokenplane-router", "tokenplane-registry"
 SERVICES = (ROUTER, REGISTRY)
-SKEW_S = 1.0
+SKEW_S, PATIENCE_S = 1.0, 30.0
 
 
 class Fleet(NamedTuple):
@@ -29,6 +30,9 @@ class Fleet(NamedTuple):
     """Our own."""
     secret_mark: str
     """Of our own secret."""
+    desired: tuple[Desired, ...] = ()
+    scaled: tuple[Scaled, ...] = ()
+    now_s: float = 0.0
 
 
 def examine(fleet: Fleet) -> Iterator[Finding]:
@@ -37,6 +41,7 @@ def examine(fleet: Fleet) -> Iterator[Finding]:
     yield from _workers(fleet)
     yield from _voices(fleet)
     yield from _agreement(fleet)
+    yield from _scaling(fleet)
 
 
 def _models(fleet: Fleet) -> Iterator[Finding]:
@@ -92,6 +97,19 @@ def _agreement(fleet: Fleet) -> Iterator[Finding]:
         if version and version != fleet.version:
             what = f"the agents of {names} are {version}, and we are {fleet.version}"
             yield find("version-mismatch", what)
+
+
+def _scaling(fleet: Fleet) -> Iterator[Finding]:
+    answers = {(each.model, each.role, each.hardware): each for each in fleet.scaled}
+    for word in fleet.desired:
+        pool = f"{word.role} workers of {word.model} on {word.hardware}"
+        answer = answers.get((word.model, word.role, word.hardware))
+        if answer is None or answer.decision != word.decision:
+            if fleet.now_s - word.decided_s < PATIENCE_S:
+                continue  # its scaler may not have heard yet
+            yield find("no-scaler", f"{word.replicas} {pool} are wanted, and nobody sees to it")
+        elif answer.trouble:
+            yield find("scaler-trouble", f"{pool}: {answer.trouble}")
 
 
 def _by(workers: list[WorkerRecord], key: Callable[[WorkerRecord], str]) -> dict[str, str]:

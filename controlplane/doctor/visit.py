@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import anyio
+from pydantic import ValidationError
 
 from controlplane.doctor.findings import Finding, Level, find
 from controlplane.doctor.fleet import REGISTRY, SERVICES, Fleet, examine
@@ -18,10 +21,13 @@ from proto.codec import Reader, Unreadable
 from proto.hashing import secret_mark
 from proto.ids import WorkerId
 from proto.load import LoadReport
+from proto.scaling import Desired, Scaled
 from proto.subjects import Keys, Subjects
 from proto.wire.errors import BusError, StoreError
 from proto.wire.ports import Bus, Store
-from proto.workers import WorkersReply
+from proto.workers import Record, WorkersReply
+
+R = TypeVar("R", bound=Record)
 
 ASK_S = 2.0
 
@@ -48,13 +54,25 @@ class Visit:
             for prefix in (keys.workers, keys.models):
                 for entry in await store.list(prefix):
                     members.put(entry.key, entry.value)
+            desired = await _records(store, keys.desired, Desired)
+            scaled = await _records(store, keys.scaled, Scaled)
         except (BusError, StoreError) as error:
             raise Interrupted(str(error)) from error
         if not members.workers and not members.models and not heard:
             self.findings += await self._elsewhere(store, keys)
         services = frozenset([each for each in SERVICES if await answers(bus, each)])
         mark = secret_mark(self.settings.secret_bytes)
-        fleet = Fleet(members.workers, members.models, heard, services, VERSION, mark)
+        fleet = Fleet(
+            members.workers,
+            members.models,
+            heard,
+            services,
+            VERSION,
+            mark,
+            desired,
+            scaled,
+            self.clock(),
+        )
         self.findings += examine(fleet)
         if REGISTRY in services:
             self.findings += await self._registry(bus, subjects)
@@ -93,6 +111,15 @@ class Visit:
         except (BusError, ValueError):
             return []
         return [find("registry-stale", "the registry answers from an old view")] if stale else []
+
+
+async def _records(store: Store, prefix: str, kind: type[R]) -> tuple[R, ...]:
+    """Those below a prefix that can be read."""
+    found = []
+    for entry in await store.list(prefix):
+        with suppress(ValidationError):
+            found.append(kind.model_validate_json(entry.value))
+    return tuple(found)
 
 
 class Interrupted(Exception):

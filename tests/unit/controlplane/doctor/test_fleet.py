@@ -10,9 +10,11 @@ import pytest
 from controlplane.doctor.findings import AILMENTS, Finding
 from controlplane.doctor.fleet import REGISTRY, ROUTER, Fleet, examine
 from proto.ids import WorkerId
-from proto.workers import WorkerRecord, WorkerState
+from proto.scaling import Desired, Reason, Scaled
+from proto.workers import Role, WorkerRecord, WorkerState
 from tests.unit.controlplane.registry.records import card, worker
 
+WITHOUT_WORKER = {"no-worker", "tokenizer-missing", "no-scaler", "scaler-trouble"}
 MARK = "00aa00aa"
 CARD = card("sim").model_copy(update={"tokenizer_json": "{}"})
 
@@ -20,6 +22,30 @@ CARD = card("sim").model_copy(update={"tokenizer_json": "{}"})
 def _worker(name: str = "a", **changes: object) -> WorkerRecord:
     plain = {"url": f"http://{name}:8000", "agent_version": "1", "secret_mark": MARK}
     return worker(name).model_copy(update=plain | changes)
+
+
+def _desired() -> Desired:
+    return Desired(
+        model="sim",
+        role=Role.AGGREGATED,
+        hardware="h100",
+        replicas=2,
+        decision="d1",
+        reason=next(iter(Reason)),
+        decided_s=0.0,
+        planner="p",
+    )
+
+
+def _scaled(decision: str, trouble: str = "") -> Scaled:
+    return Scaled(
+        model="sim",
+        role=Role.AGGREGATED,
+        hardware="h100",
+        decision=decision,
+        replicas=2,
+        trouble=trouble,
+    )
 
 
 def _examine(*workers: WorkerRecord, **changes: Any) -> dict[str, Finding]:
@@ -30,6 +56,7 @@ def _examine(*workers: WorkerRecord, **changes: Any) -> dict[str, Finding]:
         services=frozenset({ROUTER, REGISTRY}),
         version="1",
         secret_mark=MARK,
+        now_s=100.0,
     )
     return {each.code: each for each in examine(healthy._replace(**changes))}
 
@@ -55,14 +82,28 @@ def test_a_healthy_fleet_has_nothing() -> None:
         ("clock-skew", _examine(_worker("a"), heard={WorkerId("a"): -2.5})),
         ("secret-mismatch", _examine(_worker("a", secret_mark="ffffffff"))),
         ("version-mismatch", _examine(_worker("a", agent_version="0.9"))),
+        ("no-scaler", _examine(_worker("a"), desired=(_desired(),))),
+        ("no-scaler", _examine(_worker("a"), desired=(_desired(),), scaled=(_scaled("old"),))),
+        (
+            "scaler-trouble",
+            _examine(_worker("a"), desired=(_desired(),), scaled=(_scaled("d1", "no room"),)),
+        ),
         ("tokenizer-missing", _examine(_worker("a"), models={"sim": card("sim")})),
     ],
 )
 def test_trouble_is_found_alone_and_names_the_worker(code: str, found: dict[str, Finding]) -> None:
     assert set(found) == {code}
     assert found[code].fix == AILMENTS[code].fix
-    if not code.startswith("no-r") and code not in {"no-worker", "tokenizer-missing"}:
+    if not code.startswith("no-r") and code not in WITHOUT_WORKER:
         assert "a" in found[code].what.replace(":", " ").replace(",", " ").split()
+
+
+def test_a_scaler_is_given_a_moment() -> None:
+    assert _examine(_worker("a"), desired=(_desired(),), now_s=10.0) == {}
+
+
+def test_a_scaler_that_does_what_is_wanted() -> None:
+    assert _examine(_worker("a"), desired=(_desired(),), scaled=(_scaled("d1"),)) == {}
 
 
 def test_a_tokenizer_that_lies_elsewhere(tmp_path: Path) -> None:
