@@ -26,7 +26,6 @@ class Role(StrEnum):
     REGISTRY = "registry"
     TRANSFER = "transfer"
     PLANNER = "planner"
-    SCALER = "scaler"
     CONSOLE = "console"
     OPERATOR = "operator"
     """People and their commands: hears everything, asks, and keeps the live settings."""
@@ -128,8 +127,6 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                 keeps=(subjects.plan_stream,),
                 reads=(subjects.requests_stream,),
             )
-        case Role.SCALER:
-            return Words()
         case Role.CONSOLE:
             return Words(
                 publish=(subjects.explain,),
@@ -167,10 +164,8 @@ def rights(role: Role, keys: Keys, worker: WorkerId | None = None) -> Rights:
             record = keys.worker(worker) if worker else keys.workers
             return Rights(read=(keys.workers,), write=(record, keys.models))
         case Role.PLANNER:
-            own = (keys.desired, keys.planner_leader, keys.planner_state)
+            own = (keys.desired, keys.planner_leader, keys.planner_state, keys.scaled)
             return Rights(read=(keys.everything,), write=own)
-        case Role.SCALER:
-            return Rights(read=(keys.everything,), write=(keys.scaled,))
         case Role.OPERATOR:
             return Rights(write=(keys.everything,))
         case _:

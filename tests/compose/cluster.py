@@ -18,8 +18,6 @@ from controlplane.local.ports import free_ports
 TOP = Path(__file__).parents[2]
 PROJECT = "tokenplane-test"
 PORTS = ("GATEWAY_PORT", "CONSOLE_PORT", "JAEGER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
-OBSERVERS = ("collector", "jaeger", "prometheus")
-ROOT_SERVICES = ("gateway", "router", "worker", "registry")
 UP_S, COMMAND_S, POLL_S = 300, 120, 0.5
 
 T = TypeVar("T")
@@ -78,6 +76,12 @@ class ComposeCluster:
         """Kill its processes as a fault would: unlike after `docker kill` it is started again."""
         argv = ["docker", "exec", container, "bash", "-c", "kill -9 -1"]
         subprocess.run(argv, capture_output=True, timeout=COMMAND_S)
+
+    def log_of(self, container: str) -> str:
+        """All that it has said."""
+        argv = ["docker", "logs", container]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_S, check=True)
+        return done.stdout + done.stderr
 
     def _services(self) -> Sequence[str]:
         """All but Grafana, which has no stand-in, unless its image is there."""
