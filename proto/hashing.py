@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -37,10 +38,14 @@ BLOCK_TOKENS_MAX = 1024
 HASH_BYTES = 8
 MARK_BYTES = 4
 
-_MASK = (1 << 64) - 1
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+# Arrays without dimensions: numpy would make one of each scalar anew, at every operation.
+_MIX_1 = np.array(0xBF58476D1CE4E5B9, dtype=np.uint64)
+_MIX_2 = np.array(0x94D049BB133111EB, dtype=np.uint64)
+_30, _27, _31 = (np.array(bits, dtype=np.uint64) for bits in (30, 27, 31))
+
+SALTS_MIN = 1_024
+SALTS_KEPT = 32
+"""Runs of position salts, one for each secret, block size and power of two of blocks."""
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -79,8 +84,8 @@ class BlockHasher:
         words = _expand(secret, f"tokens:{block_tokens}".encode(), block_tokens + 1)
         self._multipliers = words[:block_tokens] | np.uint64(1)
         self._offset = np.uint64(int(self._multipliers.sum(dtype=np.uint64)))
-        self._position_salt = words[block_tokens] | np.uint64(1)
-        self._scope_salt = _expand(secret, msgspec.msgpack.encode(scope), 1)[0]
+        self._position_salt = int(words[block_tokens]) | 1
+        self._scope_salt = _expand(secret, msgspec.msgpack.encode(scope), 1).reshape(())
 
     def names(self, tokens: Sequence[int] | NDArray[np.uint32]) -> Words:
         """Names of the full blocks of a prompt; shape `(len(tokens) // block_tokens,)`."""
@@ -107,7 +112,8 @@ class BlockHasher:
         if blocks == 0:
             return np.empty(0, dtype=np.uint64)
         grid = words[: blocks * self.block_tokens].reshape(blocks, self.block_tokens)
-        contents: Words = grid.astype(np.uint64) @ self._multipliers + self._offset
+        contents: Words = np.einsum("bt,t->b", grid.astype(np.uint64), self._multipliers)
+        contents += self._offset
         return contents
 
     def names_of(self, contents: Words) -> Words:
@@ -115,16 +121,18 @@ class BlockHasher:
         return self._finish(self._totals(CHAIN_START, contents))
 
     def _totals(self, start: ChainPoint, contents: Words) -> Words:
-        blocks = len(contents)
-        places = np.arange(start.blocks + 1, start.blocks + blocks + 1, dtype=np.uint64)
-        places = mix(contents + places * self._position_salt)
-        totals: Words = np.cumsum(places, dtype=np.uint64)
+        end = start.blocks + len(contents)
+        places = contents + _salts(self._position_salt, _room(end))[start.blocks : end]
+        _mix_in_place(places)
+        totals: Words = np.add.accumulate(places)
         if start.total:
             totals += np.uint64(start.total)
         return totals
 
     def _finish(self, totals: Words) -> Words:
-        return mix(totals ^ self._scope_salt)
+        names = totals ^ self._scope_salt
+        _mix_in_place(names)
+        return names
 
 
 def pack(names: Words) -> bytes:
@@ -156,9 +164,32 @@ def secret_mark(secret: bytes) -> str:
 
 def mix(words: Words) -> Words:
     """The finaliser of SplitMix64, word by word: every input bit moves every output bit."""
-    words = (words ^ (words >> _30)) * _MIX_1
-    words = (words ^ (words >> _27)) * _MIX_2
-    return words ^ (words >> _31)
+    mixed = words.copy()
+    _mix_in_place(mixed)
+    return mixed
+
+
+def _mix_in_place(words: Words) -> None:
+    """`mix`, of words that nobody needs any longer as they were."""
+    shifted = np.right_shift(words, _30)
+    np.bitwise_xor(words, shifted, words)
+    np.multiply(words, _MIX_1, words)
+    np.right_shift(words, _27, shifted)
+    np.bitwise_xor(words, shifted, words)
+    np.multiply(words, _MIX_2, words)
+    np.right_shift(words, _31, shifted)
+    np.bitwise_xor(words, shifted, words)
+
+
+@lru_cache(maxsize=SALTS_KEPT)
+def _salts(position_salt: int, blocks: int) -> Words:
+    """What is added to the content of each of so many blocks, from the first one on."""
+    return np.arange(1, blocks + 1, dtype=np.uint64) * np.uint64(position_salt)
+
+
+def _room(blocks: int) -> int:
+    """The next power of two, so that few runs of salts serve prompts of all lengths."""
+    return max(SALTS_MIN, 1 << (blocks - 1).bit_length())
 
 
 def _as_words(tokens: Sequence[int] | NDArray[np.uint32]) -> NDArray[np.uint32]:

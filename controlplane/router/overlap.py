@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,19 @@ from proto.ids import WorkerId
 from proto.kv import KvBatch, Tier
 from proto.progress import Booking, Phase, Progress
 from proto.route import RouteRequest
+
+SLOWER_TIERS = len(Tier) - 1
+
+
+class _Tokens(NamedTuple):
+    """What workers have of a prompt, by row, in tokens."""
+
+    near: Ints
+    """In the GPU, as agents say."""
+    guessed: Ints | None
+    """None: nothing is guessed of."""
+    slower: Ints | None
+    """One row of this a slower tier; None if nothing is there."""
 
 
 class _Seating(NamedTuple):
@@ -44,27 +58,49 @@ class Overlaps:
         """
         self._coming.expire(now_s)
         self._assumed.expire(now_s)
-        near: Ints = np.zeros(len(fleet), dtype=np.int64)
-        guessed: Ints = np.zeros(len(fleet), dtype=np.int64)
-        slower: Ints = np.zeros((len(Tier) - 1, len(fleet)), dtype=np.int64)
-        for size in request.blocks.keys() & set(fleet.block_sizes):
-            names = np.frombuffer(request.blocks[size], dtype="<u8")
-            of_size = fleet.block_tokens == size
-            found = self.known.match(names, lambda index: self._seats(index, fleet))
-            np.copyto(near, found.gpu * size, where=of_size)
-            if found.slower is not None:
-                np.copyto(slower, found.slower * size, where=of_size)
-            for source in (self._coming, self._assumed):
-                if len(source):
-                    seats = self._seats(source, fleet)
-                    depths = source.match(names, size).take(seats)
-                    np.maximum(guessed, depths * size, out=guessed, where=of_size)
-        if not slower.any():
-            cached = np.maximum(near, guessed)
-            return Overlap(cached, cached, *slower)
+        sizes = [size for size in fleet.block_sizes if size in request.blocks]
+        if len(sizes) == len(fleet.block_sizes) == 1:
+            near, guessed, slower = self._of_size(request, fleet, sizes[0])
+        else:
+            near, guessed, slower = self._of_sizes(request, fleet, sizes)
+        if slower is None:
+            cached = near if guessed is None else np.maximum(near, guessed)
+            nothing: Ints = np.zeros(len(fleet), dtype=np.int64)
+            return Overlap(cached, cached, *[nothing] * SLOWER_TIERS)
         saved = near + (self._credits @ slower).astype(np.int64)
         held = near + slower.sum(axis=0)
+        if guessed is None:
+            return Overlap(saved, held, *slower)
         return Overlap(np.maximum(saved, guessed), np.maximum(held, guessed), *slower)
+
+    def _of_size(self, request: RouteRequest, fleet: Fleet, size: int) -> _Tokens:
+        """What is held of the blocks of one size; right for workers that have blocks of it."""
+        names = np.frombuffer(request.blocks[size], dtype="<u8")
+        found = self.known.match(names, lambda index: self._seats(index, fleet))
+        guessed = None
+        for source in (self._coming, self._assumed):
+            if len(source):
+                seats = self._seats(source, fleet)
+                depths = source.match(names, size).take(seats)
+                guessed = depths if guessed is None else np.maximum(guessed, depths)
+        return _Tokens(
+            found.gpu * size,
+            None if guessed is None else guessed * size,
+            None if found.slower is None else found.slower * size,
+        )
+
+    def _of_sizes(self, request: RouteRequest, fleet: Fleet, sizes: Sequence[int]) -> _Tokens:
+        """The same of all workers, where some have blocks of another size."""
+        near: Ints = np.zeros(len(fleet), dtype=np.int64)
+        guessed: Ints = np.zeros(len(fleet), dtype=np.int64)
+        slower: Ints = np.zeros((SLOWER_TIERS, len(fleet)), dtype=np.int64)
+        for size in sizes:
+            found = self._of_size(request, fleet, size)
+            of_size = fleet.block_tokens == size
+            for tokens, column in zip(found, (near, guessed, slower), strict=True):
+                if tokens is not None:
+                    np.copyto(column, tokens, where=of_size)
+        return _Tokens(near, guessed, slower if slower.any() else None)
 
     def expect(
         self,

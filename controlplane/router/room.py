@@ -18,6 +18,8 @@ from controlplane.router.waiting import Line, Place
 from proto.progress import Withdrawn
 from proto.route import ALL_BUSY, Chosen, Queued, Rejected, RouteReply, RouteRequest, Verdict
 
+Decide = Callable[[float], Verdict]
+
 HOPELESS = 2.0
 """A wait that is likely to last so many times what is left of the deadline is not begun."""
 
@@ -108,14 +110,14 @@ class WaitingRoom:
             for model in list(self._lines):
                 await self._call(model)
 
-    async def answer(self, request: RouteRequest, decide: Callable[[], Verdict]) -> RouteReply:
+    async def answer(self, request: RouteRequest, now_s: float, decide: Decide) -> RouteReply:
         """A decision, at once if somebody is free; `Queued` to who wants to hear that.
 
-        `decide` says `ALL_BUSY` while nobody is free, and is asked again when somebody may be.
+        `decide` is told the time; it says `ALL_BUSY` while nobody is free, and is asked again when
+        somebody may be.
         """
-        now_s = anyio.current_time()
         if self._closed or not self._would_overtake(request.model, now_s):
-            verdict = decide()
+            verdict = decide(now_s)
             if not _is_busy(verdict):
                 return verdict
             if self._closed:
@@ -155,12 +157,12 @@ class WaitingRoom:
         self.stir()
         return guest
 
-    async def _wait(self, guest: _Guest, decide: Callable[[], Verdict]) -> RouteReply:
+    async def _wait(self, guest: _Guest, decide: Decide) -> RouteReply:
         request = guest.request
         patience_s = min(request.answer_s or request.deadline_s, request.deadline_s)
         with anyio.move_on_after(patience_s):
             while await guest.may_decide():
-                verdict = decide()
+                verdict = decide(anyio.current_time())
                 if not _is_busy(verdict):
                     return verdict
                 guest.done()

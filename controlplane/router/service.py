@@ -142,7 +142,7 @@ class RouterService:
         began_s = anyio.current_time()
         if not request.waited_s:
             self.core.failed(request.exclude, began_s)
-        reply = await self._room.answer(request, partial(self._decide, request, span))
+        reply = await self._room.answer(request, began_s, partial(self._decide, request, span))
         waited_s = request.waited_s + anyio.current_time() - began_s
         span.set_attribute("tokenplane.waited_ms", waited_s * 1000)
         self._count(request, reply, waited_s)
@@ -150,9 +150,9 @@ class RouterService:
             self._replicas.note(booking_of(request, reply))
         return reply
 
-    def _decide(self, request: RouteRequest, span: Span) -> Verdict:
+    def _decide(self, request: RouteRequest, span: Span, now_s: float) -> Verdict:
         began_s = time.perf_counter()
-        verdict = self.core.decide(request, anyio.current_time())
+        verdict = self.core.decide(request, now_s)
         self._metrics.decision_s.observe(time.perf_counter() - began_s)
         made = self.core.decisions.last
         assert made is not None, "a decision is remembered"

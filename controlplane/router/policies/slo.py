@@ -33,7 +33,6 @@ from controlplane.router.policies.base import (
     Prompt,
     State,
     Weighed,
-    prefill_tokens,
 )
 from controlplane.router.policies.kv import kv
 
@@ -48,15 +47,16 @@ LEFT = 0.5
 
 def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
     """Milliseconds of latency added to all, and a price for each promise broken."""
-    if np.isnan(candidates.curves).all():
+    curves = _known(candidates.curves)
+    if curves is None:
         return Weighed(kv(prompt, candidates, state))
     knobs = state.knobs
-    base_ms, token_ms, request_ms, kv_token_ms = _known(candidates.curves)
+    base_ms, token_ms, request_ms, kv_token_ms = curves
     streams = candidates.requests
     output = prompt.expected_output_tokens
     context = prompt.tokens + output / 2
     uncached = np.maximum(1, prompt.tokens - candidates.cached_tokens)
-    ahead = prefill_tokens(prompt, candidates)
+    ahead = candidates.queued_prefill_tokens + uncached
 
     per_step = candidates.accept_length
     step_ms = base_ms + request_ms * streams + kv_token_ms * candidates.decode_tokens
@@ -65,36 +65,42 @@ def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
     ttft_ms = token_ms * ahead + steps * step_ms
 
     rate = candidates.prefill_rate
-    more = uncached / LATELY_S
-    pace_ms = step_ms / per_step / (1 - _busy(rate * token_ms))
-    pace_after_ms = (step_ms + slower_ms) / per_step / (1 - _busy((rate + more) * token_ms))
+    rates = np.array((rate, rate + uncached / LATELY_S))
+    busy = np.minimum(rates * (token_ms / 1000), BUSY_MAX)
+    pace_ms, pace_after_ms = np.array((step_ms, step_ms + slower_ms)) / (per_step * (1 - busy))
 
     own_ms = ttft_ms + pace_after_ms * output
-    harm_ms = streams * (uncached * token_ms + slower_ms / per_step * output * LEFT)
-    kept = good(pace_after_ms, knobs.slo_tpot_ms)
-    broken = streams * (good(pace_ms, knobs.slo_tpot_ms) - kept)
-    broken += 1 - good(ttft_ms, knobs.slo_ttft_ms) * kept
-    head_start_ms = token_ms * head_start_tokens(prompt, candidates, state)
-    costs: Floats = own_ms - head_start_ms + harm_ms + knobs.slo_broken_ms * broken
+    harm_ms = streams * (uncached * token_ms + slower_ms * (output * LEFT) / per_step)
+    before, after, in_time = good(
+        np.array(
+            (
+                pace_ms / knobs.slo_tpot_ms,
+                pace_after_ms / knobs.slo_tpot_ms,
+                ttft_ms / knobs.slo_ttft_ms,
+            )
+        )
+    )
+    broken = streams * (before - after) + (1 - in_time * after)
+    costs: Floats = own_ms + harm_ms + knobs.slo_broken_ms * broken
+    if prompt.home is not None:
+        costs -= token_ms * head_start_tokens(prompt, candidates, state)
     told = {"ttft_ms": ttft_ms, "tpot_ms": pace_after_ms, "harm_ms": harm_ms, "broken": broken}
     return Weighed(costs, told)
 
 
-def _known(curves: Floats) -> Floats:
-    """Curves without gaps: who is not known yet is taken to be like the others on average."""
+def _known(curves: Floats) -> Floats | None:
+    """Curves without gaps: who is not known yet is taken to be like the others on average. None if
+    nobody is known."""
     unknown = np.isnan(curves)
     if not unknown.any():
         return curves
+    if unknown.all():
+        return None
     mean = np.nanmean(curves, axis=1, keepdims=True)
     return np.where(unknown, mean, curves)
 
 
-def good(latency_ms: Floats, target_ms: float) -> Floats:
-    """Chance that what is predicted to take so long is within its target."""
-    over = np.clip((latency_ms - target_ms) / (WIDTH * target_ms), -30, 30)
-    return 1 / (1 + np.exp(over))
-
-
-def _busy(share_ms: Floats) -> Floats:
-    """Share of time spent on prompts; milliseconds a second."""
-    return np.minimum(share_ms / 1000, BUSY_MAX)
+def good(share: Floats) -> Floats:
+    """Chance that what is predicted to take this share of its target is within it: a logistic
+    function, written as a hyperbolic tangent, which is quick and never overflows."""
+    return 0.5 - 0.5 * np.tanh((share - 1) / (2 * WIDTH))

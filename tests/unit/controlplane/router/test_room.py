@@ -49,13 +49,13 @@ class Scene:
         scope, replied = anyio.CancelScope(), anyio.Event()
         self.replied[name] = replied
 
-        def decide() -> Verdict:
+        def decide(now_s: float) -> Verdict:
             self.looks += 1
-            return self.core.decide(request, anyio.current_time())
+            return self.core.decide(request, now_s)
 
         async def ask() -> None:
             with scope:
-                self.replies[name] = await self.room.answer(request, decide)
+                self.replies[name] = await self.room.answer(request, anyio.current_time(), decide)
                 replied.set()
 
         self.tasks.start_soon(ask)
@@ -297,17 +297,18 @@ async def test_a_room_that_closes_sends_its_guests_to_another(anyio_backend: str
 async def test_a_decision_that_fails_is_its_own_requests_trouble(anyio_backend: str) -> None:
     async with scene() as ours:
         failed = False
+        bad = question("bad", blocks={}, deadline_s=60.0)
 
         async def fail() -> None:
             nonlocal failed
             try:
-                await ours.room.answer(question("bad", blocks={}, deadline_s=60.0), bug)
+                await ours.room.answer(bad, anyio.current_time(), bug)
             except ZeroDivisionError:
                 failed = True
 
         calls = iter([Rejected(ALL_BUSY, "")])
 
-        def bug() -> Verdict:
+        def bug(_: float) -> Verdict:
             if (decision := next(calls, None)) is None:
                 raise ZeroDivisionError
             return decision
