@@ -3,7 +3,8 @@
 Each worker holds 1,024 blocks in chains of 32 and turns them over: a KV batch stores a chain and
 removes the oldest. Half of the chains are drawn from 1,000 that many workers hold. Load reports
 come twice a second from each worker, and 100 prompts a second are decided for. One process plays
-all agents, on the same cores. It goes on for as long as `--seconds` says.
+all agents, and another asks for decisions, on the same cores. It goes on for as long as `--seconds`
+says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.to_process
 import numpy as np
 
 from bench import agents
@@ -28,6 +30,8 @@ from bench.rig import Rig, cpu_s, open_rig
 from bench.rows import Bar, Row, row
 from bench.scrape import Scrape, scrape
 from bench.watched_router import LONGEST_DELAY, LONGEST_RUN
+from controlplane.runtime.carriers import open_carriers
+from controlplane.runtime.settings import CommonSettings
 from proto.codec import Producer
 from proto.hashing import BlockHasher, Scope, Words
 from proto.subjects import Keys, Subjects
@@ -118,9 +122,10 @@ async def _live(seconds: float) -> Watch:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_say, bus, fleet.batch, BATCHES_PER_S)
                 tasks.start_soon(_say, bus, fleet.report, REPORTS_PER_S)
-                tasks.start_soon(_ask, rig, watch, rng)
-                await anyio.sleep(WARM_S)
-                await _look(rig, metrics_url, watch, seconds)
+                async with anyio.create_task_group() as watching:
+                    watching.start_soon(_hear_asker, rig.settings, watch, WARM_S + seconds)
+                    await anyio.sleep(WARM_S)
+                    await _look(rig, metrics_url, watch, seconds)
                 tasks.cancel_scope.cancel()
     return watch
 
@@ -136,26 +141,42 @@ async def _say(bus: Bus, what: Callable[[int], tuple[str, bytes]], per_s: float)
         await anyio.sleep(TICK_S)
 
 
-async def _ask(rig: Rig, watch: Watch, rng: np.random.Generator) -> None:
-    """Have prompts decided for at a steady pace, until cancelled."""
-    subjects = Subjects(rig.settings.cluster)
-    hasher = BlockHasher(rig.settings.secret_bytes, Scope(MODEL), BLOCK_TOKENS)
+async def _hear_asker(settings: CommonSettings, watch: Watch, seconds: float) -> None:
+    """Have prompts decided for by a process that does nothing else: this one is busy talking."""
+    watch.decisions_ms = await anyio.to_process.run_sync(ask, settings, seconds, cancellable=True)
+
+
+def ask(settings: CommonSettings, seconds: float) -> list[float]:
+    """Have prompts decided for at a steady pace; how long each took, in milliseconds."""
+    backend = {"use_uvloop": True}
+    return anyio.run(_ask, settings, seconds, backend="asyncio", backend_options=backend)
+
+
+async def _ask(settings: CommonSettings, seconds: float) -> list[float]:
+    hasher = BlockHasher(settings.secret_bytes, Scope(MODEL), BLOCK_TOKENS)
     producer = Producer("bench-caller", FIRST_LIFE, time.time)
+    rng = np.random.default_rng(1)
     prompts = workload(1, PROMPTS, tokens=PROMPT_TOKENS, chains=1, rng=rng).prompts
-    decider = OurDecider(rig.carriers.bus, subjects, hasher, producer, prompts, form="tokens")
-    for number in itertools.count():
-        began_s = time.perf_counter()
-        decision = await decider.decide(number % PROMPTS, 0)
-        took_s = time.perf_counter() - began_s
-        watch.decisions_ms.append(1e3 * took_s)
-        await decider.free(decision, 0)
-        await anyio.sleep(max(0.0, 1 / DECISIONS_PER_S - took_s))
+    taken_ms: list[float] = []
+    async with open_carriers(settings, "bench-caller") as carriers:
+        asking = (carriers.bus, Subjects(settings.cluster), hasher, producer, prompts)
+        decider = OurDecider(*asking, form="tokens")
+        until_s = time.perf_counter() + seconds
+        for number in itertools.count():
+            began_s = time.perf_counter()
+            if began_s > until_s:
+                return taken_ms
+            decision = await decider.decide(number % PROMPTS, 0)
+            took_s = time.perf_counter() - began_s
+            taken_ms.append(1e3 * took_s)
+            await decider.free(decision, 0)
+            await anyio.sleep(max(0.0, 1 / DECISIONS_PER_S - took_s))
+    raise AssertionError("an endless count has ended")
 
 
 async def _look(rig: Rig, metrics_url: str, watch: Watch, seconds: float) -> None:
     """Memory every second, metrics as often as Prometheus would read them."""
     router, http = rig.process("router"), rig.carriers.http
-    watch.decisions_ms.clear()
     watch.scrapes.append(await scrape(http, metrics_url))
     began_s, cpu_before_s, scraped_s = time.perf_counter(), cpu_s(router), 0.0
     while True:

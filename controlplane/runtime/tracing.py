@@ -48,7 +48,7 @@ def inject() -> dict[str, str]:
 
 def extract(headers: Mapping[str, str]) -> Context:
     """The context that came in `headers`, whose names are in lower case; empty if none did."""
-    return _W3C.extract(headers)
+    return _W3C.extract(headers) if headers else Context()
 
 
 def setup_tracing(service: str, settings: TelemetrySettings) -> Callable[[], None]:

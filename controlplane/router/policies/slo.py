@@ -38,7 +38,7 @@ from controlplane.router.policies.kv import kv
 
 BUSY_MAX = 0.9
 """The model has no meaning where prompts come faster than they can be computed."""
-WIDTH = 0.1
+WIDTH = 0.15
 """How wrong a prediction is, as a share of its target."""
 LATELY_S = 10.0
 LEFT = 0.5
