@@ -28,10 +28,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Everything goes wrong on purpose, for some minutes. CHAOS_SEED=7 plays another history.
+# Everything goes wrong on purpose, for some minutes. CHAOS_SEED=7 plays another history. Then the
+# pure cores alone, a million histories of them.
+SCHEDULES := 1000000
 .PHONY: chaos
 chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos -s
+	$(BIN)/python -m tests.schedules --count $(SCHEDULES)
 
 # An hour under load while workers come and go; see docs/reliability.md.
 SOAK_MINUTES := 60

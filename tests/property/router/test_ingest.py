@@ -17,84 +17,23 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from controlplane.router.core import RouterCore
 from controlplane.router.ingest import BadSnapshot, Held, Lane, Snapshot
 from controlplane.router.settings import RouterSettings
-from proto.hashing import digest
 from proto.ids import WorkerId
 from proto.kv import KvBatch, KvSnapshotChunk, Tier
-from proto.load import LoadReport, TierSum
+from proto.load import LoadReport
+from tests.support.numbered_agent import NumberedAgent, Word
 from tests.unit.controlplane.router.test_core import record
 
 WORKER = WorkerId("w")
 HELD_BYTES_MAX = 3_000
 """About ten batches, so that the bound is met."""
-CHUNK_NAMES = 5
 
 name_sets = st.sets(st.integers(1, 60), max_size=8)
-Word = tuple[int, int, KvBatch]
-
-
-def packed(names: set[int]) -> bytes:
-    return b"".join(name.to_bytes(8, "little") for name in sorted(names))
-
-
-class Agent:
-    """The truth, and the numbers it is told under."""
-
-    def __init__(self) -> None:
-        self.incarnation, self.sequence = 1, 0
-        self.tiers: dict[Tier, set[int]] = {tier: set() for tier in Tier}
-        self.past = {(1, 0): self.summed_up()}
-
-    def restart(self) -> None:
-        self.incarnation, self.sequence = self.incarnation + 1, 0
-        for held in self.tiers.values():
-            held.clear()
-        self._remember()
-
-    def change(self, tier: Tier, stored: set[int], removed: set[int], cleared: bool) -> Word:
-        held = set() if cleared else self.tiers[tier]
-        self.tiers[tier] = (held - removed) | stored
-        self.sequence += 1
-        self._remember()
-        batch = KvBatch(WORKER, packed(stored), packed(removed - stored), cleared, tier)
-        return self.incarnation, self.sequence, batch
-
-    def summed_up(self) -> Held:
-        gpu, *slower = [TierSum(t, len(s), digest(sorted(s))) for t, s in self.tiers.items()]
-        return Held(gpu.blocks, gpu.digest, tuple(each for each in slower if each.blocks))
-
-    def report(self) -> LoadReport:
-        blocks, total, slower = self.summed_up()
-        numbers = (0, 0, 0, 0, 0, 0, self.sequence, blocks, total)
-        return LoadReport(WORKER, *numbers, slower=slower)
-
-    def photograph(self, number: int) -> list[KvSnapshotChunk]:
-        parts = [
-            (tier, names[i : i + CHUNK_NAMES])
-            for tier, names in [(tier, sorted(held)) for tier, held in self.tiers.items()]
-            for i in range(0, max(1, len(names)), CHUNK_NAMES)
-        ]
-        return [
-            KvSnapshotChunk(
-                worker=WORKER,
-                incarnation=self.incarnation,
-                sequence=self.sequence,
-                snapshot=number,
-                chunk=i,
-                last=i == len(parts) - 1,
-                tier=tier,
-                names=packed(set(part)),
-            )
-            for i, (tier, part) in enumerate(parts)
-        ]
-
-    def _remember(self) -> None:
-        self.past[self.incarnation, self.sequence] = self.summed_up()
 
 
 class IngestMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.agent = Agent()
+        self.agent = NumberedAgent(WORKER)
         self.lane = Lane(WORKER, HELD_BYTES_MAX)
         self.core = RouterCore(RouterSettings(), "r", random.Random(0))
         self.core.worker_joined(record(WORKER))

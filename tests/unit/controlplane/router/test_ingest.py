@@ -102,6 +102,16 @@ class TestOrder:
         assert lane.sequence == 8
         assert lane.needs is None
 
+    def test_a_snapshot_that_comes_when_nothing_is_missing_any_more_changes_nothing(
+        self, lane: Lane
+    ) -> None:
+        hear(lane, 1, 1, 3)
+        assert lane.needs == "gap"
+        hear(lane, 1, 2)
+        assert lane.needs is None
+        assert tuple(lane.install(snapshot(1, 3))) == ()
+        assert lane.sequence == 3 and lane.needs is None
+
     def test_duplicates_are_dropped(self, lane: Lane) -> None:
         hear(lane, 1, 1, 2)
         assert hear(lane, 1, 2, 1, 3) == [3]
