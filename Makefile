@@ -36,6 +36,13 @@ chaos: $(READY)
 	$(BIN)/python -m pytest -m chaos -s
 	$(BIN)/python -m tests.schedules --count $(SCHEDULES)
 
+# Bad input from everywhere: messages, frames, bodies, records, traces, settings. A seed is told where
+# one goes wrong.
+INPUTS := 1000000
+.PHONY: fuzz
+fuzz: $(READY)
+	$(BIN)/python -m tests.schedules --group inputs --count $(INPUTS)
+
 # An hour under load while workers come and go; see docs/reliability.md.
 SOAK_MINUTES := 60
 .PHONY: soak

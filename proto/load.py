@@ -6,6 +6,7 @@ import msgspec
 
 from proto.ids import WorkerId
 from proto.kv import Tier
+from proto.numbers import Count, Span
 
 
 class StepSums(msgspec.Struct, frozen=True, array_like=True):
@@ -14,17 +15,17 @@ class StepSums(msgspec.Struct, frozen=True, array_like=True):
     The capacity model is learned from these. All zero where an engine does not tell.
     """
 
-    steps: int = 0
-    prefill_tokens: int = 0
-    prefill_ms: float = 0.0
-    decode_batch: int = 0
-    decode_kv_tokens: int = 0
-    decode_ms: float = 0.0
-    accepted_drafts: int = 0
+    steps: Count = 0
+    prefill_tokens: Count = 0
+    prefill_ms: Span = 0.0
+    decode_batch: Count = 0
+    decode_kv_tokens: Count = 0
+    decode_ms: Span = 0.0
+    accepted_drafts: Count = 0
     """Tokens beyond one for each sequence and step. `decode_batch` counts sequences, not tokens."""
-    verifications: int = 0
+    verifications: Count = 0
     """Sequences times steps with drafts."""
-    drafted_tokens: int = 0
+    drafted_tokens: Count = 0
 
     @property
     def accept_length(self) -> float:
@@ -36,7 +37,7 @@ class TierSum(msgspec.Struct, frozen=True, array_like=True):
     """What one tier holds, summed up: how many blocks, and the exclusive or of their names."""
 
     tier: Tier
-    blocks: int
+    blocks: Count
     digest: int
 
 
@@ -49,21 +50,21 @@ class LoadReport(msgspec.Struct, frozen=True, array_like=True):
     """
 
     worker: WorkerId
-    running: int
-    waiting: int
-    queued_prefill_tokens: int
-    decode_kv_tokens: int
-    used_blocks: int
-    total_blocks: int
+    running: Count
+    waiting: Count
+    queued_prefill_tokens: Count
+    decode_kv_tokens: Count
+    used_blocks: Count
+    total_blocks: Count
     kv_sequence: int
-    live_blocks: int
+    live_blocks: Count
     digest: int
     healthy: bool = True
     draining: bool = False
-    preemptions: int = 0
-    cached_tokens: int = 0
+    preemptions: Count = 0
+    cached_tokens: Count = 0
     """Prompt tokens the engine found in its cache, as a counter since the engine started."""
-    queried_tokens: int = 0
+    queried_tokens: Count = 0
     """Prompt tokens the engine looked up in its cache, as a counter since the engine started."""
     steps: StepSums = StepSums()
     slower: tuple[TierSum, ...] | None = None

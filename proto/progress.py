@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from proto.ids import RequestId, WorkerId
+from proto.numbers import Count
 
 
 class Phase(StrEnum):
@@ -32,9 +33,9 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
 
     request: RequestId
     worker: WorkerId
-    attempt: int
+    attempt: Count
     phase: Phase
-    output_tokens: int = 0
+    output_tokens: Count = 0
     outcome: str = ""
     """With `ENDED`: `completed`, `cancelled` or the error's kind."""
     worker_failed: bool = False
@@ -50,9 +51,9 @@ class Booking(msgspec.Struct, frozen=True, array_like=True):
 
     request: RequestId
     worker: WorkerId
-    new_prefill_tokens: int
-    decode_blocks: int
-    attempt: int = 1
+    new_prefill_tokens: Count
+    decode_blocks: Count
+    attempt: Count = 1
     """As in the `Progress` that will be told of it."""
     session: int = 0
     """64 bits that stand for the session that it belongs to; 0: none."""
@@ -80,5 +81,5 @@ class Withdrawn(msgspec.Struct, frozen=True, array_like=True):
     that on `kept`, if there is one."""
 
     request: RequestId
-    attempt: int
+    attempt: Count
     kept: WorkerId = WorkerId("")

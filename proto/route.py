@@ -8,6 +8,7 @@ import msgspec
 
 from proto.constraints import UNCONSTRAINED, Constraints
 from proto.ids import RequestId, WorkerId
+from proto.numbers import Count, Span
 
 
 class RouteLeg(StrEnum):
@@ -31,25 +32,25 @@ class RouteRequest(msgspec.Struct, frozen=True):
 
     request: RequestId
     model: str
-    prompt_tokens: int
+    prompt_tokens: Count
     blocks: dict[int, bytes]
-    expected_output_tokens: int = 256
+    expected_output_tokens: Count = 256
     tenant: str = ""
     session: str = ""
     slo_class: str = ""
     priority: int = 0
     exclude: tuple[WorkerId, ...] = ()
     """Workers that have just failed this request."""
-    deadline_s: float = 5.0
-    answer_s: float = 0.0
+    deadline_s: Span = 5.0
+    answer_s: Span = 0.0
     """The caller wants some answer within so long, be it `Queued`, to know that the router lives;
     0: one answer by the deadline will do."""
-    waited_s: float = 0.0
+    waited_s: Span = 0.0
     """How long it has waited with earlier questions."""
     policy: str = ""
     """Overrides the router's policy for this request; for comparisons."""
     explain: bool = False
-    attempt: int = 1
+    attempt: Count = 1
     """Which attempt to serve the request this is; its progress will bear the same number."""
     constraints: Constraints = UNCONSTRAINED
     leg: RouteLeg = RouteLeg.WHOLE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import msgspec
 
@@ -18,6 +18,9 @@ from proto.workers import KvTransfer
 
 EngineHash = int | bytes
 """A block's name in the engine's own words: an unsigned 64-bit number, or a whole digest."""
+
+Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+"""A token id as engines publish it; `proto.hashing` takes no other."""
 
 
 class EngineAway(Exception):

@@ -26,6 +26,7 @@ from agents.adapters.protocol import (
     Lost,
     Removed,
     Stored,
+    Token,
 )
 from proto.kv import Tier
 
@@ -34,7 +35,7 @@ _MASK = (1 << 64) - 1
 
 
 class _Token(msgspec.Struct):
-    token_id: int
+    token_id: Token
 
 
 class _Block(msgspec.Struct):

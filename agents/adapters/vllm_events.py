@@ -12,7 +12,7 @@ the others of its batch are kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
@@ -25,6 +25,7 @@ from agents.adapters.protocol import (
     Lost,
     Removed,
     Stored,
+    Token,
 )
 from proto.kv import Tier
 
@@ -34,7 +35,6 @@ PARTIAL_KINDS = ("sliding_window", "chunked_local", "mamba", "encoder_only", "cr
 REUSED = "REUSED"
 _MASK = (1 << 64) - 1
 
-Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 ExtraKeys = list[Any] | None
 """One block's: a LoRA's name, media keys (text, or text and offset), a salt, in this order."""
 

@@ -176,15 +176,15 @@ class Lane:
         """Replace what the worker is believed to hold; yields all that is to be applied.
 
         Others may run between two pieces. A worker that begins a new life meanwhile ends the
-        installation. A lane that needs nothing is left as it is. Raises `BadSnapshot`, before anything is yielded, for one that is older than
-        what has been applied and not kept.
+        installation. A lane that needs nothing is left as it is. Raises `BadSnapshot`, before
+        anything is yielded, for one that is older than what has been applied and not kept.
         """
         if snapshot.incarnation < self.incarnation:
             raise BadSnapshot("the snapshot is of an earlier life")
         if snapshot.incarnation > self.incarnation:
             self._begin(snapshot.incarnation, "joined")
         if self.needs is None:
-            return  # what was missing has come while the snapshot was fetched
+            return  # what was missing came while this was fetched
         applied_since = range(self.sequence, snapshot.sequence, -1)
         if any(sequence not in self._held for sequence in applied_since):
             raise BadSnapshot("the snapshot is older than what has been applied")

@@ -9,15 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
 
+from tests.fuzz import bus, frames, texts
 from tests.schedules import engine, index, ledger, tickets
 
 Play = Callable[[random.Random, list[str] | None], None]
-WORLDS: Mapping[str, Play] = {
+CORES: Mapping[str, Play] = {
     "engine": engine.play,
     "index": index.play,
     "ledger": ledger.play,
     "tickets": tickets.play,
 }
+INPUTS: Mapping[str, Play] = {
+    "bodies": texts.bodies,
+    "bus": bus.play,
+    "frames": frames.play,
+    "records": texts.records,
+    "settings": texts.settings,
+    "traces": texts.traces,
+}
+GROUPS = {"cores": CORES, "inputs": INPUTS}
+WORLDS = {**CORES, **INPUTS}
 PIECE = 500
 """Schedules that a process plays at a time."""
 

@@ -1,11 +1,12 @@
-"""Ten thousand histories of the pure cores; `make chaos` plays a million."""
+"""Ten thousand histories of the pure cores, and some thousands of bad inputs; `make chaos` and
+`make fuzz` play a million of each."""
 
 from __future__ import annotations
 
 import pytest
 
 from controlplane.router.ingest import Lane
-from tests.schedules.player import WORLDS, play_piece, told
+from tests.schedules.player import CORES, INPUTS, play_piece, told
 
 SHARDS = 10
 HISTORIES = 10_000
@@ -14,7 +15,13 @@ EACH = HISTORIES // SHARDS
 
 @pytest.mark.parametrize("first", range(0, HISTORIES, EACH))
 def test_whatever_the_schedule_what_must_hold_holds(first: int) -> None:
-    failure = play_piece(sorted(WORLDS), first, EACH)
+    failure = play_piece(sorted(CORES), first, EACH)
+    assert failure is None, failure and failure.text
+
+
+@pytest.mark.parametrize("world", sorted(INPUTS))
+def test_whatever_comes_in_nothing_falls_over(world: str) -> None:
+    failure = play_piece([world], 0, 500)
     assert failure is None, failure and failure.text
 
 

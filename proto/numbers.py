@@ -1,0 +1,20 @@
+"""Numbers as they may come from outside: what no honest sender exceeds.
+
+A reader adds many of them up in 64 bits, and learns from them; a count below zero, a time that is
+not a number or a sum that overflows must not come so far.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+COUNT_MAX = 1 << 40
+SPAN_MAX = 1e12
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+"""How many tokens, blocks, requests or steps."""
+
+Span = Annotated[float, msgspec.Meta(ge=0, le=SPAN_MAX)]
+"""How long, in whatever unit."""
