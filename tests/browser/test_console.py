@@ -130,6 +130,8 @@ def test_a_small_fleet_is_shown_with_its_requests_and_decisions(
         browser.until("ends", lambda: browser.js("document.querySelectorAll('.endrow').length > 1"))
         browser.until("a curve", lambda: browser.one("#chart-ttft .p95").get_attribute("d"))
         assert browser.one("#link-text").text == "live"
+        keys = [row.get_attribute("data-key") for row in browser.all("button.decision")]
+        assert len(keys) == len(set(keys)), "each decision is shown once"
         browser.shoot("small-light")
         browser.open(port, dark=True)
         browser.until("a curve", lambda: browser.one("#chart-ttft .p95").get_attribute("d"))

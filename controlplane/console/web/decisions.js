@@ -3,6 +3,7 @@
 import { byId, el } from "./dom.js";
 import { brief, clock, count } from "./format.js";
 import { rows } from "./requests.js";
+import { decisionKey } from "./store.js";
 
 const BARS_MAX = 12;
 
@@ -20,7 +21,7 @@ export class Decisions {
   draw(store) {
     if (this.seen === store.decisions) return;
     this.seen = store.decisions;
-    this.list.show(store.decisions, (d) => `${d.request}/${d.attempt}/${d.time_s}`, (d) => this.#row(d));
+    this.list.show(store.decisions, decisionKey, (d) => this.#row(d));
   }
 
   #row(d) {

@@ -2,6 +2,15 @@
 
 const LATEST_MAX = 60;
 
+export const decisionKey = (d) => `${d.request}/${d.attempt}/${d.time_s}`;
+
+// What a page was told when it opened may come again with the first frame.
+function newestFirst(news, known, key) {
+  const before = new Set(known.map(key));
+  const fresh = news.filter((each) => !before.has(key(each))).reverse();
+  return fresh.length ? fresh.concat(known).slice(0, LATEST_MAX) : known;
+}
+
 export class Store {
   constructor() {
     this.hello = null;
@@ -47,14 +56,15 @@ export class Store {
       curve.push(value);
       if (curve.length > this.pointsMax) curve.shift();
     }
-    this.ended = [...body.ended].reverse().concat(this.ended).slice(0, LATEST_MAX);
-    this.decisions = [...body.decisions].reverse().concat(this.decisions).slice(0, LATEST_MAX);
+    this.ended = newestFirst(body.ended, this.ended, (e) => e.request);
+    this.decisions = newestFirst(body.decisions, this.decisions, decisionKey);
     for (const one of body.transfers ?? []) {
       this.transfers.delete(one.ticket);
       this.transfers.set(one.ticket, one);
     }
     while (this.transfers.size > LATEST_MAX) this.transfers.delete(this.transfers.keys().next().value);
-    this.plans = this.plans.concat(body.plans ?? []).slice(-400);
+    const last = this.plans.at(-1)?.time_s ?? 0;
+    this.plans = this.plans.concat(body.plans.filter((plan) => plan.time_s > last)).slice(-400);
     this.#remember(body.columns);
   }
 
