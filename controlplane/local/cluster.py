@@ -42,6 +42,8 @@ PROBE_TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
 STOP_ALL_S = 60.0
 AGENT_STOPS_S = 5.0
 """What an agent may take beyond its drain."""
+SERVES = (200, 401)
+"""How a gateway answers that knows the model; 401 where it has tenants, as we have no key."""
 FIRST_ANSWER_S = 30.0
 STATE_RETRY_S = 1.0
 
@@ -178,7 +180,7 @@ class LocalCluster:
         while True:
             try:
                 async with http.exchange("POST", f"{self.url}/v1/completions", body=body) as answer:
-                    if answer.status == 200:
+                    if answer.status in SERVES:
                         return
             except HttpError as error:
                 log.debug("no first answer yet: %s", error)
@@ -210,6 +212,7 @@ class LocalCluster:
                 "gateway": self.url,
                 "gateway_admin": admins[0],
                 "gateway_admins": admins,
+                "routers_admin": [f"{LOOPBACK_URL}:{port}" for port in self.ports.routers_admin],
                 "console": self.console_url,
                 "model": self.model,
                 "engines": [
