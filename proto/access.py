@@ -149,6 +149,7 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                     subjects.every_drain,
                     subjects.registry_workers,
                     subjects.transfer("list"),
+                    subjects.every_command(),
                     SERVICES_PROTOCOL,
                     "$JS.API.INFO",
                 ),

@@ -29,6 +29,7 @@ GIVEN = {
 }
 OBJECTS = render(GIVEN)
 WORKLOADS = [each for each in OBJECTS if each["kind"] in {"Deployment", "StatefulSet", "Job"}]
+FIELDS = {"metadata.name": "sim-0", "metadata.namespace": "tokenplane", "spec.nodeName": "node-a"}
 INTERRUPTED = {"access", "console"}
 """What a drained node may stop for a while."""
 SERVERS = [each for each in WORKLOADS if each["metadata"]["name"] not in INTERRUPTED]
@@ -144,7 +145,7 @@ def _environment(container: Object, folder: Path) -> dict[str, str]:
             assert secret is not None
             value = secret["stringData"][source["secretKeyRef"]["key"]]
         elif "fieldRef" in source:
-            value = "sim-0" if source["fieldRef"]["fieldPath"] == "metadata.name" else "node-a"
+            value = FIELDS[source["fieldRef"]["fieldPath"]]
         else:
             value = re.sub(r"\$\((\w+)\)", lambda m: environment[m.group(1)], entry["value"])
         if value == "/word":
@@ -193,6 +194,27 @@ def test_network_policies_begin_with_nothing_and_name_pods_and_ports_that_are_th
                 assert _selected(node["matchLabels"]), node
             if path[-1:] == ("port",) and isinstance(node, str):
                 assert node in ports, node
+
+
+def test_the_planner_may_scale_the_engines_that_it_is_told_of() -> None:
+    planner = _has("Deployment", "planner")
+    [container] = _pod(planner)["containers"] if planner else []
+    told = {e["name"]: e.get("value", "") for e in container["env"]}
+    workload = told["TOKENPLANE_SCALER__WORKLOADS"].split("=")[1]
+    kind, name = workload.split("/")
+    assert _has("StatefulSet", name) and kind == "statefulsets"
+    rules = [r for o in OBJECTS if o["kind"] == "Role" for r in o["rules"]]
+    assert {
+        "apiGroups": ["apps"],
+        "resources": [f"{kind}/scale"],
+        "resourceNames": [name],
+        "verbs": ["get", "patch"],
+    } in rules
+    accounts = {_pod(w).get("serviceAccountName") for w in WORKLOADS}
+    assert accounts == {None, "planner"}
+    for workload_ in WORKLOADS:
+        mounted = _pod(workload_)["automountServiceAccountToken"]
+        assert mounted is (workload_["metadata"]["name"] == "planner")
 
 
 def test_nobody_scales_behind_the_planners_back() -> None:
