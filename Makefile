@@ -10,7 +10,7 @@ BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 LOAD_VENV := .venv-load
 LOAD_READY := $(LOAD_VENV)/.ready
-BENCHES := hash match apply memory decision fleet transfer
+BENCHES := hash match apply memory decision fleet transfer gateway
 BENCH_FLAGS := --seconds 600
 
 # A torch for the CPU, from wherever this machine's pip finds one; where pip would take a build for
@@ -93,6 +93,19 @@ bench: $(BENCH_READY)
 	done
 	$(BENCH_VENV)/bin/tokenplane bench report
 
+# Other gateways to be measured beside ours, each in an environment of its own below .venv-peers.
+peer = $(PYTHON) -m venv .venv-peers/$(1) && \
+	.venv-peers/$(1)/bin/python -m pip install --quiet --no-deps $(2) && \
+	.venv-peers/$(1)/bin/python -m pip install --quiet $(3)
+ROUTERS_NEED := setproctitle requests aiohttp httpx orjson uvicorn fastapi
+.PHONY: bench-peers
+bench-peers:
+	$(call peer,sglang-router,sglang-router==0.3.2,$(ROUTERS_NEED))
+	$(call peer,vllm-router,vllm-router==0.1.17,$(ROUTERS_NEED))
+	$(call peer,litellm,litellm==1.80.5,litellm[proxy]==1.80.5)
+	$(call peer,dynamo,ai-dynamo==1.6.1,ai-dynamo-runtime==1.6.1 aiohttp "kubernetes<33" msgspec \
+		"prometheus-client<1" pyzmq "redis<9" "transformers>=4.56" "zstandard<1")
+
 # 2,000 requests of a public load generator against a whole cluster; in some minutes.
 .PHONY: load-test
 load-test: $(READY) $(LOAD_READY)
@@ -145,4 +158,4 @@ $(LOAD_READY): bench/load-requirements.txt
 	touch $(LOAD_READY)
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(LOAD_VENV) $(VLLM_VENV) build dist *.egg-info demo-out
+	rm -rf $(VENV) $(BENCH_VENV) $(LOAD_VENV) $(VLLM_VENV) .venv-peers build dist *.egg-info demo-out
