@@ -43,7 +43,7 @@ Floats = NDArray[np.float64]
 IDLE = 1_000_000
 """So many workers that nobody waits."""
 WORKERS_MAX = 4_096
-JITTER = 0.3
+JITTER = 0.1
 """Share of the variance of that sum that is left once a router keeps prompts away from engines
 whose answers are nearly late; found with the replayer (docs/planner.md)."""
 

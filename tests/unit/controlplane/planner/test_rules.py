@@ -70,7 +70,7 @@ def test_as1_engines_that_compute_all_the_time_are_enough_while_targets_are_met(
 
 def test_as1_targets_missed_by_engines_that_hardly_compute_take_more_of_them() -> None:
     slow = ENGINE._replace(curve=ENGINE.curve._replace(decode_base_ms=45.0))
-    view = phase(load(1.0), pool(ready=1, engine=slow))
+    view = phase(load(2.0), pool(ready=1, engine=slow))
     proposal = propose(view, PhaseMemory(), RULES, 0.0)
     assert proposal.action is Action.UP and proposal.wanted["p"] > 1
 
