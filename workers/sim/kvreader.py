@@ -15,6 +15,7 @@ from workers.sim.kvframes import (
     Words,
     fill,
     pack,
+    patient,
     receive,
 )
 
@@ -50,7 +51,7 @@ class KvReader:
                     if self._aborted:
                         raise BrokenTransfer("given up")
                     self._socket = connection
-                connection.settimeout(self._silence_s)
+                patient(connection, self._silence_s)
                 connection.sendall(pack(asked))
                 answer = receive(connection, Answer)
                 self._check(answer, names)

@@ -22,6 +22,7 @@ from workers.sim.kvframes import (
     Question,
     Words,
     pack,
+    patient,
     receive,
 )
 from workers.sim.staging import NotStaged, Staging
@@ -110,7 +111,7 @@ class KvServer:
     def _serve(self, connection: socket.socket) -> None:
         try:
             with connection:
-                connection.settimeout(SILENCE_S)
+                patient(connection, SILENCE_S)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 while True:
                     self._answer(connection, receive(connection, Question))
