@@ -15,6 +15,8 @@ and holds the tree of spans to it.
     tokenplane trace 9007a9818da91cc0aec102f011f0f020      # the x-request-id of an answer
     tokenplane trace 0af7651916cd43dd8448eb211c80319c --jaeger http://127.0.0.1:16686
 
+![One request's trace in the console: prefilled by one engine, decoded by another](images/trace.png)
+
 Every process sends spans by OTLP over HTTP to `telemetry.otlp_endpoint` (or
 `OTEL_EXPORTER_OTLP_ENDPOINT`); without one nothing is recorded, and a caller's context passes
 through all the same. `tokenplane up` keeps the last 50,000 spans in its console
@@ -65,4 +67,6 @@ def page() -> str:
 
 
 def _parent(name: str) -> str:
-    return f"`{name}`" if any(span.name == name for span in SPANS) else name
+    parts = name.split(" or ")
+    known = {span.name for span in SPANS}
+    return " or ".join(f"`{part}`" if part in known else part for part in parts)

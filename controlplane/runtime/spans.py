@@ -34,6 +34,7 @@ ATTRIBUTES = {
     "tokenplane.attempt": "which of them this is, from 1",
     "tokenplane.worker": "who serves it",
     "tokenplane.engine": "the engine's kind",
+    "tokenplane.engine_choice": "which rule preferred the kind of engine that serves it, and why",
     "tokenplane.policy": "by which policy it was placed",
     "tokenplane.ttft_ms": "time to first token, from the request's arrival",
     "tokenplane.predicted_cached_tokens": "of the prompt, those that the router thought cached",
@@ -91,14 +92,14 @@ SPANS = (
     SpanSpec(
         "gateway.route", "gateway", "gateway.request",
         "Routers asked where to go; once for every attempt",
-        ("tokenplane.worker", "tokenplane.policy", "tokenplane.rejected"),
+        ("tokenplane.worker", "tokenplane.policy", "tokenplane.engine_choice", "tokenplane.rejected"),
     ),
     SpanSpec(
         "router.decide", "router", "gateway.route", "One decision, with what was weighed",
         (
             "tokenplane.request", "gen_ai.request.model", "tokenplane.prompt_tokens",
             "tokenplane.candidates", "tokenplane.worker", "tokenplane.policy",
-            "tokenplane.overlap_blocks", "tokenplane.waited_ms", "tokenplane.rejected",
+            "tokenplane.engine_choice", "tokenplane.overlap_blocks", "tokenplane.waited_ms", "tokenplane.rejected",
             "tokenplane.rejected.detail",
         ),
     ),
@@ -109,13 +110,13 @@ SPANS = (
         ("tokenplane.worker", "tokenplane.attempt"),
     ),
     SpanSpec(
-        "gateway.prefill", "gateway", "gateway.engine",
+        "gateway.prefill", "gateway", "gateway.request",
         "The first leg of an attempt in two: the prompt with the engine that prefills it, under a"
         " ticket",
         ("tokenplane.worker", "tokenplane.ticket"),
     ),
     SpanSpec(
-        "gateway.transfer", "gateway", "gateway.engine",
+        "gateway.transfer", "gateway", "gateway.request",
         "From the prefilled prompt to the decode engine's first byte: its blocks on their way",
         ("tokenplane.worker", "tokenplane.ticket"),
     ),
@@ -124,7 +125,7 @@ SPANS = (
         ("tokenplane.worker", "tokenplane.ticket"),
     ),
     SpanSpec(
-        "agent.request", "agent", "gateway.engine",
+        "agent.request", "agent", "gateway.engine or gateway.prefill",
         "The same as the agent beside the engine hears of it",
         (
             "tokenplane.request", "tokenplane.attempt", "tokenplane.worker", "tokenplane.engine",
@@ -137,7 +138,7 @@ SPANS = (
         ("tokenplane.ticket", "tokenplane.prefill", "tokenplane.decode", "tokenplane.local"),
     ),
     SpanSpec(
-        "transfer.*", "transfer", "gateway.request",
+        "transfer.*", "transfer", "gateway.request or gateway.engine",
         "A step of the movement that the gateway reports: `prefill`, `staged`, `land`, `fail`,"
         " `cancel` and so on. Each transition of the ticket is an event on it",
         _STEP,

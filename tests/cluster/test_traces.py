@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 CLIENTS_TRACE = "0af7651916cd43dd8448eb211c80319c"
+LEGS = ("gateway.prefill", "gateway.engine")
 CLIENTS_SPAN = "b7ad6b7169203331"
 EXPECTED = {
     "gateway.request": ("gateway", CLIENTS_SPAN),
@@ -105,6 +106,38 @@ def test_an_answer_that_goes_on_elsewhere_is_in_one_trace_with_both_engines(tmp_
         assert heard == [["agent.request"], ["agent.request"]]
         routes = [node for node in root.children if node.span.name == "gateway.route"]
         assert [[c.span.name for c in node.children] for node in routes] == [["router.decide"]] * 2
+
+
+def test_a_request_in_two_legs_is_one_trace_with_its_transfer(tmp_path: Path) -> None:
+    with up(tmp_path, "--roles", "1P1D", "--speed", "4") as cluster:
+        body = {
+            "model": cluster.model,
+            "prompt": " ".join(f"word{number}" for number in range(900)),
+            "max_tokens": 10,
+        }
+        request = urllib.request.Request(
+            f"{cluster.url}/v1/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            spans = traced(cluster, response.headers["x-request-id"])
+
+    names = {span.id: span.name for span in spans}
+    below = {(span.name, names.get(span.parent, "")) for span in spans}
+    assert below >= {
+        ("transfer.reserve", "gateway.request"),
+        ("gateway.prefill", "gateway.request"),
+        ("agent.request", "gateway.prefill"),
+        ("transfer.staged", "gateway.request"),
+        ("gateway.transfer", "gateway.request"),
+        ("gateway.engine", "gateway.request"),
+        ("agent.request", "gateway.engine"),
+        ("gateway.decode", "gateway.engine"),
+    }
+    assert {span.trace for span in spans} == {spans[0].trace}
+    legs = {s.name: s.attributes["tokenplane.worker"] for s in spans if s.name in LEGS}
+    assert legs == {"gateway.prefill": "engine-0", "gateway.engine": "engine-1"}
 
 
 def traced(cluster: UpCluster, request: str) -> list[Span]:
