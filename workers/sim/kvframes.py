@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 NAME_WORDS, HEAD_WORDS = 4, 6
 BATCH_BYTES = 1 << 20
+PARTS_MAX = 512
+"""That a system call may take."""
 MESSAGE_BYTES_MAX = 8 << 20
 _OFFSETS = 4096
 _LENGTH = struct.Struct("<I")
@@ -76,18 +78,20 @@ class Content:
         """Room for a batch of blocks."""
         return np.empty((self.batch_blocks, HEAD_WORDS + self.words), np.uint64)
 
-    def write(self, names: Sequence[int], into: Words) -> None:
-        """One block a row."""
-        into[:, :HEAD_WORDS] = self._heads(names)
-        for row, name in zip(into, names, strict=True):
-            start = name % _OFFSETS
-            row[HEAD_WORDS:] = self._pattern[start : start + self.words]
+    def parts(self, name: int) -> tuple[memoryview, memoryview]:
+        """A block's head and its bytes, which are lent and not copied."""
+        start = name % _OFFSETS
+        body = self._pattern[start : start + self.words]
+        return self._heads([name]).data.cast("B"), body.data.cast("B")
 
     def check(self, names: Sequence[int], got: Words) -> None:
         """Raises `BrokenTransfer` unless the rows are these blocks, whole."""
-        heads = self._heads(names)
-        sums = np.add.reduce(got[:, HEAD_WORDS:], axis=1, dtype=np.uint64)
-        wrong = (got[:, :HEAD_WORDS] != heads).any(axis=1) | (sums != heads[:, NAME_WORDS])
+        self.check_sums(names, got[:, :HEAD_WORDS], sums_of(got[:, HEAD_WORDS:]))
+
+    def check_sums(self, names: Sequence[int], heads: Words, sums: Words) -> None:
+        """The same where only the sums of the bytes are left."""
+        expected = self._heads(names)
+        wrong = (heads != expected).any(axis=1) | (sums != expected[:, NAME_WORDS])
         if wrong.any():
             raise BrokenTransfer(f"block {int(wrong.argmax())} of a batch is not what it should be")
 
@@ -97,6 +101,22 @@ class Content:
         heads[:, :NAME_WORDS] = np.frombuffer(told, np.uint64).reshape(-1, NAME_WORDS)
         heads[:, NAME_WORDS] = self._sums[[name % _OFFSETS for name in names]]
         return heads
+
+
+def sums_of(rows: Words) -> Words:
+    """The sum of the words of each row, of which the highest bits are dropped."""
+    sums: Words = np.add.reduce(rows, axis=1, dtype=np.uint64)
+    return sums
+
+
+def send(connection: socket.socket, parts: list[memoryview]) -> None:
+    """All of these, one after the other, without joining them first."""
+    while parts:
+        sent = connection.sendmsg(parts[:PARTS_MAX])
+        while parts and sent >= len(parts[0]):
+            sent -= len(parts.pop(0))
+        if sent:
+            parts[0] = parts[0][sent:]
 
 
 def pack(message: Question | Answer) -> bytes:

@@ -7,7 +7,11 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+import numpy as np
+
 from workers.sim.kvframes import (
+    BATCH_BYTES,
+    HEAD_WORDS,
     Answer,
     BrokenTransfer,
     Content,
@@ -17,6 +21,7 @@ from workers.sim.kvframes import (
     pack,
     patient,
     receive,
+    sums_of,
 )
 
 CONNECT_S = 3.0
@@ -30,6 +35,7 @@ class KvReader:
         self._address = address
         self._content = content
         self._silence_s = silence_s
+        self._scratch: Words = np.empty((1, BATCH_BYTES // 8), np.uint64)
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._aborted = False
@@ -78,9 +84,26 @@ class KvReader:
 
     def _blocks(self, connection: socket.socket, names: Sequence[int]) -> None:
         content = self._content
+        if content.batch_blocks == 1:
+            for name in names:
+                self._large(connection, name)
+            return
         buffer: Words = content.buffer()
         for start in range(0, len(names), content.batch_blocks):
             wanted = names[start : start + content.batch_blocks]
             rows = buffer[: len(wanted)]
             fill(connection, rows.data.cast("B"))
             content.check(wanted, rows)
+
+    def _large(self, connection: socket.socket, name: int) -> None:
+        """A block that is summed up piece by piece, while each is still near the processor."""
+        head: Words = np.empty((1, HEAD_WORDS), np.uint64)
+        fill(connection, head.data.cast("B"))
+        left = self._content.words
+        sums: Words = np.zeros(1, np.uint64)
+        while left:
+            piece = self._scratch[:, : min(left, self._scratch.shape[1])]
+            fill(connection, piece.data.cast("B"))
+            sums += sums_of(piece)
+            left -= piece.shape[1]
+        self._content.check_sums([name], head, sums)

@@ -13,17 +13,15 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from workers.sim.kvframes import (
     Answer,
     BrokenTransfer,
     Content,
     Question,
-    Words,
     pack,
     patient,
     receive,
+    send,
 )
 from workers.sim.staging import NotStaged, Staging
 
@@ -167,16 +165,13 @@ class KvServer:
         return self._rooms[room]
 
     def _send(self, connection: socket.socket, id: str, pages: list[int]) -> None:
-        buffer: Words = self._content.buffer()
         began_s, sent = time.monotonic(), 0
         for start in range(0, len(pages), self._content.batch_blocks):
             batch = pages[start : start + self._content.batch_blocks]
             with self._changed:
                 names = self._staging.read(id, batch, time.monotonic())
-            rows = buffer[: len(batch)]
-            self._content.write(names, rows)
-            connection.sendall(np.ascontiguousarray(rows).data.cast("B"))
-            sent += rows.nbytes
+            send(connection, [part for name in names for part in self._content.parts(name)])
+            sent += len(batch) * self._content.block_bytes
             self.sent_bytes += len(batch) * self._content.block_bytes
             if self._bytes_per_s:
                 ahead_s = began_s + sent / self._bytes_per_s - time.monotonic()

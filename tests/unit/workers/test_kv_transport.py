@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from workers.sim.kvframes import BrokenTransfer, Content, Question
@@ -78,14 +79,27 @@ def test_an_earlier_life_is_told_apart() -> None:
 
 
 def test_a_torn_block_is_noticed() -> None:
-    rows = CONTENT.buffer()[:2]
-    CONTENT.write(NAMES[:2], rows)
+    one, two, other = (
+        np.frombuffer(b"".join(CONTENT.parts(name)), np.uint64) for name in NAMES[:3]
+    )
+    rows = np.stack([one, two])
     CONTENT.check(NAMES[:2], rows)
-    other = CONTENT.buffer()[:1]
-    CONTENT.write(NAMES[2:3], other)
-    rows[1, 300:] = other[0, 300:]
+    rows[1, 300:] = other[300:]
     with pytest.raises(BrokenTransfer, match="block 1"):
         CONTENT.check(NAMES[:2], rows)
+
+
+def test_large_blocks_are_summed_up_piece_by_piece() -> None:
+    large = Content(3 << 20)
+    server = KvServer(("127.0.0.1", 0), "life-1", large, Staging(30.0), on_done=lambda _: None)
+    try:
+        pages = server.stage("r", NAMES[:3], None)
+        assert KvReader(server.address, large).read(ask(pages), NAMES[:3]) == 9 << 20
+        pages = server.stage("r", NAMES[:3], None)
+        with pytest.raises(BrokenTransfer, match="not what it should be"):
+            KvReader(server.address, large).read(ask(pages), NAMES[1:4])
+    finally:
+        server.close()
 
 
 def test_who_comes_first_to_a_room_waits_for_the_other() -> None:
