@@ -83,7 +83,7 @@ async def _litellm(rig: Rig, at: Path, engines: Sequence[str], model: Path) -> S
     words = (str(at / "litellm"), "--config", str(config), "--host", LOOPBACK, "--port", str(port))
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     await rig.start(LITELLM, words, f"http://{LOOPBACK}:{port}/health/liveliness", quiet)
-    return Side(port, (LITELLM,))
+    return Side(port, (LITELLM,), token_ids=False)
 
 
 async def _dynamo(rig: Rig, at: Path, engines: Sequence[str], model: Path) -> Side:
