@@ -80,7 +80,7 @@ class Supervisor:
         try:
             await self._tasks.start(self._keep_alive, child)
         except ChildFailed:
-            del self.children[spec.name]
+            self.children.pop(spec.name, None)
             raise
         return child
 
@@ -141,7 +141,7 @@ class Supervisor:
                 life.start_soon(self._announce_ready, child, started, life.cancel_scope)
                 await process.wait()
                 life.cancel_scope.cancel()
-            if started is not None and not child.ready and not child.stop_asked.is_set():
+            if started is not None and not child.ready:
                 raise ChildFailed(_obituary(spec, process.returncode))
         finally:
             await _make_sure_it_is_gone(process)
