@@ -11,7 +11,7 @@ from controlplane.gateway.migration import Leg
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
-from controlplane.gateway.sse import MalformedStream, SseScanner, usage_of
+from controlplane.gateway.sse import GivenUp, MalformedStream, SseScanner, given_up_in, usage_of
 from controlplane.gateway.telling import Teller
 from controlplane.runtime.tracing import inject, tracer
 from controlplane.runtime.version import VERSION
@@ -127,13 +127,17 @@ class Attempts:
         flight.saw_usage(scanner.usage)
         if scanner.events:
             flight.timed(anyio.current_time())
-        if not scanner.done and not scanner.failed:
+        if scanner.given_up:
+            raise _gave_up(scanner.given_up)
+        if not scanner.done:
             raise EngineFailed("engine_lost", "the engine ended the stream before its end")
 
     async def _whole(
         self, flight: Flight, chosen: Chosen, response: HttpResponse, sink: Sink
     ) -> None:
         body = await response.read()
+        if given_up := given_up_in(body):
+            raise _gave_up(given_up)
         flight.saw_usage(usage_of(body))
         flight.started = True
         await sink.start(200, _headers(flight, chosen, response), len(body))
@@ -144,6 +148,14 @@ class Attempts:
         if response.status in RETRIABLE_STATUSES:
             raise EngineFailed("engine_refused", f"HTTP {response.status}: {body[:200]}")
         raise ClientError(response.status, _message_in(body), code="engine_rejected")
+
+
+def _gave_up(said: GivenUp) -> EngineFailed | ClientError:
+    """What an engine's own error comes to: another engine may do better, unless the request is to
+    blame."""
+    if said.status < 500:
+        return ClientError(said.status, said.message, code="engine_rejected")
+    return EngineFailed("engine_gave_up", said.message)
 
 
 def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -66,12 +67,34 @@ class _HasUsage(msgspec.Struct):
     response: _HasUsage | None = None
 
 
+class _Error(msgspec.Struct):
+    message: str = "no reason given"
+    code: int | str | None = None
+
+
+class _HasError(msgspec.Struct):
+    error: _Error
+
+
 _USAGE = msgspec.json.Decoder(_HasUsage)
+_ERROR = msgspec.json.Decoder(_HasError)
+_GIVEN_UP = re.compile(rb'"finish_reason"\s*:\s*"(abort|cancelled|error)"')
+"""What engines write over an answer that they did not finish."""
+_SUSPECT = (b'"error"', b'"abort"', b'"cancelled"')
+"""One of these is in every event that says so."""
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null')
 
 
 class MalformedStream(Exception):
     """The engine sent an event that is too long to be one."""
+
+
+class GivenUp(NamedTuple):
+    """The engine's own word that it will not finish an answer. `status` is as of HTTP: 400, and
+    the request is to blame, or 500."""
+
+    status: int
+    message: str
 
 
 class SseScanner:
@@ -85,8 +108,9 @@ class SseScanner:
         self.events = 0
         """Events with content so far; engines send one a token or a few."""
         self.done = False
-        self.failed = False
-        """The engine itself ended the stream with an error."""
+        self.given_up: GivenUp | None = None
+        """The engine ended the stream with an error, which is ours to tell: neither that event nor
+        anything after it is forwarded."""
         self.usage: Usage | None = None
         self._tail = bytearray()
 
@@ -96,7 +120,11 @@ class SseScanner:
         Half an event waits for its other half, so that a stream that breaks never leaves the
         client with a torn one. Raises `MalformedStream`.
         """
+        if self.given_up:
+            return b""
         whole = self._whole_events(chunk)
+        if any(word in whole for word in _SUSPECT):
+            whole = self._before_it_gave_up(whole)
         if not whole:
             return b""
         if self._reshape is not None:
@@ -121,12 +149,20 @@ class SseScanner:
         del tail[:end]
         return whole
 
+    def _before_it_gave_up(self, whole: bytes) -> bytes:
+        """The events before the one, if there is one, that says that no more will come."""
+        kept: list[bytes] = []
+        for event in whole.split(b"\n\n"):
+            self.given_up = _given_up(event.strip(b"\r\n"))
+            if self.given_up:
+                return b"".join(each + b"\n\n" for each in kept)
+            kept.append(event)
+        return whole
+
     def _see(self, event: bytes) -> None:
         if event.startswith(b"data:"):
             if event == DONE:
                 self.done = True
-            elif event.startswith(b'data: {"error"'):
-                self.failed = True
             else:
                 self.events += 1
                 if b'"usage"' in event and _NO_USAGE.search(event) is None:
@@ -140,10 +176,32 @@ class SseScanner:
         if kind in RESPONSE_ENDS:
             self.done = True
             self.usage = usage_of(data.removeprefix(b"data:")) or self.usage
-        elif kind == b"error":
-            self.failed = True
         elif kind.endswith(b".delta"):
             self.events += 1
+
+
+def _given_up(event: bytes) -> GivenUp | None:
+    """Whether an event says that its engine will not finish."""
+    name, _, data = event.partition(b"data:")
+    if name.strip() == b"event: error" or data.lstrip().startswith(b'{"error"'):
+        return _error_in(data)
+    return given_up_in(data) if name == b"" else None
+
+
+def given_up_in(body: bytes) -> GivenUp | None:
+    """Whether a body, or the data of an event, is an answer that its engine did not finish."""
+    found = _GIVEN_UP.search(body)
+    return GivenUp(500, f"it ended the answer with {found[1].decode()!r}") if found else None
+
+
+def _error_in(data: bytes) -> GivenUp:
+    """vLLM and SGLang put HTTP's status into `code`; without it the engine is to blame."""
+    try:
+        error = _ERROR.decode(data).error
+    except msgspec.DecodeError:
+        return GivenUp(500, "it sent an error that cannot be read")
+    blamed = isinstance(error.code, int) and 400 <= error.code < 500
+    return GivenUp(400 if blamed else 500, error.message)
 
 
 def usage_of(body: bytes) -> Usage | None:

@@ -280,6 +280,56 @@ async def test_after_the_first_byte_a_failure_is_one_typed_event_and_no_done(
         assert written.outcome == code
 
 
+ENGINES_ERROR = (
+    b'data: {"error":{"message":"no memory","type":"InternalServerError","code":500}}\n\n'
+)
+ENGINES_REFUSAL = b'data: {"error":{"message":"too long","type":"BadRequestError","code":400}}\n\n'
+ABORTED = b'data: {"choices":[{"index":0,"text":"","finish_reason":"abort"}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("last_words", "code"),
+    [
+        (ENGINES_ERROR, "engine_gave_up"),
+        (ENGINES_REFUSAL, "engine_rejected"),
+        (ABORTED, "engine_gave_up"),
+    ],
+)
+async def test_gw11_what_an_engine_gives_up_never_looks_whole(
+    anyio_backend: str, last_words: bytes, code: str
+) -> None:
+    """vLLM writes `[DONE]` after its own error, too, and after an answer that was aborted."""
+
+    async def gives_up() -> AsyncGenerator[bytes]:
+        yield PIECES[0]
+        yield last_words + DONE
+
+    async with world() as ours:
+        ours.engine("a", gives_up)
+        client = Client()
+        await ours.serve(client)
+        first, last = client.read.removesuffix(b"\n\n").split(b"\n\n")
+        assert first + b"\n\n" == PIECES[0]
+        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == code
+        [written] = await records(ours, 1)
+        assert written.outcome == code
+
+
+@pytest.mark.parametrize("last_words", [ENGINES_ERROR, ABORTED])
+async def test_what_an_engine_gives_up_at_once_another_one_does(
+    anyio_backend: str, last_words: bytes
+) -> None:
+    async def gives_up() -> AsyncGenerator[bytes]:
+        yield last_words + DONE
+
+    async with world() as ours:
+        ours.engine("a", gives_up)
+        ours.engine("b", whole)
+        client = Client()
+        await ours.serve(client)
+        assert client.read == b"".join(PIECES) + DONE
+
+
 async def test_gw8_engines_that_fail_are_not_asked_for_a_moment(anyio_backend: str) -> None:
     asked = 0
 

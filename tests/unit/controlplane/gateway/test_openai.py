@@ -100,8 +100,9 @@ def test_half_an_event_is_never_forwarded() -> None:
 
 def test_an_engines_own_error_is_seen() -> None:
     scanner = SseScanner()
-    scanner.feed(b'data: {"error": {"message": "out of memory"}}\n\n')
-    assert scanner.failed
+    assert scanner.feed(b'data: {"error": {"message": "out of memory"}}\n\n') == b""
+    assert scanner.given_up == (500, "out of memory")
+    assert scanner.feed(b"data: [DONE]\n\n") == b""
     assert not scanner.done
 
 
