@@ -25,6 +25,8 @@ pytestmark = [
 
 GATEWAYS = ("gateway", "gateway-2")
 STALLED = 100
+STREAMED = 16_000
+"""Tokens of a stream that outlasts all that is done meanwhile; some seconds."""
 STALL_S = 2
 FLAT_BYTES = 32 << 20
 """What 100 connections, their tasks and a bounded buffer for each may take; one answer of each
@@ -36,7 +38,7 @@ ENDLESS = {"prompt": "Go on.", "max_tokens": 30_000, "ignore_eos": True, "stream
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOKENPLANE_GATEWAY__STALL_S", str(STALL_S))
-        patch.setenv("TOKENPLANE_DRAIN_S", "30")
+        patch.setenv("TOKENPLANE_DRAIN_S", "60")
         options = ("--engines", "2", "--gateways", str(len(GATEWAYS)), "--speed", "20")
         with up(tmp_path_factory.mktemp("up"), *options) as running:
             yield running
@@ -73,7 +75,7 @@ def test_both_serve_the_one_port(cluster: UpCluster) -> None:
 
 
 def test_gw15_a_process_that_is_told_to_stop_finishes_its_streams(cluster: UpCluster) -> None:
-    body = {**ENDLESS, "model": cluster.model, "max_tokens": 4_000}
+    body = {**ENDLESS, "model": cluster.model, "max_tokens": STREAMED}
     with (
         httpx.stream("POST", f"{cluster.url}/v1/completions", json=body, timeout=30) as stream,
         ThreadPoolExecutor(1) as pool,

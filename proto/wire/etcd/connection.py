@@ -19,6 +19,9 @@ from proto.wire.errors import LeaseLost, StoreError, StoreRefused, StoreUnavaila
 from proto.wire.etcd.protocol import messages, stubs
 
 CLOSE_S = 2.0
+LAST_EVENTS_S = 0.02
+"""gRPC hands the ends of calls that a closing channel cancels to the event loop a moment later, and
+raises in whichever loop runs by then if that one is closed."""
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 2.0
 
@@ -88,6 +91,7 @@ class Connection:
             for channel in (*self._abandoned, self._channel):
                 if channel is not None:
                     await channel.close()
+            await anyio.sleep(LAST_EVENTS_S)
         self._channel, self._abandoned = None, []
 
     def channel(self) -> grpc.aio.Channel:

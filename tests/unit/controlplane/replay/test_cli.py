@@ -36,7 +36,8 @@ def test_figures_in_json_and_a_picture(
     for figures in said["policies"].values():
         assert set(figures) == {
             "completed", "rejected", "failed", "ttft_ms", "tpot_ms", "hit_rate",
-            "ideal_hit_rate", "goodput", "busy", "accelerator_seconds", "cost_per_1k_tokens",
+            "ideal_hit_rate", "goodput", "busy", "itl_ms", "accelerator_seconds",
+            "cost_per_1k_tokens",
         }  # fmt: skip
         assert set(figures["ttft_ms"]) == set(figures["tpot_ms"]) == FIGURES
         assert (figures["completed"], figures["rejected"], figures["failed"]) == (50, 0, 0)
