@@ -16,6 +16,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
+from controlplane.local.ports import free_ports
 from tests.conftest import REPOSITORY
 from tests.unit.workers.sim_process import free_port
 from workers.launch.spec import EnginePorts, EngineSpec
@@ -168,7 +169,7 @@ def started(directory: Path, **changes: Any) -> Iterator[Vllm]:
 
 def _consecutive(count: int) -> tuple[int, int]:
     """Ports for events and replay, each with as many behind it as there are ranks."""
-    first = free_port()
-    while first + count > 65_535:
-        first = free_port()
-    return first, first + count // 2
+    ports = free_ports(count)
+    while ports[-1] - ports[0] != count - 1:
+        ports = free_ports(count)
+    return ports[0], ports[count // 2]

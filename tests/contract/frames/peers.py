@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
@@ -11,6 +10,7 @@ from typing import Protocol
 import anyio
 import zmq
 
+from controlplane.local.ports import free_ports
 from proto.wire.memory.frames import Answer, MemoryFrames
 from proto.wire.zmq import ZmqFrames
 
@@ -114,9 +114,8 @@ async def _receive(socket: zmq.Socket[bytes]) -> list[bytes]:
 
 def free_endpoint() -> str:
     """A loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    (port,) = free_ports(1)
+    return f"tcp://127.0.0.1:{port}"
 
 
 def no_answer(request: Sequence[bytes]) -> Sequence[Sequence[bytes]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from controlplane.local.ports import free_ports
 from tests.support.engines.standin import (
     BLOCK_TOKENS,
     BLOCKS,
@@ -17,7 +18,6 @@ from tests.support.engines.standin import (
     Generator,
     Handed,
     Parts,
-    free_port,
     make_parts,
     serving,
 )
@@ -192,7 +192,7 @@ async def sglang(
     directory: Path, version: str = VERSION, handed: Handed | None = None
 ) -> AsyncIterator[str]:
     """A running stand-in; yields its URL."""
-    events, replay = free_port(), free_port()
+    events, replay = free_ports(2)
     publisher = EventPublisher(f"tcp://127.0.0.1:{events}", f"tcp://127.0.0.1:{replay}", "")
     parts = make_parts(directory, (SglangEvents(), publisher))
     replaying = asyncio.create_task(publisher.serve_replay())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -88,12 +87,6 @@ class Generator(Server):
         call = super()._call(request, replace(ask, return_token_ids=False), kind)
         self._requests[request.headers.get("x-request-id", "")] = call
         return call
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_parts(directory: Path, events: tuple[EventEncoder, EventPublisher] | None) -> Parts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
@@ -16,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from agents.agent import AgentService
 from agents.engines import make_adapter
 from agents.settings import AgentProcess, AgentSettings
+from controlplane.local.ports import free_ports
 from proto.hashing import BlockHasher, Scope
 from proto.ids import WorkerId
 from proto.subjects import Keys, Subjects
@@ -204,14 +204,3 @@ async def test_poor_drafts_of_a_process_are_switched_off() -> None:
             assert world.metric("draft_switches_total", to="off", reason="acceptance") == 1
             assert world.metric("drafts_total", outcome="rejected") > 200
             assert world.metric("drafts_wanted") == 0
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

@@ -20,6 +20,7 @@ import aiohttp
 import anyio
 import msgspec
 
+from controlplane.local.ports import free_ports
 from tests.conftest import REPOSITORY
 
 READY_S = 40.0
@@ -47,9 +48,8 @@ class SimProcess:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    (port,) = free_ports(1)
+    return port
 
 
 @contextmanager

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import stat
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
 from controlplane.local.layout import ClusterRunning, DirectoryUnusable, Layout
-from controlplane.local.ports import PortTaken, check_free, free_ports
+from controlplane.local.ports import DEALT, PortTaken, check_free, free_ports
 from controlplane.local.servers import ServerMissing, find_binary
+from controlplane.runtime.service import CannotServe
 from proto.ids import BadName
 
 
@@ -61,10 +65,28 @@ def test_a_cluster_name_cannot_leave_the_directory() -> None:
         Layout.of("../other")
 
 
-def test_ports_are_different_and_a_taken_one_is_named() -> None:
-    import socket
+def test_no_two_processes_are_given_the_same_ports_nor_any_that_connections_get() -> None:
+    ask = "from controlplane.local.ports import free_ports; print(*free_ports(50))"
+    others = [Popen((sys.executable, "-c", ask), stdout=PIPE, text=True) for _ in range(3)]
+    dealt = [*free_ports(50)]
+    dealt += [int(port) for other in others for port in other.communicate()[0].split()]
+    assert len(set(dealt)) == 200
+    assert max(dealt) < 32_768
 
-    assert len(set(free_ports(20))) == 20
+
+def test_a_port_that_somebody_listens_on_is_not_given_away() -> None:
+    with socket.socket() as held:
+        first = free_ports(1)[0]
+        held.bind(("127.0.0.1", first + 1 if first + 1 in DEALT else DEALT.start))
+        assert held.getsockname()[1] not in free_ports(len(DEALT) // 2)
+
+
+def test_more_ports_than_there_are_is_said() -> None:
+    with pytest.raises(CannotServe, match="no 20000 ports between 20000 and 32767 are free"):
+        free_ports(20_000)
+
+
+def test_a_taken_port_is_named() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         held.listen()
