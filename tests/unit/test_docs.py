@@ -21,3 +21,9 @@ def test_the_tests_that_a_page_names_exist(page: Path) -> None:
 
 def test_the_faults_of_the_agents_page_are_named() -> None:
     assert len(NAMED.findall((ROOT / "docs/agents.md").read_text())) > 20
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("**/*.md")), ids=lambda p: p.name)
+def test_no_page_was_left_half_merged(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("<<<<<<< ", ">>>>>>> "))]
