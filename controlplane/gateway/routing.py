@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import compress
 
 import anyio
 import msgspec
@@ -21,6 +22,7 @@ from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import tracer
 from proto.codec import Producer, Unreadable
 from proto.constraints import UNCONSTRAINED, Constraints
+from proto.engine_choice import EngineRules
 from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import NAME_MAX_CHARS, RequestId, WorkerId
 from proto.route import (
@@ -72,6 +74,7 @@ class Routing:
         self._settings = settings
         self._secret = secret
         self._view = view
+        self._rules = EngineRules(settings.engine_rules)
         self._metrics = metrics
         self._routers = Routers(settings, bus, subjects, metrics, producer)
         self._hashers: dict[tuple[Scope, int], BlockHasher] = {}
@@ -187,18 +190,16 @@ class Routing:
             and (r.role is Role.PREFILL) == (route.leg is RouteLeg.PREFILL)
             and r.worker not in route.exclude
             and not route.constraints.refusal(r)
+            and not self._rules.refuses(route, r)
         ]
         if not ready:
             return Rejected(NO_WORKER, "no worker is ready that meets the request's demands")
         avoided = self._avoided()
-        best = min(
-            ready,
-            key=lambda r: (
-                r.worker in avoided,
-                self._in_flight[r.worker],
-                hash((route.request, r.worker)),
-            ),
-        )
+        free = [r for r in ready if r.worker not in avoided] or ready
+        preferred = self._rules.preference(route.workload, [r.engine for r in free])
+        if preferred is not None:
+            free = list(compress(free, preferred.kept))
+        best = min(free, key=lambda r: (self._in_flight[r.worker], hash((route.request, r.worker))))
         return Chosen(
             worker=best.worker,
             incarnation=best.incarnation,
@@ -207,6 +208,7 @@ class Routing:
             policy=FALLBACK,
             overlap_blocks=0,
             block_tokens=best.block_tokens,
+            engine_choice=preferred.reason if preferred else "",
         )
 
     def _avoided(self) -> set[WorkerId]:

@@ -60,6 +60,7 @@ class GatewayService:
         producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
         teller = Teller(bus, subjects, producer)
         routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
+        self.routing = routing
         self.health = Health(settings, around.http, routing, view, metrics, teller)
         attempts = Attempts(settings, around.http, routing, self.health, teller)
         self._tickets = Tickets(bus, subjects, producer, settings.ticket_s)

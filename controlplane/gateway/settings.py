@@ -8,6 +8,7 @@ from pydantic import Field
 
 from controlplane.runtime.live import LIVE
 from controlplane.runtime.settings import Group
+from proto.engine_choice import DEFAULT_RULES, EngineRule
 
 
 class GatewaySettings(Group):
@@ -40,6 +41,11 @@ class GatewaySettings(Group):
         gt=0,
         description="how long routers may take to answer: after half of it another one is asked,"
         " after all of it the gateway chooses by itself",
+    )
+    engine_rules: tuple[EngineRule, ...] = Field(
+        DEFAULT_RULES,
+        description="which engine for which work while no router answers, as JSON: as in"
+        " router.engine_rules (docs/router.md)",
     )
     queue_s: float = Field(
         30.0, ge=0, description="how long a request may wait for a worker that is not busy"

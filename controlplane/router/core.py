@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from controlplane.capacity import Capacities
 from controlplane.router.drain import Drain
-from controlplane.router.engines import EngineRules
 from controlplane.router.explain import Decisions, made, turned_away
 from controlplane.router.filters import Demand, demands
 from controlplane.router.fleet import Admission, Fleet, Rows
@@ -35,6 +34,7 @@ from controlplane.router.requests import booking_of, prompt_of
 from controlplane.router.sessions import Sessions, session_key
 from controlplane.router.settings import RouterSettings
 from controlplane.router.tiers import Tiers
+from proto.engine_choice import EngineRules
 from proto.ids import WorkerId
 from proto.kv import KvBatch
 from proto.load import LoadReport

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from controlplane.router.busy import BusyLimits
-from controlplane.router.engines import DEFAULT_RULES, EngineRule
 from controlplane.router.plugins import PluginBroken, installed
 from controlplane.router.policies.base import Knobs
 from controlplane.runtime.live import LIVE
 from controlplane.runtime.settings import Group
+from proto.engine_choice import DEFAULT_RULES, EngineRule
 
 
 class RouterSettings(Group):

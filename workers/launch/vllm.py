@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from workers.launch.spec import CannotLaunch, Command, Connector, EngineSpec, Phase
 
@@ -14,19 +15,22 @@ TOLD_TO_STOP = "--enable-scale-out"
 """Lets an agent end a request by its id. Only where the release is known to have it: an older vLLM
 would not start. Without it, closing the request's connection ends it."""
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+STAY = Path(__file__).with_name("stay")
+"""On PYTHONPATH it keeps an engine on its core."""
 
 
 def command(program: str, spec: EngineSpec) -> Command:
     """Raises `CannotLaunch`."""
+    kept, environment = _kept_on(spec.core)
     argv = [
-        *([] if spec.core is None else ["taskset", "-c", str(spec.core)]),
+        *kept,
         *(program, "serve", spec.model, "--served-model-name", spec.served),
         *("--host", spec.host, "--port", str(spec.ports.http)),
         "--enable-prefix-caching",
         *("--kv-events-config", json.dumps(_events(spec))),
         *_sizes(spec),
     ]
-    environment = dict(QUIET)
+    environment |= QUIET
     if spec.ranks > 1:
         argv += ["--data-parallel-size", str(spec.ranks)]
     if spec.phase is not Phase.AGGREGATED:
@@ -36,6 +40,13 @@ def command(program: str, spec: EngineSpec) -> Command:
         argv += ["--dtype", "float32", "--enforce-eager", TOLD_TO_STOP]
         environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     return Command((*argv, *spec.extra), environment)
+
+
+def _kept_on(core: int | None) -> tuple[list[str], dict[str, str]]:
+    """Words to put first, and environment, for an engine with a core of its own."""
+    if core is None:
+        return [], {}
+    return ["taskset", "-c", str(core)], {"PYTHONPATH": str(STAY)}
 
 
 def _events(spec: EngineSpec) -> dict[str, object]:

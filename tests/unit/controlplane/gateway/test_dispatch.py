@@ -147,12 +147,15 @@ async def world(
     http_server: bool = False,
     watched: bool = False,
     adapters: tuple[str, ...] = (),
+    kinds: tuple[str, str] = ("sim", "sim"),
 ) -> AsyncIterator[World]:
-    """Engine `b` has the adapters; `watched`: streams that stand still are looked for."""
+    """Engines `a` and `b`, of these kinds; `b` has the adapters. `watched`: streams that stand
+    still are looked for."""
     store = MemoryEtcd().connect()
     card = ModelCard(name="m", context_tokens=100)
     await store.put(KEYS.model("m"), card.model_dump_json().encode())
-    for each in (record("a"), record("b", adapters=adapters)):
+    a, b = kinds
+    for each in (record("a", engine=a), record("b", engine=b, adapters=adapters)):
         await store.put(KEYS.worker(each.worker), each.model_dump_json().encode())
     async with MemoryHub() as hub, anyio.create_task_group() as tasks:
         view, http, bus = RegistryView(store, KEYS), MemoryHttp(), hub.connect("gateway")

@@ -9,10 +9,11 @@ import anyio
 import pytest
 
 from controlplane.gateway.openai import ClientError
+from controlplane.gateway.routing import Hints
 from proto.codec import Producer, Reader
 from proto.ids import Incarnation, RequestId, WorkerId
 from proto.progress import Withdrawn
-from proto.route import ALL_BUSY, Queued, Rejected
+from proto.route import ALL_BUSY, NO_WORKER, Queued, Rejected
 from tests.unit.controlplane.gateway.test_dispatch import (
     DONE,
     SETTINGS,
@@ -100,6 +101,29 @@ async def test_when_no_router_answers_the_gateway_chooses_by_itself(anyio_backen
         client = Client()
         await ours.serve(client)
         assert client.headers["x-tokenplane-policy"] == "fallback"
+
+
+@pytest.mark.parametrize("workload", ["structured", "portable"])
+async def test_what_the_gateway_chooses_by_itself_follows_the_rules_of_engines(
+    anyio_backend: str, workload: str
+) -> None:
+    """EN6, as a router would have it, although `b` is the busier one."""
+    async with world(kinds=("trtllm", "sglang")) as ours:
+        ours.engine("b", whole)
+        ours.replies += [None, None]
+        ours.gateway.routing.opened(WorkerId("b"))
+        client = Client()
+        await ours.serve(client, Hints(workload=(workload,)))
+        assert client.headers["x-tokenplane-policy"] == "fallback"
+        assert client.headers["x-tokenplane-worker"] == "b"
+
+
+async def test_who_may_not_serve_does_not_serve_when_no_router_answers(anyio_backend: str) -> None:
+    async with world(kinds=("trtllm", "trtllm")) as ours:
+        ours.replies += [None, None]
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(Client(), Hints(workload=("portable",)))
+        assert (caught.value.status, caught.value.code) == (503, NO_WORKER)
 
 
 @asynccontextmanager

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from controlplane.cli.explain import headline, table
 from controlplane.router.core import RouterCore
-from controlplane.router.engines import EngineRule
 from controlplane.router.settings import RouterSettings
+from proto.engine_choice import EngineRule
 from proto.ids import RequestId, WorkerId
 from proto.route import NO_WORKER, Rejected
 from tests.unit.controlplane.router.test_core import ask, chosen, record

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +72,20 @@ def test_two_vllms_hand_over_through_nixl_each_on_a_side_channel_and_a_core() ->
     }
     assert started.environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "5600"
     assert "tcp" in started.environment["UCX_TLS"]
+
+
+def test_an_engine_that_was_given_a_core_stays_there_whatever_it_wants() -> None:
+    core = min(os.sched_getaffinity(0))
+    started = command(EngineKind.VLLM, replace(SPEC, accelerated=False, core=core))
+    wander = "import os; os.sched_setaffinity(0, {99}); print(*os.sched_getaffinity(0))"
+    ended = subprocess.run(
+        [*started.argv[:3], sys.executable, "-c", wander],
+        env={**os.environ, **started.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.split() == [str(core)]
 
 
 def test_two_vllms_hand_over_through_a_shared_directory() -> None:

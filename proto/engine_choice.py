@@ -5,6 +5,8 @@ rule for such work may *exclude* engines or *need* a capability: then workers wi
 question. And it may *prefer* engines, in order: of the workers that are free, only those of the
 best engine there is are weighed, so a preference never makes a request wait. Where rules disagree
 on whom to prefer, the first one counts. Pure.
+
+Routers go by them, and so does a gateway that must choose by itself.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Preference(NamedTuple):
 
 
 class EngineRules:
-    """The rules of a router."""
+    """The rules of a router, or of a gateway that finds none."""
 
     def __init__(self, rules: Sequence[EngineRule]) -> None:
         self._rules = rules
