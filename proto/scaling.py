@@ -117,6 +117,11 @@ class Scaled(Record):
     trouble: str = ""
     """Why it cannot do what is wanted, if it cannot."""
 
+    @property
+    def pool(self) -> Pool:
+        """Which pool is meant."""
+        return Pool(self.model, self.role, self.hardware)
+
 
 class PhasePlan(msgspec.Struct, frozen=True):
     """One tick's word on one phase of one model."""

@@ -35,7 +35,7 @@ from controlplane.planner.transition import Transition
 from proto.ids import WorkerId
 from proto.load import LoadReport
 from proto.records import RequestRecord
-from proto.scaling import Action, Desired, PhasePlan, PlanTick, Pool
+from proto.scaling import Action, Desired, PhasePlan, PlanTick, Pool, Scaled
 from proto.workers import Role, WorkerRecord, WorkerState
 
 GROWTH_WINDOW_S = 45.0
@@ -95,6 +95,14 @@ class PlannerCore:
         memory = self.model(word.model, now_s).phases.setdefault(word.role, PhaseMemory())
         memory.wanted[word.pool.name] = word.replicas
         memory.decided = True
+
+    def hear_scaled(self, scaled: Scaled, now_s: float) -> None:
+        """A scaler says what it has made of a word; one in trouble has not begun."""
+        memory = self.model(scaled.model, now_s).phases.get(scaled.role)
+        if memory is None or memory.transition is None or scaled.trouble:
+            return
+        if memory.transition.decision == scaled.decision:
+            memory.transition = memory.transition.acknowledge(scaled.pool.name)
 
     def due(self, now_s: float) -> Mapping[str, tuple[History, float]]:
         """Models whose bin is over: their history, and how far ahead to look."""

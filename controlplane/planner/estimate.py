@@ -18,8 +18,11 @@ about exponential:
 
 Its answer of n tokens takes n steps and the prompts that arrive meanwhile, a compound Poisson sum:
 
-    T = n * (base + dec) / (1 - p),   var T = rate_w * E[(new * prefill)^2] * T / (1 - p)^2,
-    p = rate_w * E[new] * prefill
+    T = n * (base + dec) / (1 - p),   p = rate_w * E[new] * prefill,
+    var T = rate_w * E[(new * prefill)^2] * T / (1 - p)^2 / workers
+
+The last factor is the router's doing: work that is dealt out evenly to so many engines reaches each
+of them with that share of its variance, as when every m-th arrival of a Poisson process is taken.
 
 All of it is computed for each request of a sample and never for a mean one, so that the short half
 of a bimodal mix counts as itself (AS20). Attainment is told of reachable requests: those that an
@@ -43,9 +46,6 @@ Floats = NDArray[np.float64]
 IDLE = 1_000_000
 """So many workers that nobody waits."""
 WORKERS_MAX = 4_096
-JITTER = 0.1
-"""Share of the variance of that sum that is left once a router keeps prompts away from engines
-whose answers are nearly late; found with the replayer (docs/planner.md)."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class _Model:
             self._wait_ms = mean_ms * (load.burstiness + spread) / 2
             self._wait_ms /= workers * (1 - self._busy)
         self._backlog_ms = load.queued_tokens / workers * token_ms
-        self._jitter_ms2 = JITTER * rate_ms * float((new_ms**2).mean())
+        self._jitter_ms2 = rate_ms * float((new_ms**2).mean()) / workers
 
     def ttft_met(self) -> Floats:
         """Chance of each sampled request to have its first token in time."""

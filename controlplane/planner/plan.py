@@ -210,7 +210,9 @@ def _transition(state: _State) -> Proposal | None:
 
 
 def _outgrown(state: _State, transition: Transition) -> bool:
-    """What is on its way is too little by far."""
+    """What is on its way is too little by far, and has been begun."""
+    if not transition.acknowledged:
+        return False
     wanted = _cheapest(state.view.pools, state.both, at_least=transition.wanted)
     coming = sum(transition.wanted.values())
     return sum(wanted.values()) >= max(coming + 2, coming * state.rules.outgrown)

@@ -37,10 +37,10 @@ from proto.codec import Envelope, Producer, Reader, Unreadable
 from proto.ids import new_incarnation
 from proto.load import LoadReport
 from proto.records import RequestRecord
-from proto.scaling import Action, Desired, PlanTick
+from proto.scaling import Action, Desired, PlanTick, Scaled
 from proto.subjects import Keys, Subjects
 from proto.wire.errors import BusError, StoreError
-from proto.wire.ports import Bus, Delivery, Store, StreamSpec
+from proto.wire.ports import Bus, Delivery, Put, Store, StreamSpec
 
 log = logging.getLogger(__name__)
 spans = tracer("tokenplane.planner")
@@ -135,6 +135,7 @@ class PlannerService:
             await self._take_over()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read_records)
+                tasks.start_soon(self._hear_scalers)
                 await self._decide()
         finally:
             self._metrics.leads.set(0)
@@ -165,6 +166,22 @@ class PlannerService:
             )
             if revision is not None:
                 self._revisions[entry.key] = revision
+
+    async def _hear_scalers(self) -> None:
+        """What has come of the words, from those that act on them."""
+        async with self._store.watch(self._keys.scaled) as events:
+            async for event in events:
+                if not isinstance(event, Put):
+                    continue
+                try:
+                    scaled = Scaled.model_validate_json(event.entry.value)
+                except ValidationError as error:
+                    wrong = error.errors(include_input=False)[0]
+                    log.warning("skipping %s: %s", event.entry.key, wrong["msg"])
+                    continue
+                if scaled.trouble:
+                    log.warning("pool %s is not scaled: %s", scaled.pool.name, scaled.trouble)
+                self.core.hear_scaled(scaled, self._clock())
 
     async def _read_records(self) -> None:
         """Requests that have ended, each at least once, from where planners have read to."""

@@ -1,4 +1,8 @@
-"""One change of a phase's fleet at a time: begun, then done, overdue or withdrawn. Pure."""
+"""One change of a phase's fleet at a time: acknowledged, then done, overdue or withdrawn. Pure.
+
+A scaler acknowledges a change once it has begun to make it so: its `Scaled` names the decision.
+Only then may a larger change take its place (AS10).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,20 @@ class Transition(msgspec.Struct, frozen=True):
     began_s: float
     before: dict[str, int]
     wanted: dict[str, int]
+    acknowledged_by: tuple[str, ...] = ()
+    """Pools whose scalers have begun it."""
+
+    @property
+    def acknowledged(self) -> bool:
+        """Every pool that it changes has begun to."""
+        changed = {name for name, count in self.wanted.items() if count != self.before.get(name, 0)}
+        return changed.issubset(self.acknowledged_by)
+
+    def acknowledge(self, pool: str) -> Transition:
+        """The same, begun by this pool's scaler too."""
+        return msgspec.structs.replace(
+            self, acknowledged_by=tuple(sorted({*self.acknowledged_by, pool}))
+        )
 
 
 class Outcome(StrEnum):

@@ -32,7 +32,7 @@ from controlplane.replay.report import Targets
 from proto.ids import WorkerId
 from proto.load import LoadReport
 from proto.records import RequestRecord
-from proto.scaling import Action
+from proto.scaling import Action, Desired, Scaled
 from proto.workers import WorkerRecord
 
 MINUTE_S = 60.0
@@ -229,6 +229,8 @@ class Planner:
     def __init__(self, settings: PlannerSettings) -> None:
         self._core = PlannerCore(settings, "replay")
         self.interval_s = settings.tick_s
+        self._issued: list[Desired] = []
+        """Words that the fleet has begun to follow since the last tick."""
 
     def worker(self, record: WorkerRecord, now_s: float) -> None:
         self._core.worker(record, now_s)
@@ -245,9 +247,21 @@ class Planner:
 
     def tick(self, now_s: float, fleet: Standing) -> Wish:
         core = self._core
+        for word in self._issued:
+            core.hear_scaled(
+                Scaled(
+                    model=word.model,
+                    role=word.role,
+                    hardware=word.hardware,
+                    decision=word.decision,
+                    replicas=word.replicas,
+                ),
+                now_s,
+            )
         for model, (history, horizon_s) in core.due(now_s).items():
             core.take(model, forecast(history, horizon_s))
         tick = core.tick(now_s)
+        self._issued = list(core.desired(tick))
         workers = fleet.ready + fleet.starting
         retire: Sequence[WorkerId] = ()
         reason = ""
@@ -255,5 +269,5 @@ class Planner:
             reason = plan.reason.value
             if plan.action is not Action.HOLD:
                 workers = plan.wanted
-                retire = next(iter(core.desired(tick))).retire
+                retire = self._issued[0].retire
         return Wish(workers, retire, reason)

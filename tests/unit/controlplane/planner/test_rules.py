@@ -22,7 +22,7 @@ from controlplane.planner.plan import (
 )
 from controlplane.planner.settings import ClassTargets, PlannerSettings
 from controlplane.planner.transition import Transition
-from proto.scaling import Action, Reason
+from proto.scaling import Action, Reason, Scaled
 from proto.workers import Role
 from tests.unit.controlplane.planner.scenes import (
     ENGINE,
@@ -70,7 +70,7 @@ def test_as1_engines_that_compute_all_the_time_are_enough_while_targets_are_met(
 
 def test_as1_targets_missed_by_engines_that_hardly_compute_take_more_of_them() -> None:
     slow = ENGINE._replace(curve=ENGINE.curve._replace(decode_base_ms=45.0))
-    view = phase(load(2.0), pool(ready=1, engine=slow))
+    view = phase(load(1.0), pool(ready=1, engine=slow))
     proposal = propose(view, PhaseMemory(), RULES, 0.0)
     assert proposal.action is Action.UP and proposal.wanted["p"] > 1
 
@@ -264,12 +264,14 @@ def test_as9_a_hundred_ticks_of_constant_load_change_nothing() -> None:
 # --- AS10, AS11: one change at a time, and none for ever
 
 
-def test_as10_while_a_change_is_under_way_nothing_new_is_issued() -> None:
+def test_as10_until_a_change_is_acknowledged_nothing_new_is_issued_though_the_load_doubles() -> (
+    None
+):
     view = phase(load(8.0), pool(ready=1))
     memory = PhaseMemory()
     begin(memory, propose(view, memory, RULES, 0.0), view)
     for now_s in range(5, 300, 5):
-        proposal = propose(replace(view, load=load(8.5)), memory, RULES, float(now_s))
+        proposal = propose(replace(view, load=load(16.0)), memory, RULES, float(now_s))
         assert (proposal.action, proposal.reason) == (Action.HOLD, Reason.IN_TRANSITION)
     assert memory.transition is not None
     done = with_ready(view, memory.transition.wanted["p"])
@@ -277,14 +279,34 @@ def test_as10_while_a_change_is_under_way_nothing_new_is_issued() -> None:
     assert memory.transition is None and memory.start_s == 300.0
 
 
-def test_as10_a_change_that_the_load_has_outgrown_is_replaced_by_a_larger_one() -> None:
+def test_as10_one_that_is_acknowledged_and_outgrown_is_replaced_by_a_larger_one() -> None:
     view = phase(load(8.0), pool(ready=1))
     memory = PhaseMemory()
     begin(memory, propose(view, memory, RULES, 0.0), view)
+    assert memory.transition is not None
+    memory.transition = memory.transition.acknowledge("p")
     coming = memory.wanted["p"]
     proposal = propose(replace(view, load=load(30.0)), memory, RULES, 5.0)
     assert proposal.action is Action.UP and proposal.wanted["p"] > 2 * coming
     assert memory.transition is None, "the smaller one is withdrawn"
+
+
+def test_as10_it_is_the_scaler_that_acknowledges_by_naming_the_decision() -> None:
+    core = PlannerCore(PlannerSettings(warm_up_s=0.0, ttft_ms=2_000, tpot_ms=60, most=40), "p")
+    taught(core, 1, 0.0)
+    memory = core.models[MODEL].phases[Role.AGGREGATED]
+    assert memory.transition is not None and memory.transition.action is Action.UP
+    decision = memory.transition.decision
+    told = Scaled(model=MODEL, role=Role.AGGREGATED, hardware="h", decision=decision, replicas=1)
+    for other in (
+        told.model_copy(update={"decision": "another"}),
+        told.model_copy(update={"trouble": "no room"}),
+        told.model_copy(update={"hardware": "elsewhere"}),
+    ):
+        core.hear_scaled(other, 201.0)
+        assert memory.transition is not None and not memory.transition.acknowledged
+    core.hear_scaled(told, 202.0)
+    assert memory.transition is not None and memory.transition.acknowledged
 
 
 def test_as10_a_change_that_does_not_come_about_is_given_up() -> None:

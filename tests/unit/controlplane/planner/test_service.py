@@ -18,7 +18,7 @@ from controlplane.planner.state import StateUnusable, restore, state_of
 from controlplane.registry.view import RegistryView
 from proto.codec import Producer, Reader
 from proto.ids import Incarnation
-from proto.scaling import Action, Desired, PlanTick, Reason, pool_of
+from proto.scaling import Action, Desired, PlanTick, Reason, Scaled, pool_of
 from proto.subjects import Keys, Subjects
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.store import MemoryEtcd
@@ -168,6 +168,29 @@ async def test_one_that_finds_its_word_overwritten_stands_down(anyio_backend: ob
         await until(lambda: (word := world.word()) is not None and word.planner == "p1")
         word = world.word()
         assert word is not None and word.replicas == 7 and service.leadership.leads
+
+
+async def test_what_a_scaler_says_in_the_store_acknowledges_the_change(
+    anyio_backend: object,
+) -> None:
+    async with a_world() as world:
+        await world.busy_worker()
+        service = await world.planner("p1")
+        await until(lambda: world.word() is not None)
+        word = world.word()
+        assert word is not None
+        memory = service.core.models[MODEL].phases[POOL.role]
+        assert memory.transition is not None and not memory.transition.acknowledged
+        await world.store.put(KEYS.scaled_of("broken"), b"{")
+        scaled = Scaled(
+            model=word.model,
+            role=word.role,
+            hardware=word.hardware,
+            decision=word.decision,
+            replicas=word.replicas,
+        )
+        await world.store.put(KEYS.scaled_of(POOL.name), scaled.model_dump_json().encode())
+        await until(lambda: memory.transition is not None and memory.transition.acknowledged)
 
 
 async def test_an_adviser_changes_nothing(anyio_backend: object) -> None:
