@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -73,9 +74,11 @@ class EtcdServer:
         self.wait()
 
     def freeze(self) -> None:
-        """It keeps its connections and says nothing any more."""
+        """It keeps its connections and says nothing any more, from when this returns."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(self._process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), "etcd ended instead"
 
     def thaw(self) -> None:
         assert self._process is not None

@@ -17,6 +17,7 @@ CONFIG = {
     "acceptance_of": {"structured": 0.95},
     "draft_memory": 0.25,
 }
+DRAFTING = ("--speculative-config", json.dumps(CONFIG))
 DRAFTS, DRAFTED = "vllm:spec_decode_num_drafts_total", "vllm:spec_decode_num_draft_tokens_total"
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
@@ -27,9 +28,14 @@ BODY: dict[str, object] = {
 
 @pytest.fixture(scope="module")
 def speculating() -> Iterator[SimProcess]:
-    with sim(
-        "--speed", "20", "--blocks", "1000", "--speculative-config", json.dumps(CONFIG)
-    ) as started:
+    with sim("--speed", "20", "--blocks", "1000", *DRAFTING) as started:
+        yield started
+
+
+@pytest.fixture
+def slowly_speculating() -> Iterator[SimProcess]:
+    """So slow that it never catches up with a whole step, and so every step's tokens come alone."""
+    with sim("--speed", "0.2", *DRAFTING) as started:
         yield started
 
 
@@ -52,10 +58,10 @@ async def test_greedy_answers_are_token_for_token_the_same(
 
 
 async def test_tokens_come_in_bursts_and_are_counted_as_vllm_counts(
-    speculating: SimProcess,
+    slowly_speculating: SimProcess,
 ) -> None:
     """SD7, SD12."""
-    async with client(speculating) as c:
+    async with client(slowly_speculating) as c:
         names = (DRAFTS, DRAFTED, ACCEPTED)
         before = [await c.metric(name) for name in names]
         options = {"stream_options": {"include_usage": True}}
