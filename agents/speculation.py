@@ -107,9 +107,9 @@ class DraftWatch:
 
     def observe(self, sums: StepSums, now_s: float) -> Advice | None:
         """Take in a window; what is to be done about it, if anything."""
-        if not sums.steps or not sums.decode_batch:
+        if not sums.decode_batch:
             return self._try_again(now_s) if self._off is Reason.ACCEPTANCE else None
-        batch = sums.decode_batch / sums.steps
+        batch = sums.decode_batch / sums.steps if sums.steps else 0.0  # 0: it does not tell
         self._remember(sums, batch)
         if self._off is None:
             return self._judge(batch, now_s)
@@ -120,7 +120,7 @@ class DraftWatch:
     def _remember(self, sums: StepSums, batch: float) -> None:
         drafting = sums.verifications > 0
         self._batch = max(0, round(log2(max(1.0, batch))))
-        if not sums.prefill_tokens:  # else what prompts took is in it
+        if sums.steps and not sums.prefill_tokens:  # else what prompts took is in it
             key, step_ms = (drafting, self._batch), sums.decode_ms / sums.steps
             before = self._step_ms.get(key, step_ms)
             self._step_ms[key] = STEP_MEMORY * before + (1 - STEP_MEMORY) * step_ms
@@ -137,7 +137,7 @@ class DraftWatch:
             return None
         if policy.batch_max and batch > policy.batch_max:
             return self._switch_off(Reason.BATCH, now_s)
-        if self._seen < VERIFICATIONS_MIN:
+        if self._seen < VERIFICATIONS_MIN or not self._drafted:
             return None
         if self.acceptance_rate < policy.acceptance_min:
             return self._switch_off(Reason.ACCEPTANCE, now_s)

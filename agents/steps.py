@@ -12,10 +12,13 @@ one token in each. So
 Errors: a prompt counts when its first token comes, up to a few steps late, which is why windows
 are seconds long; steps with larger batches weigh more in the mean gap; windows in which nothing was
 decoded tell no gap and are left out. All of the time is given as `decode_ms`, as it cannot be
-divided; who learns from it adds both parts anyway.
+divided; who learns from it adds both parts anyway. Of an engine that tells no steps (SGLang), only
+what its drafts came to is told.
 """
 
 from __future__ import annotations
+
+from msgspec import structs
 
 from agents.adapters.protocol import EngineDrafts, EngineLoad, EngineWork
 from proto.load import StepSums
@@ -48,16 +51,19 @@ class StepMeter:
 
 
 def _sums(did: EngineWork, kv_tokens: float, window_ms: float) -> StepSums:
-    if not did.steps or not did.gaps:
-        return NOTHING
     drafts = did.drafts or EngineDrafts(0, 0, 0)
-    return StepSums(
-        steps=did.steps,
-        prefill_tokens=max(0, did.prefill_tokens),
+    told = StepSums(
         decode_batch=max(0, did.generated_tokens - drafts.accepted_tokens),
         accepted_drafts=drafts.accepted_tokens,
         verifications=drafts.verifications,
         drafted_tokens=drafts.drafted_tokens,
+    )
+    if not did.steps or not did.gaps:
+        return told if drafts.verifications else NOTHING
+    return structs.replace(
+        told,
+        steps=did.steps,
+        prefill_tokens=max(0, did.prefill_tokens),
         decode_kv_tokens=round(kv_tokens * did.steps),
         decode_ms=min(window_ms, did.steps * did.gaps_s / did.gaps * 1000),
     )

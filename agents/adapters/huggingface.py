@@ -7,12 +7,25 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from agents.adapters.protocol import Tokenizer
 
 log = logging.getLogger(__name__)
 
 JSON_BYTES_MAX = 512 * 1024
 """A bigger `tokenizer.json` is named by its path: the registry refuses values over 1.5 MiB."""
+
+
+async def find_tokenizer(set_by_operator: str | None, told: str | None) -> Tokenizer | None:
+    """From the operator's directory or where the engine says that its model is, if that is a path
+    on this machine; None, and a warning that says why, where there is none."""
+    place = set_by_operator or (told if told and Path(told).is_absolute() else None)
+    if place is None:
+        says = f"names its model {told!r}, which is not a path" if told else "tells no path"
+        log.warning("no tokenizer for routing: the engine %s; set agent.model_directory", says)
+        return None
+    return await anyio.to_thread.run_sync(read_tokenizer, Path(place))
 
 
 def read_tokenizer(directory: Path) -> Tokenizer | None:

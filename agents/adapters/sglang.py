@@ -1,22 +1,20 @@
 """SGLang as an `EngineAdapter`. By its public contract (0.5), not run.
 
 Its KV events come as vLLM's do (`vllm_stream`), in its own words (`sglang_events`). `/v1/loads`
-tells its load in tokens, `/metrics` (with `--enable-metrics`) what it has found in its cache.
+tells its load in tokens, `/metrics` (with `--enable-metrics`) what it has found in its cache, what
+it has made, and how its drafts fare.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
-import anyio
 import msgspec
 
 from agents.adapters.asking import Asking
 from agents.adapters.byitself import ByItself
-from agents.adapters.huggingface import read_tokenizer
+from agents.adapters.huggingface import find_tokenizer
 from agents.adapters.prometheus import samples
 from agents.adapters.protocol import (
     Deliver,
@@ -25,24 +23,26 @@ from agents.adapters.protocol import (
     EngineLoad,
     EngineRefused,
     EngineUnfit,
-    Tokenizer,
+    EngineWork,
 )
+from agents.adapters.sglang_drafts import SglangDrafts
 from agents.adapters.sglang_events import SglangEvents
 from agents.adapters.versions import why_unknown
-from agents.adapters.vllm_stream import VllmStream
+from agents.adapters.vllm_stream import EventStream, Silence, VllmStream
 from proto.wire.ports import Frames, Http
 from proto.workers import KvTransfer
-
-log = logging.getLogger(__name__)
 
 PROMPT_TOKENS = "sglang:prompt_tokens_total"
 CACHED_TOKENS = "sglang:cached_tokens_total"
 RETRACTED = "sglang:num_retracted_requests_total"
 REQUESTS = "sglang:num_requests_total"
+GENERATED = "sglang:generation_tokens_total"
+ACCEPT_LENGTH, ACCEPT_RATE = "sglang:spec_accept_length", "sglang:spec_accept_rate"
 RUNNING, QUEUED = "sglang:num_running_reqs", "sglang:num_queue_reqs"
 USED_TOKENS = "sglang:num_used_tokens"
 FAMILIES = frozenset(
     {PROMPT_TOKENS, CACHED_TOKENS, RETRACTED, REQUESTS, RUNNING, QUEUED, USED_TOKENS}
+    | {GENERATED, ACCEPT_LENGTH, ACCEPT_RATE}
 )
 
 
@@ -117,7 +117,8 @@ class SglangAdapter:
         self._options = options
         self._page_tokens = 1
         self._where: _Sockets | None = None
-        self._stream: VllmStream | None = None
+        self._stream: EventStream = Silence()
+        self._drafts = SglangDrafts()
 
     async def probe(self) -> EngineFacts:
         """Ask for all that does not change while the engine lives."""
@@ -138,7 +139,9 @@ class SglangAdapter:
             total_blocks=info.max_total_num_tokens // info.page_size,
             max_batched_tokens=_batch_tokens(info),
             max_running=info.max_running_requests or 256,
-            tokenizer=await self._tokenizer(info),
+            tokenizer=await find_tokenizer(
+                self._options.model_directory, info.tokenizer_path or info.model_path
+            ),
             kv_events=where is not None,
             why_no_events=why,
             transfer=self._options.transfer,
@@ -152,9 +155,7 @@ class SglangAdapter:
     async def load(self) -> EngineLoad:
         """What it is busy with now; only after a `probe`."""
         await self._ask.get("/health")
-        counted = dict.fromkeys(FAMILIES, 0.0)
-        for family, _, value in samples(await self._ask.text("/metrics"), FAMILIES):
-            counted[family] += value
+        counted = _counted(await self._ask.text("/metrics"), self._options.rank)
         mine = await self._load_of_rank(self._options.rank or 0, counted)
         return EngineLoad(
             running=mine.num_running_reqs,
@@ -166,6 +167,19 @@ class SglangAdapter:
             cached_tokens=int(counted[CACHED_TOKENS]),
             queried_tokens=int(counted[PROMPT_TOKENS]),
             started_s=None,
+            work=self._work(counted),
+        )
+
+    def _work(self, counted: Mapping[str, float]) -> EngineWork:
+        """Of its steps it tells neither number nor time."""
+        gauges = counted[ACCEPT_LENGTH], counted[ACCEPT_RATE]
+        return EngineWork(
+            steps=0,
+            prefill_tokens=_computed(counted),
+            generated_tokens=int(counted[GENERATED]),
+            gaps=0,
+            gaps_s=0.0,
+            drafts=self._drafts.take(counted[GENERATED], *gauges),
         )
 
     async def _info(self) -> _Info:
@@ -192,32 +206,31 @@ class SglangAdapter:
 
     async def follow(self, deliver: Deliver) -> None:
         """Deliver KV events, if there are any; only after a `probe`."""
-        if self._stream is None:
-            await anyio.sleep_forever()
-        else:
-            await self._stream.follow(deliver)
+        await self._stream.follow(deliver)
 
     def recheck(self) -> None:
         """The engine was away: find out soon whether its events are still those of one life."""
-        if self._stream is not None:
-            self._stream.recheck()
+        self._stream.recheck()
 
-    def _streams(self, where: _Sockets | None) -> VllmStream | None:
+    def _streams(self, where: _Sockets | None) -> EventStream:
         if where is None:
-            return None
+            return Silence()
         reader = SglangEvents(self._options.rank)
         return VllmStream(self._frames, where.events, where.replay, reader)
 
-    async def _tokenizer(self, info: _Info) -> Tokenizer | None:
-        place = self._options.model_directory or info.tokenizer_path or info.model_path
-        if place is None or not Path(place).is_absolute():
-            log.warning(
-                "no tokenizer for routing: the engine names its model %r, which is not a path; "
-                "set agent.model_directory",
-                place,
-            )
-            return None
-        return await anyio.to_thread.run_sync(read_tokenizer, Path(place))
+
+def _counted(text: str, rank: int | None) -> Mapping[str, float]:
+    """What `/metrics` tells, summed over labels: of all ranks, where they are counted together.
+
+    Gauges are told once for each of the processes of a rank, which all say the same: the greatest.
+    """
+    counted = dict.fromkeys(FAMILIES, 0.0)
+    for family, labels, value in samples(text, FAMILIES):
+        if family not in (ACCEPT_LENGTH, ACCEPT_RATE):
+            counted[family] += value
+        elif rank is None or labels.get("dp_rank", str(rank)) == str(rank):
+            counted[family] = max(counted[family], value)
+    return counted
 
 
 def _events_of(info: _Info, options: SglangOptions) -> tuple[_Sockets | None, str]:
@@ -249,5 +262,9 @@ def _queued(load: _Load, counted: Mapping[str, float]) -> int:
     """As it says; before it did, waiting prompts are supposed to be like those before them."""
     if load.num_waiting_uncached_tokens is not None:
         return load.num_waiting_uncached_tokens
-    new_tokens = counted[PROMPT_TOKENS] - counted[CACHED_TOKENS]
-    return round(load.num_waiting_reqs * new_tokens / max(1.0, counted[REQUESTS]))
+    return round(load.num_waiting_reqs * _computed(counted) / max(1.0, counted[REQUESTS]))
+
+
+def _computed(counted: Mapping[str, float]) -> int:
+    """Prompt tokens that were not in its cache."""
+    return int(counted[PROMPT_TOKENS] - counted[CACHED_TOKENS])

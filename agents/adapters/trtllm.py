@@ -11,14 +11,13 @@ asked for one token then. That also proves that it can make one.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import anyio
 import msgspec
 
 from agents.adapters.asking import Asking
 from agents.adapters.byitself import ByItself
-from agents.adapters.huggingface import read_tokenizer
+from agents.adapters.huggingface import find_tokenizer
 from agents.adapters.protocol import (
     Deliver,
     EngineAway,
@@ -26,7 +25,6 @@ from agents.adapters.protocol import (
     EngineHandoff,
     EngineLoad,
     EngineUnfit,
-    Tokenizer,
 )
 from agents.adapters.trtllm_events import TrtllmEvents
 from agents.adapters.trtllm_metrics import Iterations
@@ -119,7 +117,7 @@ class TrtllmAdapter:
             total_blocks=cache.total_blocks,
             max_batched_tokens=options.max_batched_tokens,
             max_running=options.max_running,
-            tokenizer=await self._tokenizer(),
+            tokenizer=await find_tokenizer(options.model_directory, None),
             kv_events=not why,
             why_no_events=why,
             transfer=options.transfer,
@@ -166,12 +164,3 @@ class TrtllmAdapter:
 
     async def _read_iterations(self) -> None:
         self._iterations.read(await self._ask.get("/metrics"))
-
-    async def _tokenizer(self) -> Tokenizer | None:
-        if self._options.model_directory is None:
-            log.warning(
-                "no tokenizer for routing: TensorRT-LLM does not tell where its model is; "
-                "set agent.model_directory"
-            )
-            return None
-        return await anyio.to_thread.run_sync(read_tokenizer, Path(self._options.model_directory))

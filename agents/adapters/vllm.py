@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from pathlib import Path
 
 import anyio
 import msgspec
 
 from agents.adapters.asking import Asking
 from agents.adapters.byitself import ByItself
-from agents.adapters.huggingface import read_tokenizer
+from agents.adapters.huggingface import find_tokenizer
 from agents.adapters.protocol import (
     Deliver,
     EngineFacts,
@@ -19,16 +17,13 @@ from agents.adapters.protocol import (
     EngineLoad,
     EngineRefused,
     EngineUnfit,
-    Tokenizer,
 )
 from agents.adapters.versions import why_unknown
 from agents.adapters.vllm_events import VllmEvents
 from agents.adapters.vllm_metrics import CacheConfig, read_cache_config, read_load
-from agents.adapters.vllm_stream import VllmStream
+from agents.adapters.vllm_stream import EventStream, Silence, VllmStream
 from proto.wire.ports import Frames, Http
 from proto.workers import KvTransfer
-
-log = logging.getLogger(__name__)
 
 ADAPTERS_S = 10.0
 """How often it is asked for its LoRA adapters, which may come and go while it runs."""
@@ -79,12 +74,12 @@ class VllmAdapter:
         self._cache: CacheConfig | None = None
         self._lora: tuple[str, ...] = ()
         self._lora_read_s = -math.inf
-        self._followed = False  # until it has been probed
         self._stream = (
             VllmStream(frames, options.events, options.replay, VllmEvents(options.rank))
             if options.events
             else None
         )
+        self._followed: EventStream = Silence()  # until it has been probed
 
     async def probe(self) -> EngineFacts:
         """Ask for all that does not change while the engine lives."""
@@ -94,7 +89,7 @@ class VllmAdapter:
         why = "no events endpoint is set"
         if self._stream is not None:
             why = "" if self._options.trust_version else why_unknown("vllm", version)
-        self._followed = not why
+        self._followed = Silence() if why or self._stream is None else self._stream
         if model.max_model_len is None:
             raise EngineUnfit("/v1/models does not tell max_model_len: is this vLLM?")
         return EngineFacts(
@@ -105,7 +100,7 @@ class VllmAdapter:
             total_blocks=self._cache.total_blocks,
             max_batched_tokens=self._options.max_batched_tokens,
             max_running=self._options.max_running,
-            tokenizer=await self._tokenizer(model),
+            tokenizer=await find_tokenizer(self._options.model_directory, model.root),
             kv_events=not why,
             why_no_events=why,
             transfer=self._options.transfer,
@@ -139,15 +134,11 @@ class VllmAdapter:
 
     async def follow(self, deliver: Deliver) -> None:
         """Deliver KV events, if there are any that can be understood."""
-        if self._stream is None or not self._followed:
-            await anyio.sleep_forever()
-        else:
-            await self._stream.follow(deliver)
+        await self._followed.follow(deliver)
 
     def recheck(self) -> None:
         """The engine was away: find out soon whether its events are still those of one life."""
-        if self._stream is not None:
-            self._stream.recheck()
+        self._followed.recheck()
 
     async def _model(self) -> _Model:
         """The base model; adapters are listed too, each with its parent."""
@@ -158,18 +149,3 @@ class VllmAdapter:
         self._lora = tuple(sorted(model.id for model in models.data if model.parent is not None))
         self._lora_read_s = anyio.current_time()
         return base[0]
-
-    async def _tokenizer(self, model: _Model) -> Tokenizer | None:
-        """From the operator's directory or the engine's, where that is a path on this machine."""
-        if self._options.model_directory is not None:
-            directory = Path(self._options.model_directory)
-        elif model.root is not None and Path(model.root).is_absolute():
-            directory = Path(model.root)
-        else:
-            log.warning(
-                "no tokenizer for routing: the engine names its model %r, which is not a path; "
-                "set agent.model_directory",
-                model.root or model.id,
-            )
-            return None
-        return await anyio.to_thread.run_sync(read_tokenizer, directory)

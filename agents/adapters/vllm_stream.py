@@ -43,6 +43,28 @@ class BatchReader(Protocol):
         """The events of one batch, in order. Raises `EngineUnfit`."""
 
 
+class EventStream(Protocol):
+    """The KV events of one engine."""
+
+    async def follow(self, deliver: Deliver) -> None:
+        """As `EngineAdapter.follow`."""
+
+    def recheck(self) -> None:
+        """As `EngineAdapter.recheck`."""
+
+
+class Silence:
+    """Of an engine that has none, or none that are followed."""
+
+    async def follow(self, deliver: Deliver) -> None:
+        """Never deliver anything."""
+        del deliver
+        await anyio.sleep_forever()
+
+    def recheck(self) -> None:
+        """Nothing to find out."""
+
+
 class VllmStream:
     """The KV events of one engine. `replay` None: what is lost stays lost."""
 

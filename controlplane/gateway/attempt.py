@@ -107,7 +107,7 @@ class Attempts:
     async def _stream(self, stream: Stream, leg: Leg, response: HttpResponse, sink: Sink) -> None:
         flight, chosen = stream.flight, stream.chosen
         scanner = SseScanner(leg.reshape)
-        said_before, told_first = flight.output_tokens, False
+        said_before, told_first, seen = flight.output_tokens, False, 0
         async for chunk in response.chunks():
             events = scanner.feed(chunk)
             if not events:
@@ -116,6 +116,9 @@ class Attempts:
             if not flight.started:
                 flight.started = True
                 await sink.start(200, _headers(flight, chosen, response))
+            if scanner.events > seen:
+                seen = scanner.events
+                flight.emitted(anyio.current_time())
             if not told_first and scanner.events:
                 told_first = True
                 flight.timed(anyio.current_time())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -68,6 +69,9 @@ class Flight:
     last_token_s: float | None = None
     last_tokens: int = 0
     """`output_tokens` at `last_token_s`; of a stream under way that is looked up now and then."""
+    emitted_s: float | None = None
+    gaps_s: array[float] = field(default_factory=lambda: array("d"))
+    """Between what the stream has brought and what it brought next, each of one or more tokens."""
     output_tokens: int = 0
     cached_tokens: int | None = None
     accepted_drafts: int | None = None
@@ -94,6 +98,12 @@ class Flight:
         if self.first_token_s is None:
             self.first_token_s = now_s
         self.last_token_s, self.last_tokens = now_s, self.output_tokens
+
+    def emitted(self, now_s: float) -> None:
+        """The stream has just brought something of the answer."""
+        if self.emitted_s is not None:
+            self.gaps_s.append(now_s - self.emitted_s)
+        self.emitted_s = now_s
 
     def saw_usage(self, usage: Usage | None) -> None:
         """The engine's own count is better than ours."""

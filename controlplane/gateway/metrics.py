@@ -114,6 +114,14 @@ class GatewayMetrics:
             buckets=TPOT_BUCKETS_S,
             registry=registry,
         )
+        self.emission_gap_s = Histogram(
+            "tokenplane_gateway_emission_gap_seconds",
+            "Between what a stream brings and what it brings next: a token, or several that drafts"
+            " brought at once",
+            ["model", "kind", "sampling", "speculating"],
+            buckets=TPOT_BUCKETS_S,
+            registry=registry,
+        )
         self.fallbacks = Counter(
             "tokenplane_gateway_route_fallbacks",
             "Requests placed by the gateway itself because no router answered",

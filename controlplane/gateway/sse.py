@@ -83,6 +83,8 @@ _GIVEN_UP = re.compile(rb'"finish_reason"\s*:\s*"(abort|cancelled|error)"')
 _SUSPECT = (b'"error"', b'"abort"', b'"cancelled"')
 """One of these is in every event that says so."""
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null')
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+"""The event that tells the usage and nothing else."""
 
 
 class MalformedStream(Exception):
@@ -167,6 +169,7 @@ class SseScanner:
                 self.events += 1
                 if b'"usage"' in event and _NO_USAGE.search(event) is None:
                     self.usage = usage_of(event.removeprefix(b"data:")) or self.usage
+                    self.events -= _NO_CHOICES.search(event) is not None
         elif event.startswith(b"event:"):
             self._see_named(*event.split(b"\n", 1))
 

@@ -34,6 +34,8 @@ VERSION = "0.5.23"
 OLDER = "0.5.3"
 """Had other names for some of it."""
 SIGN = 1 << 63
+ACCEPT_LENGTH, ACCEPT_RATE = 3.0, 0.5
+"""What it says of its drafts; whether its answers come by drafts makes no difference to them."""
 
 
 class SglangEvents(EventEncoder):
@@ -175,6 +177,9 @@ class Sglang:
             f"sglang:num_running_reqs{{{label}}} {load.running}.0",
             f"sglang:num_queue_reqs{{{label}}} {load.waiting}.0",
             f"sglang:num_used_tokens{{{label}}} {load.used_blocks * BLOCK_TOKENS}.0",
+            f"sglang:generation_tokens_total{{{label}}} {self._parts.metrics.generated_tokens}.0",
+            f"sglang:spec_accept_length{{{label}}} {ACCEPT_LENGTH}",
+            f"sglang:spec_accept_rate{{{label}}} {ACCEPT_RATE}",
         ]
         return web.Response(text="\n".join(lines) + "\n")
 

@@ -13,8 +13,10 @@ from aiohttp import web
 from workers.sim.driver import Driver
 from workers.sim.engine import Engine, StepSums
 from workers.sim.events import EventEncoder, EventPublisher
+from workers.sim.generation import Generation
 from workers.sim.metrics import Metrics
 from workers.sim.reader import Ask
+from workers.sim.request import Progress
 from workers.sim.server import Served, Server, _as_openai_error, _Call
 from workers.sim.timing import PROFILES
 from workers.sim.tokens import ChatTokenizer, write_model
@@ -44,6 +46,11 @@ class CountedMetrics(Metrics):
     """The simulated engine's metrics, which also tell when steps have ended."""
 
     on_steps: Callable[[StepSums], None] | None = None
+    generated_tokens = 0
+
+    def observe_progress(self, generation: Generation, progress: Progress) -> None:
+        self.generated_tokens += progress.output_tokens - generation.produced_tokens
+        super().observe_progress(generation, progress)
 
     def observe_steps(self, sums: StepSums) -> None:
         super().observe_steps(sums)

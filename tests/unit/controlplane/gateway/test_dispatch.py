@@ -490,6 +490,30 @@ async def test_sd3_drafts_are_counted_by_kind_of_text_and_sampling(anyio_backend
     assert (written.kind, written.sampled) == ("structured", False)
 
 
+async def test_sd12_gaps_between_bursts_are_told_beside_the_time_per_token(
+    anyio_backend: str,
+) -> None:
+    """Five tokens in three bursts: two gaps, each longer than the time per token."""
+    drafts = {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 4}
+    usage = {"prompt_tokens": 3, "completion_tokens": 5, "completion_tokens_details": drafts}
+
+    async def bursts() -> AsyncGenerator[bytes]:
+        for burst in ("one", "two three", "four five"):
+            yield f'data: {{"choices": [{{"text": "{burst}"}}]}}\n\n'.encode()
+            await anyio.sleep(0.05)
+        yield b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n" + DONE
+
+    async with world() as ours:
+        ours.engine("a", bursts)
+        await ours.serve(Client(), temperature=0)
+        await records(ours, 1)
+        told = ours.registry.get_sample_value
+        of = {"model": "m", "kind": "completion", "sampling": "greedy", "speculating": "yes"}
+        assert told("tokenplane_gateway_emission_gap_seconds_count", of) == 2
+        gaps_s = told("tokenplane_gateway_emission_gap_seconds_sum", of)
+        assert gaps_s is not None and gaps_s >= 0.1
+
+
 async def test_the_bus_never_carries_a_prompt(anyio_backend: str) -> None:
     heard: dict[str, bytes] = {}
 
