@@ -45,9 +45,10 @@ fuzz: $(READY)
 
 # An hour under load while workers come and go; see docs/reliability.md.
 SOAK_MINUTES := 60
+SOAK_SPEED := 1
 .PHONY: soak
 soak: $(READY)
-	$(BIN)/python -m tests.chaos.soak --minutes $(SOAK_MINUTES) --json soak.json --plot docs/images/soak.png
+	$(BIN)/python -m tests.chaos.soak --minutes $(SOAK_MINUTES) --speed $(SOAK_SPEED) --json soak.json --plot docs/images/soak.png
 
 # A real vLLM on this machine's CPU; see docs/engines.md for what it takes.
 test-vllm: $(READY) $(VLLM_READY)

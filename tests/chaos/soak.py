@@ -2,6 +2,7 @@
 
     make soak                       # an hour
     make soak SOAK_MINUTES=10       # a shorter one
+    make soak SOAK_SPEED=0.25       # slow engines: seven tenths of them, and little of the machine
     python -m tests.chaos.soak --minutes 60 --json soak.json --plot soak.png
 
 First the load that three engines can just carry is measured, then seven tenths of it are sent, at
@@ -100,12 +101,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(description="Run a cluster for an hour and look at it.")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="of the engines; less loads the machine less"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="tokenplane-soak-") as home:
-        options = ("--engines", str(ENGINES), "--routers", str(ROUTERS))
+        options = (
+            "--engines",
+            str(ENGINES),
+            "--routers",
+            str(ROUTERS),
+            "--speed",
+            str(asked.speed),
+        )
         with up(Path(home), *options) as cluster:
             soak = anyio.run(_soak, cluster, asked.minutes * 60, random.Random(asked.seed))
     print(table(soak))
