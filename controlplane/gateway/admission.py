@@ -112,6 +112,8 @@ class Admission:
 
 
 def _same_limits(one: Tenant, other: Tenant) -> bool:
+    if one is other:
+        return True
     limits = {"concurrent_max", "requests_per_minute", "tokens_per_minute"}
     return one.model_dump(include=limits) == other.model_dump(include=limits)
 

@@ -13,7 +13,7 @@ from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.sse import GivenUp, MalformedStream, SseScanner, given_up_in, usage_of
 from controlplane.gateway.telling import Teller
-from controlplane.runtime.tracing import inject, tracer
+from controlplane.runtime.tracing import inject, step, tracer
 from controlplane.runtime.version import VERSION
 from proto.progress import Phase
 from proto.route import Chosen
@@ -22,7 +22,6 @@ from proto.wire.ports import Http, HttpResponse, HttpTimeouts
 
 spans = tracer("tokenplane.gateway")
 
-FAREWELL_S = 1.0
 RETRIABLE_STATUSES = frozenset({429, 500, 502, 503, 504})
 JSON = "application/json"
 
@@ -53,12 +52,12 @@ class Attempts:
         `ClientError` when the engine finds the request wrong before anything was sent."""
         outcome, failed = CANCELLED, False
         self._routing.opened(chosen.worker)
-        with spans.start_as_current_span("gateway.engine", kind=SpanKind.CLIENT) as span:
+        with step(spans, "gateway.engine", SpanKind.CLIENT) as span:
             span.set_attribute("tokenplane.worker", chosen.worker)
             span.set_attribute("tokenplane.attempt", flight.attempts)
             span.set_attribute("tokenplane.engine", flight.engine)
             try:
-                await self._teller.tell(flight, chosen, Phase.DISPATCHED)
+                self._teller.tell(flight, chosen, Phase.DISPATCHED)
                 await self._exchange(flight, chosen, leg, sink)
                 outcome = COMPLETED
             except EngineFailed as error:
@@ -69,10 +68,7 @@ class Attempts:
                 raise
             finally:
                 self._routing.closed(chosen.worker)
-                with anyio.move_on_after(FAREWELL_S, shield=True):
-                    await self._teller.tell(
-                        flight, chosen, Phase.ENDED, outcome, worker_failed=failed
-                    )
+                self._teller.tell(flight, chosen, Phase.ENDED, outcome, worker_failed=failed)
 
     async def _exchange(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         settings, ask = self._settings, flight.ask
@@ -123,7 +119,7 @@ class Attempts:
                 told_first = True
                 flight.timed(anyio.current_time())
                 get_current_span().add_event("first_token")
-                await self._teller.tell(flight, chosen, Phase.FIRST_TOKEN)
+                self._teller.tell(flight, chosen, Phase.FIRST_TOKEN)
             stream.held = True
             await sink.write(events)
             stream.held = False

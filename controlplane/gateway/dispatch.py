@@ -9,6 +9,7 @@ event that ends the stream, and a cut-off stream never carries `[DONE]`.
 from __future__ import annotations
 
 import logging
+from array import array
 
 import anyio
 
@@ -32,7 +33,7 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tokenizer import Tokenizers
 from controlplane.gateway.transcript import Transcript
 from controlplane.registry.view import RegistryView
-from controlplane.runtime.tracing import tracer
+from controlplane.runtime.tracing import step, tracer
 from proto.ids import RequestId
 from proto.route import Chosen, Rejected
 from proto.wire.errors import RequestRefused
@@ -143,7 +144,7 @@ class Dispatcher:
                 return
             if flight.started and tokens is not None:
                 leg = await self._rest(flight, tokens, failure)
-                known = [*tokens, *flight.transcript.tokens] if flight.transcript else tokens
+                known = tokens + flight.transcript.tokens if flight.transcript else tokens
             else:
                 self._may_retry(flight, failure)
 
@@ -163,7 +164,7 @@ class Dispatcher:
             return failure
         return None
 
-    def _first_leg(self, flight: Flight, tokens: list[int] | None) -> Leg:
+    def _first_leg(self, flight: Flight, tokens: array[int] | None) -> Leg:
         """The client's request; one that could go on elsewhere is watched from the start."""
         ask = flight.ask
         watched = tokens is not None and self._settings.migrations_max > 0 and not obstacle(ask)
@@ -171,7 +172,7 @@ class Dispatcher:
             flight.transcript = Transcript(self._settings.migration_tokens_max)
         return first_leg(ask, traced=watched)
 
-    async def _rest(self, flight: Flight, tokens: list[int], failure: EngineFailed) -> Leg:
+    async def _rest(self, flight: Flight, tokens: array[int], failure: EngineFailed) -> Leg:
         """What another engine must be asked to finish the answer. Raises the `ClientError` that
         the failure comes to if it cannot be finished."""
         final = _failed(failure)
@@ -198,7 +199,7 @@ class Dispatcher:
         )  # fmt: skip
         return leg
 
-    async def _tokenise(self, flight: Flight) -> list[int] | None:
+    async def _tokenise(self, flight: Flight) -> array[int] | None:
         """Token ids, or None without a usable tokenizer. Raises `ClientError` (400, 404)."""
         ask = flight.ask
         known = served(self._view, ask.model)
@@ -210,7 +211,7 @@ class Dispatcher:
                 param="model",
             )
         card = known.card
-        with spans.start_as_current_span("gateway.tokenize") as span:
+        with step(spans, "gateway.tokenize") as span:
             tokens = await self._tokenizers.tokens(card, ask)
             if tokens is None:
                 flight.prompt_tokens = ask.guessed_prompt_tokens
@@ -228,7 +229,7 @@ class Dispatcher:
             )
         return tokens
 
-    async def _choose(self, flight: Flight, tokens: list[int] | None) -> Chosen:
+    async def _choose(self, flight: Flight, tokens: array[int] | None) -> Chosen:
         try:
             reply = await self._routing.choose(
                 flight.request,

@@ -54,7 +54,7 @@ class Flight:
     began_s: float
     """`anyio.current_time()` at arrival."""
     prompt_tokens: int = 0
-    tokens: list[int] | None = None
+    tokens: array[int] | None = None
     """Of the prompt, to name its blocks by."""
     attempts: int = 0
     worker: WorkerId | None = None

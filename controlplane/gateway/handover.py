@@ -14,8 +14,8 @@ Whatever happens, the ticket is told of it, so that no engine keeps blocks that 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ import msgspec
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind
 
-from controlplane.gateway.attempt import FAREWELL_S, JSON, Attempts
+from controlplane.gateway.attempt import JSON, Attempts
 from controlplane.gateway.dialects import Dialect, NoHandle, dialect_of, obstacle
 from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight, Sink
 from controlplane.gateway.metrics import GatewayMetrics
@@ -35,7 +35,7 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.telling import Teller
 from controlplane.gateway.tickets import Tickets, landed
 from controlplane.registry.view import RegistryView
-from controlplane.runtime.tracing import inject, tracer
+from controlplane.runtime.tracing import inject, step, tracer
 from proto.ids import RequestId, ServiceId, WorkerId
 from proto.progress import Phase
 from proto.route import Chosen
@@ -144,9 +144,9 @@ class Handover:
         decided = reply.ticket if isinstance(reply, Granted) else reply
         ticket = decided if isinstance(decided, Ticket) else None
         if prefill is not None and (ticket is None or ticket.prefill.worker != prefill.worker):
-            await self._unwanted(flight, leg_request(flight.request), prefill.worker)
+            self._unwanted(flight, leg_request(flight.request), prefill.worker)
         if ticket is not None and ticket.decode.worker != chosen.worker:
-            await self._unwanted(flight, flight.request, chosen.worker)
+            self._unwanted(flight, flight.request, chosen.worker)
         return decided
 
     # --- under a ticket
@@ -208,10 +208,10 @@ class Handover:
         headers = {"content-type": JSON, "x-request-id": flight.request}
         patience_s = max(1.0, journey.ticket.deadline_s - journey.ticket.changed_s)
         timeouts = HttpTimeouts(connect_s=2.0, first_byte_s=patience_s, idle_s=patience_s)
-        with spans.start_as_current_span("gateway.prefill", kind=SpanKind.CLIENT) as span:
+        with step(spans, "gateway.prefill", SpanKind.CLIENT) as span:
             span.set_attribute("tokenplane.worker", prefill.worker)
             span.set_attribute("tokenplane.ticket", journey.ticket.id)
-            async with self._told_of_prefill(flight, prefill.worker):
+            with self._told_of_prefill(flight, prefill.worker):
                 try:
                     async with self._http.exchange(
                         "POST",
@@ -340,13 +340,13 @@ class Handover:
         self._tickets.give_up(journey.ticket, Step.CANCEL, reply.reason)
         raise Gone(reply.detail)
 
-    @asynccontextmanager
-    async def _told_of_prefill(self, flight: Flight, worker: WorkerId) -> AsyncIterator[None]:
+    @contextmanager
+    def _told_of_prefill(self, flight: Flight, worker: WorkerId) -> Iterator[None]:
         """While a prefill leg runs on the worker: routers and its agent know."""
         outcome, request, tell = CANCELLED, leg_request(flight.request), self._told.teller.tell_leg
         self._routing.opened(worker)
         try:
-            await tell(flight, request, worker, Phase.DISPATCHED)
+            tell(flight, request, worker, Phase.DISPATCHED)
             yield
             outcome = COMPLETED
         except EngineFailed as error:
@@ -354,12 +354,11 @@ class Handover:
             raise
         finally:
             self._routing.closed(worker)
-            with anyio.move_on_after(FAREWELL_S, shield=True):
-                await tell(flight, request, worker, Phase.ENDED, outcome)
+            tell(flight, request, worker, Phase.ENDED, outcome)
 
-    async def _unwanted(self, flight: Flight, request: RequestId, worker: WorkerId) -> None:
+    def _unwanted(self, flight: Flight, request: RequestId, worker: WorkerId) -> None:
         """What a router has booked on the worker is done by another one, or by nobody."""
-        await self._told.teller.tell_leg(flight, request, worker, Phase.ENDED, CANCELLED)
+        self._told.teller.tell_leg(flight, request, worker, Phase.ENDED, CANCELLED)
 
     def _record(self, worker: WorkerId) -> WorkerRecord | None:
         return self._view.workers.get(worker)

@@ -124,7 +124,7 @@ class Health:
                 for stream in tuple(self._streams):
                     moved = stream.look()
                     if moved:
-                        await self._moved(stream, now_s)
+                        self._moved(stream, now_s)
                     if moved or (stream.begun and not stream.held):
                         worker = stream.chosen.worker
                         moves[worker] = moves.get(worker, False) or moved
@@ -133,11 +133,11 @@ class Health:
                         self._quarantined.add(worker)
                         tasks.start_soon(self._quarantine, worker)
 
-    async def _moved(self, stream: Stream, now_s: float) -> None:
+    def _moved(self, stream: Stream, now_s: float) -> None:
         stream.flight.timed(now_s)
         if now_s - stream.told_s >= self._alive_s:
             stream.told_s = now_s
-            await self._teller.tell(stream.flight, stream.chosen, Phase.ALIVE)
+            self._teller.tell(stream.flight, stream.chosen, Phase.ALIVE)
 
     def _of(self, worker: WorkerId) -> list[Stream]:
         return [stream for stream in self._streams if stream.chosen.worker == worker]
@@ -148,7 +148,7 @@ class Health:
         log.warning("%s: no stream moves; nothing new for it until it answers a probe", worker)
         try:
             while known is not None and not await self._answers(known):
-                await self._teller.worker_failed(worker, STUCK)
+                self._teller.worker_failed(worker, STUCK)
                 for stream in self._of(worker):
                     stream.scope.cancel()
                 await anyio.sleep(pause_s)

@@ -30,7 +30,7 @@ from controlplane.gateway.tenants import Tenant
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.service import CannotServe
 from controlplane.runtime.tls import server_context
-from controlplane.runtime.tracing import extract, tracer
+from controlplane.runtime.tracing import extract, step, tracer
 from proto.ids import BadName, RequestId, check_name, new_request_id
 from proto.wire.errors import HttpCannotListen, HttpTimeout
 from proto.wire.ports import Headers, HttpCall, HttpLimits, HttpPort, HttpServing
@@ -151,7 +151,7 @@ class Border:
 
     async def _serve(self, api: Api, request_id: RequestId, call: HttpCall) -> None:
         headers, sink = call.headers, _Sink(call)
-        with spans.start_as_current_span("gateway.admit"):
+        with step(spans, "gateway.admit"):
             tenant = self._tenant(headers)
             ask = read(api, call.body)
             if salt := self._front.admission.salt(tenant):

@@ -5,6 +5,7 @@ The client's own bytes go to the engine; what is read here decides only where th
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
@@ -80,7 +81,7 @@ class Ask(msgspec.Struct, frozen=True):
     stream: bool
     max_tokens: int | None
     text: str | None = None
-    tokens: list[int] | None = None
+    tokens: array[int] | None = None
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     cache_salt: str = ""
@@ -311,12 +312,13 @@ def _first_of_batch(raw: msgspec.Raw) -> str | list[int]:
         ) from error
 
 
-def _token_ids(tokens: list[int]) -> list[int]:
-    if min(tokens) < 0 or max(tokens) >= 1 << 32:
+def _token_ids(tokens: list[int]) -> array[int]:
+    try:
+        return array("I", tokens)
+    except OverflowError as error:
         raise ClientError(
             400, "token ids are whole numbers from 0", code="invalid_value", param="prompt"
-        )
-    return tokens
+        ) from error
 
 
 def _limit(value: int | float | None, name: str) -> int | None:

@@ -35,9 +35,9 @@ class PieceEncoder:
         self.encoded_chars = 0
         """How much was not known, since the start."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> array[int]:
         """Token ids of a text that has its special tokens in it."""
-        tokens: list[int] = []
+        tokens = array("I")
         for piece, is_last in self._pieces(text):
             # The special token after a piece is the first of the next one.
             ids = self._ids(piece)

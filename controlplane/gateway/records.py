@@ -1,8 +1,13 @@
-"""Request records on their way to the durable stream: written behind the requests' backs."""
+"""Request records on their way to the durable stream: written behind the requests' backs.
+
+Those that come while others are being stored are stored next, and together, so that the pace does
+not hang on how long the stream takes for one.
+"""
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import anyio
 
@@ -19,10 +24,11 @@ KEPT_S = 7 * 24 * 3600.0
 KEPT_BYTES = 1 << 30
 APPEND_S = 5.0
 RETRY_S = 5.0
+TOGETHER_MAX = 64
 
 
 class RecordWriter:
-    """One queue and one task; a record that finds the queue full is dropped and counted."""
+    """One queue; a record that finds it full is dropped and counted."""
 
     def __init__(
         self,
@@ -49,8 +55,14 @@ class RecordWriter:
         """Store records until cancelled."""
         with self._queue, self._waiting:
             await self._make_stream()
-            async for record in self._waiting:
-                await self._store(record)
+            while True:
+                batch = [await self._waiting.receive()]
+                with suppress(anyio.WouldBlock):
+                    while len(batch) < TOGETHER_MAX:
+                        batch.append(self._waiting.receive_nowait())
+                async with anyio.create_task_group() as tasks:
+                    for record in batch:
+                        tasks.start_soon(self._store, record)
 
     async def settled(self) -> None:
         """Wait until nothing waits to be stored; the caller sets the deadline."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from controlplane.gateway.routers import Routers
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, Tenant
 from controlplane.registry.view import RegistryView
-from controlplane.runtime.tracing import tracer
+from controlplane.runtime.tracing import step, tracer
 from proto.codec import Producer, Unreadable
 from proto.constraints import UNCONSTRAINED, Constraints
 from proto.engine_choice import EngineRules
@@ -101,7 +102,7 @@ class Routing:
         self,
         request: RequestId,
         ask: Ask,
-        tokens: list[int] | None,
+        tokens: array[int] | None,
         hints: Hints,
         attempt: int,
         failed: Collection[WorkerId],
@@ -131,7 +132,7 @@ class Routing:
             leg=(RouteLeg.DECODE if self._split(model) else RouteLeg.WHOLE) if leg is None else leg,
             workload=hints.workload,
         )
-        with spans.start_as_current_span("gateway.route", kind=SpanKind.CLIENT) as span:
+        with step(spans, "gateway.route", SpanKind.CLIENT) as span:
             began_s = anyio.current_time()
             try:
                 reply = await self._routers.decide(route)
@@ -155,7 +156,7 @@ class Routing:
         self,
         request: RequestId,
         ask: Ask,
-        tokens: list[int] | None,
+        tokens: array[int] | None,
         hints: Hints,
         attempt: int,
         failed: Collection[WorkerId],
@@ -216,7 +217,7 @@ class Routing:
         self._inhibited = {w: until for w, until in self._inhibited.items() if until > now_s}
         return set(self._inhibited)
 
-    def _names(self, scope: Scope, tokens: list[int]) -> dict[int, bytes]:
+    def _names(self, scope: Scope, tokens: array[int]) -> dict[int, bytes]:
         """Packed block names for each block size among the model's workers."""
         sizes = {r.block_tokens for r in self._view.workers.values() if r.model == scope.model}
         return {size: pack(self._hasher(scope, size).names(tokens)) for size in sizes}

@@ -30,6 +30,9 @@ from proto.ids import ServiceId, new_incarnation
 from proto.subjects import Keys, Subjects
 from proto.wire.ports import Bus, Http, HttpServing, Store
 
+FAREWELL_S = 1.0
+"""What it takes at most to tell routers and agents of requests that end with the process."""
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -58,7 +61,7 @@ class GatewayService:
     def __init__(self, settings: GatewaySettings, around: Surroundings) -> None:
         bus, subjects, view, metrics = around.bus, around.subjects, around.view, around.metrics
         producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
-        teller = Teller(bus, subjects, producer)
+        self._teller = teller = Teller(bus, subjects, producer)
         routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
         self.routing = routing
         self.health = Health(settings, around.http, routing, view, metrics, teller)
@@ -82,17 +85,27 @@ class GatewayService:
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Serve until cancelled. Raises `PortTaken`."""
         assert self._server is not None, "given no HTTP server"
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.behind)
+                tasks.start_soon(self._admission.follow)
+                tasks.start_soon(self._answers.run)
+                if self._directory is not None:
+                    await tasks.start(self._follow_tenants)
+                tasks.start_soon(self.health.run)
+                async with self._border.listening(self._server):
+                    task_status.started()
+                    await anyio.sleep_forever()
+        finally:
+            with anyio.move_on_after(FAREWELL_S, shield=True):
+                await self._teller.settled()
+
+    async def behind(self) -> None:
+        """What is written behind the requests' backs, until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.records.run)
             tasks.start_soon(self._tickets.run)
-            tasks.start_soon(self._admission.follow)
-            tasks.start_soon(self._answers.run)
-            if self._directory is not None:
-                await tasks.start(self._follow_tenants)
-            tasks.start_soon(self.health.run)
-            async with self._border.listening(self._server):
-                task_status.started()
-                await anyio.sleep_forever()
+            tasks.start_soon(self._teller.run)
 
     async def _follow_tenants(self, *, task_status: TaskStatus[None]) -> None:
         assert self._directory is not None
@@ -101,5 +114,6 @@ class GatewayService:
     async def drain(self) -> None:
         """Refuse new requests, finish what is under way, store what is to be remembered."""
         await self._border.drain()
+        await self._teller.settled()
         await self._tickets.settled()
         await self.records.settled()

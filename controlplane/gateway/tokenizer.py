@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -39,10 +40,10 @@ class ModelTokenizer:
         self._special = dict(card.special_tokens)
         self._template = _template(card)
 
-    def encode(self, ask: Ask) -> list[int]:
+    def encode(self, ask: Ask) -> array[int]:
         """Token ids of the prompt as the engine will see it. Raises `ClientError`."""
         if ask.text is not None:
-            return list(self._tokenizer.encode(ask.text).ids)
+            return array("I", self._tokenizer.encode(ask.text).ids)
         return self._pieces.encode(self._render(ask))
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -80,7 +81,7 @@ class Tokenizers:
         self._made: dict[str, tuple[ModelCard, ModelTokenizer | None]] = {}
         self._threads = anyio.CapacityLimiter(THREADS)
 
-    async def tokens(self, card: ModelCard, ask: Ask) -> list[int] | None:
+    async def tokens(self, card: ModelCard, ask: Ask) -> array[int] | None:
         """Token ids of the prompt, or None where the model cannot be tokenised here.
 
         Long texts are worked on in a thread, off the event loop. Raises `ClientError`.

@@ -286,8 +286,7 @@ async def _split(rng: random.Random) -> AsyncIterator[Split]:
         )
         await tasks.start(_run, split.router)
         split.gateway = _gateway(split, view, http, secret)
-        tasks.start_soon(split.gateway.records.run)
-        tasks.start_soon(split.gateway._tickets.run)
+        tasks.start_soon(split.gateway.behind)
         await anyio.sleep(5)
         yield split
         tasks.cancel_scope.cancel()

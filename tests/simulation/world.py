@@ -187,7 +187,7 @@ async def _world(rng: random.Random, count: int) -> AsyncIterator[World]:
         router = _router(hub, view, random.Random(rng.random()))
         await tasks.start(_run, router)
         gateway = _gateway(hub, view, http, secret)
-        tasks.start_soon(gateway.records.run)
+        tasks.start_soon(gateway.behind)
         await anyio.sleep(QUIET_S)
         assert [r.state for r in view.workers.values()] == ["ready"] * count
         yield World(gateway, router, engines, secret, rng)

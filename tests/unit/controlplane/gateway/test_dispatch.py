@@ -101,6 +101,8 @@ class World:
     hub: MemoryHub
     registry: CollectorRegistry
     progress: list[Progress] = field(default_factory=list)
+    heard: anyio.Event = field(default_factory=anyio.Event)
+    """There is more of `progress`."""
     records: list[RequestRecord] = field(default_factory=list)
     routed: list[RouteRequest] = field(default_factory=list)
     replies: list[RouteReply | None] = field(default_factory=list)
@@ -135,8 +137,13 @@ class World:
         ask = read(Api.COMPLETIONS, json.dumps(asked).encode())
         await self.gateway.dispatcher.serve(RequestId("q1"), ask, hints, client)
 
-    def phases(self) -> list[tuple[str, Phase]]:
-        return [(p.worker, p.phase) for p in self.progress]
+    async def told(self, ends: int = 1) -> list[Progress]:
+        """What routers and agents have heard, once they have heard of so many ends."""
+        with anyio.fail_after(5):
+            while sum(each.phase is Phase.ENDED for each in self.progress) < ends:
+                self.heard = anyio.Event()
+                await self.heard.wait()
+        return self.progress
 
 
 @asynccontextmanager
@@ -169,7 +176,7 @@ async def world(
         if http_server:
             await tasks.start(lambda *, task_status: ours.gateway.run(task_status=task_status))
         else:
-            tasks.start_soon(ours.gateway.records.run)
+            tasks.start_soon(ours.gateway.behind)
         if watched:
             tasks.start_soon(ours.gateway.health.run)
         tasks.start_soon(_collect, ours)
@@ -187,6 +194,7 @@ async def _collect(ours: World) -> None:
     async with ours.hub.connect("listener").subscribe(SUBJECTS.every_progress) as messages:
         async for message in messages:
             ours.progress.append(reader.open(message.data).body)
+            ours.heard.set()
 
 
 async def records(ours: World, count: int) -> list[RequestRecord]:
@@ -219,7 +227,7 @@ async def test_a_stream_comes_through_byte_for_byte(anyio_backend: str) -> None:
         assert (written.engine, written.router, written.version) == ("sim", "r", VERSION)
         assert (written.outcome, written.worker, written.output_tokens) == ("completed", "a", 3)
         assert written.ttft_ms is not None
-        assert ours.phases() == [
+        assert [(p.worker, p.phase) for p in await ours.told()] == [
             ("a", Phase.DISPATCHED),
             ("a", Phase.FIRST_TOKEN),
             ("a", Phase.ENDED),
@@ -240,8 +248,7 @@ async def test_before_the_first_byte_another_worker_is_tried(
         assert client.headers["x-tokenplane-worker"] == "b"
         assert ours.routed[1].exclude == ("a",)
         assert [route.attempt for route in ours.routed] == [1, 2]
-        await records(ours, 1)
-        ends = [each for each in ours.progress if each.phase is Phase.ENDED]
+        ends = [each for each in await ours.told(2) if each.phase is Phase.ENDED]
         assert [(p.worker, p.attempt, p.worker_failed) for p in ends] == [
             ("a", 1, True),
             ("b", 2, False),
@@ -384,8 +391,7 @@ async def test_a_client_that_leaves_frees_the_engine(anyio_backend: str) -> None
             await left.wait()
         [written] = await records(ours, 1)
         assert written.outcome == "cancelled"
-        assert ours.progress[-1].phase is Phase.ENDED
-        assert ours.progress[-1].outcome == "cancelled"
+        assert (await ours.told())[-1].outcome == "cancelled"
 
 
 async def test_without_a_router_the_gateway_chooses_by_itself(anyio_backend: str) -> None:
@@ -528,6 +534,7 @@ async def test_the_bus_never_carries_a_prompt(anyio_backend: str) -> None:
         ours.engine("a", whole)
         await ours.serve(Client(), prompt="a very secret prompt")
         await records(ours, 1)
+        await ours.told()
         tasks.cancel_scope.cancel()
     assert {SUBJECTS.route, SUBJECTS.progress(WorkerId("a")), SUBJECTS.requests} <= set(heard)
     assert not any(b"secret" in data for data in heard.values())

@@ -15,7 +15,14 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from controlplane.runtime.settings import TelemetrySettings
-from controlplane.runtime.tracing import extract, inject, make_provider, setup_tracing, tracer
+from controlplane.runtime.tracing import (
+    extract,
+    inject,
+    make_provider,
+    setup_tracing,
+    step,
+    tracer,
+)
 from tests.support.otlp_receiver import OtlpReceiver, otlp_receiver
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -75,6 +82,20 @@ def test_without_a_collector_the_callers_context_passes_through() -> None:
     with tracer("nobody").start_as_current_span("s", context=extract({"traceparent": CALLER})) as s:
         assert not s.is_recording()
         assert inject() == {"traceparent": CALLER}
+
+
+def test_a_step_is_a_span_only_where_somebody_records() -> None:
+    recording = make_provider("s", "http://127.0.0.1:1", 1.0)
+    spans = recording.get_tracer("t")
+    with step(spans, "alone") as alone:
+        assert not alone.is_recording()
+    caller = extract({"traceparent": CALLER.replace("-01", "-00")})
+    with spans.start_as_current_span("unrecorded", context=caller), step(spans, "within"):
+        assert inject()["traceparent"].endswith("-00")
+    with spans.start_as_current_span("recorded") as outer, step(spans, "within") as inner:
+        assert inner.is_recording() and inner is trace.get_current_span()
+        assert inner.get_span_context().trace_id == outer.get_span_context().trace_id
+    recording.shutdown()
 
 
 def test_without_a_span_there_is_nothing_to_carry() -> None:
