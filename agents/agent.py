@@ -101,7 +101,7 @@ class AgentService:
             self._metrics,
         )
         switch = adapter if isinstance(adapter, DraftSwitch) and settings.draft_switch else None
-        self._drafts = Drafts(settings.draft_policy, switch, self._metrics)
+        self._drafts = Drafts(settings.draft_policy, settings.canary_policy, switch, self._metrics)
         self._expose()
 
     @property
@@ -176,7 +176,7 @@ class AgentService:
                     healthy=self._watch.healthy,
                     draining=self._draining,
                 )
-                await self._drafts.take(steps, anyio.current_time())
+                await self._drafts.take(steps, self._watch.load.work, anyio.current_time())
 
     def _tell(self) -> None:
         """Let the registry and the routers know how the engine is now."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from agents.adapters.vllm import MAX_BATCHED_TOKENS, MAX_RUNNING
+from agents.canary import CanaryPolicy
 from agents.speculation import DraftPolicy
 from controlplane.runtime.settings import CommonSettings, Group
 from proto.ids import WorkerId, check_name
@@ -137,6 +138,12 @@ class AgentSettings(Group):
     draft_cost: float = Field(
         0.08, ge=0, description="what a draft's step takes of the engine's, for what is expected"
     )
+    draft_trial_s: float = Field(
+        0.0,
+        ge=0,
+        description="try drafts: on and off in turn, for so many seconds each, and then keep them"
+        " or give them up (docs/speculation.md); 0: no trial",
+    )
     draft_switch: bool = Field(
         True,
         description="switch drafts off and on where the engine allows it; else only say so",
@@ -161,6 +168,11 @@ class AgentSettings(Group):
         return DraftPolicy(
             self.draft_acceptance_min, self.draft_batch_max, self.draft_retry_s, self.draft_cost
         )
+
+    @property
+    def canary_policy(self) -> CanaryPolicy:
+        """How drafts are tried."""
+        return CanaryPolicy(self.draft_trial_s)
 
 
 class AgentProcess(CommonSettings):

@@ -87,6 +87,10 @@ class EngineWork(msgspec.Struct, frozen=True):
     """Their sum."""
     drafts: EngineDrafts | None = None
     """None: it does not speculate, or does not tell."""
+    first_tokens: int = 0
+    """Answers that have begun."""
+    first_tokens_s: float = 0.0
+    """Sum of the times that they were waited for."""
 
     def since(self, before: EngineWork) -> EngineWork:
         """What was done between two looks at one life."""
@@ -97,6 +101,8 @@ class EngineWork(msgspec.Struct, frozen=True):
             self.gaps - before.gaps,
             self.gaps_s - before.gaps_s,
             _drafts_since(self.drafts, before.drafts),
+            self.first_tokens - before.first_tokens,
+            self.first_tokens_s - before.first_tokens_s,
         )
 
 
@@ -241,3 +247,6 @@ class DraftSwitch(Protocol):
 
     async def speculate(self, *, on: bool) -> None:
         """From the next step on. Raises `EngineAway`, `EngineUnfit`."""
+
+    async def say(self) -> Sequence[int]:
+        """A short greedy answer, always to the same prompt. Raises `EngineAway`, `EngineUnfit`."""

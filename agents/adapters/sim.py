@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anyio
 import msgspec
 
@@ -21,6 +23,7 @@ from proto.workers import HandoffOrder, KvTransfer
 TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
 REPLICATE_S = 60.0
 BODY_BYTES_MAX = 1 << 20
+SAY = {"prompt": "Say the same", "max_tokens": 24, "temperature": 0, "return_token_ids": True}
 
 
 class _Transfer(msgspec.Struct):
@@ -40,6 +43,14 @@ class _Config(msgspec.Struct):
 
 class _Info(msgspec.Struct):
     vllm_config: _Config
+
+
+class _Choice(msgspec.Struct):
+    token_ids: list[int]
+
+
+class _Said(msgspec.Struct):
+    choices: list[_Choice]
 
 
 class _Answer(msgspec.Struct):
@@ -69,6 +80,14 @@ class SimAdapter(VllmAdapter):
     async def speculate(self, *, on: bool) -> None:
         """Use drafts from the next step on, or none."""
         await self._ask.post("/speculation", {"enabled": on})
+
+    async def say(self) -> Sequence[int]:
+        """See `DraftSwitch`."""
+        answer = await self._ask.post("/v1/completions", SAY)
+        try:
+            return msgspec.json.decode(answer, type=_Said).choices[0].token_ids
+        except (msgspec.DecodeError, IndexError) as error:
+            raise EngineUnfit(f"/v1/completions told no token ids: {error}") from error
 
     async def probe(self) -> EngineFacts:
         """With what it says of its transfers."""

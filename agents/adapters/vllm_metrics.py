@@ -25,6 +25,8 @@ PREFILLED = "vllm:prompt_tokens_total"
 GENERATED = "vllm:generation_tokens_total"
 GAPS = "vllm:inter_token_latency_seconds_count"
 GAPS_S = "vllm:inter_token_latency_seconds_sum"
+FIRSTS = "vllm:time_to_first_token_seconds_count"
+FIRSTS_S = "vllm:time_to_first_token_seconds_sum"
 
 DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
@@ -33,6 +35,7 @@ ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 DRAFT_FAMILIES = frozenset({DRAFTS, DRAFTED, ACCEPTED})
 WORK_FAMILIES = frozenset({STEPS, PREFILLED, GENERATED, GAPS, GAPS_S})
 LOAD_FAMILIES = WORK_FAMILIES | DRAFT_FAMILIES | {
+    FIRSTS, FIRSTS_S,
     RUNNING, WAITING, USAGE, PREEMPTIONS, QUERIED, CACHED, PROMPT_TOKENS, PROMPTS, PROCESS_START,
 }  # fmt: skip
 
@@ -92,6 +95,8 @@ def _work(values: Mapping[str, float]) -> EngineWork | None:
         gaps=int(values[GAPS]),
         gaps_s=values[GAPS_S],
         drafts=_drafts(values),
+        first_tokens=int(values.get(FIRSTS, 0)),
+        first_tokens_s=values.get(FIRSTS_S, 0.0),
     )
 
 

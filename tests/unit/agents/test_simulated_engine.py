@@ -71,17 +71,20 @@ def engine(*options: str) -> Iterator[Process]:
 class World:
     """An agent of a real engine; the bus and the store are in memory."""
 
-    def __init__(self, process: Process, http: Http, frames: ZmqFrames) -> None:
+    def __init__(
+        self, process: Process, http: Http, frames: ZmqFrames, more: dict[str, float]
+    ) -> None:
         hub, self.etcd, self.metrics = MemoryHub(), MemoryEtcd(), CollectorRegistry()
-        settings = AgentSettings(
-            worker=WORKER,
-            engine="sim",
-            engine_url=process.url,
-            events=f"tcp://127.0.0.1:{process.events}",
-            replay=f"tcp://127.0.0.1:{process.replay}",
-            load_interval_s=0.05,
-            retry_s=0.05,
-        )
+        told: dict[str, object] = {
+            "worker": WORKER,
+            "engine": "sim",
+            "engine_url": process.url,
+            "events": f"tcp://127.0.0.1:{process.events}",
+            "replay": f"tcp://127.0.0.1:{process.replay}",
+            "load_interval_s": 0.05,
+            "retry_s": 0.05,
+        }
+        settings = AgentSettings.model_validate({**told, **more})
         self._process = AgentProcess(cluster="test", agent=settings)
         self._url, self._http = process.url, http
         self.reader = PlainReader(hub.connect("reader"), SUBJECTS, WORKER)
@@ -106,6 +109,10 @@ class World:
         value = self.metrics.get_sample_value(f"tokenplane_agent_{name}", labels)
         assert value is not None
         return value
+
+    def counted(self, name: str, **labels: str) -> float:
+        """As `metric`; 0 where it has not been counted yet."""
+        return self.metrics.get_sample_value(f"tokenplane_agent_{name}", labels) or 0.0
 
     async def speculates(self) -> bool:
         async with self._http.exchange("GET", f"{self._url}/speculation") as response:
@@ -139,10 +146,10 @@ class World:
 
 
 @asynccontextmanager
-async def watched(process: Process) -> AsyncGenerator[World, None]:
+async def watched(process: Process, **more: float) -> AsyncGenerator[World, None]:
     with closing(ZmqFrames()) as frames:
         async with HttpClient() as http:
-            world = World(process, http, frames)
+            world = World(process, http, frames, more)
             async with anyio.create_task_group() as tasks:
                 await tasks.start(world.reader.run)
                 await tasks.start(world.agent.run)
@@ -183,6 +190,31 @@ async def test_a_killed_engine_comes_back_empty() -> None:
             after = await world.complete("And what comes after it? " * 12)
             await world.has_blocks(after)
             assert not world.reader.names & before
+
+
+@pytest.mark.parametrize(("acceptance", "kept"), [(0.02, False), (0.95, True)])
+async def test_drafts_of_a_process_are_tried(acceptance: float, kept: bool) -> None:
+    """SD13: kept or rolled back by what answers take with them and without."""
+    config = {"acceptance": acceptance, "num_speculative_tokens": 3, "draft_cost": 0.2}
+    with engine("--speculative-config", json.dumps(config)) as process:
+        async with (
+            watched(process, draft_trial_s=0.5, draft_acceptance_min=0.0) as world,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def talk() -> None:
+                while True:
+                    await world.complete("Say something. ", length=40)
+
+            for _ in range(4):
+                tasks.start_soon(talk)
+            verdict = {"to": "on", "reason": "kept"} if kept else {"to": "off", "reason": "tpot"}
+            with anyio.fail_after(60):
+                while not world.counted("draft_switches_total", **verdict):
+                    await world.complete("Still? ")
+            tasks.cancel_scope.cancel()
+            assert await world.speculates() is kept
+            assert (world.metric("draft_trial_tpot_ratio") < 1) is kept
 
 
 async def test_poor_drafts_of_a_process_are_switched_off() -> None:
