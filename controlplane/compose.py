@@ -163,10 +163,13 @@ def build_planner(settings: PlannerProcess, kit: Kit) -> Sequence[Service]:
         view=view,
         metrics=PlannerMetrics(kit.metrics),
     )
-    core = PlannerCore(settings.planner, _service_id("planner"))
+    name = _service_id("planner")
+    core = PlannerCore(settings.planner, name)
     profile = settings.planner.profile
     planner = PlannerService(core, around, profiles=_profiles(profile) if profile else None)
-    services: list[Service] = [view, planner]
+    live = _live(settings, kit, name, kind="planner")
+    live.follow("planner", settings.planner, core.adopt)
+    services: list[Service] = [view, live, planner]
     if settings.scaler.kind != "none":
         services.append(
             _Scaler(settings.scaler, kit.carriers.store, keys, lambda: planner.leadership.leads)
@@ -233,15 +236,18 @@ def build_registry(settings: CommonSettings, kit: Kit) -> Sequence[Service]:
 def build_transfer(settings: TransferProcess, kit: Kit) -> Sequence[Service]:
     """A transfer coordinator and the view it follows."""
     view = RegistryView(kit.carriers.store, Keys(settings.cluster))
+    name = _service_id("transfer")
     service = TransferService(
         settings.transfer,
         kit.carriers.bus,
         Subjects(settings.cluster),
         view,
         TransferMetrics(kit.metrics),
-        service=_service_id("transfer"),
+        service=name,
     )
-    return [view, service]
+    live = _live(settings, kit, name)
+    live.follow("transfer", settings.transfer, service.adopt)
+    return [view, live, service]
 
 
 def build_console(settings: ConsoleProcess, kit: Kit) -> Sequence[Service]:
@@ -250,7 +256,7 @@ def build_console(settings: ConsoleProcess, kit: Kit) -> Sequence[Service]:
     service = ConsoleService(
         settings.console, settings.cluster, kit.carriers.bus, view, kit.metrics
     )
-    return [view, service]
+    return [view, _live(settings, kit, _service_id("console"), kind="console"), service]
 
 
 def _live(

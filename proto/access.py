@@ -31,6 +31,10 @@ class Role(StrEnum):
     """People and their commands: hears everything, asks, and keeps the live settings."""
 
 
+SETTABLE = frozenset({Role.GATEWAY, Role.ROUTER, Role.TRANSFER, Role.PLANNER, Role.CONSOLE})
+"""Processes that say which live settings they are on, and show as a service by that alone."""
+
+
 def inbox(user: str) -> str:
     """Where answers to a user come; nobody else may listen there."""
     return f"_INBOX.{user}"
@@ -61,6 +65,17 @@ class Rights(NamedTuple):
 
 def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Words:
     """What a role says and hears; an agent without `worker` may be that of any."""
+    may = _at_work(role, subjects, worker)
+    if role not in SETTABLE:
+        return may
+    return may._replace(
+        publish=(*may.publish, subjects.every_settings),
+        subscribe=(*may.subscribe, subjects.settings, subjects.every_settings_asked),
+        answers=True,
+    )
+
+
+def _at_work(role: Role, subjects: Subjects, worker: WorkerId | None) -> Words:
     match role:
         case Role.AGENT:
             return Words(
@@ -82,10 +97,7 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                     subjects.withdrawn,
                     subjects.requests,
                     subjects.every_transfer,
-                    subjects.every_settings,
                 ),
-                subscribe=(subjects.settings, subjects.every_settings_asked),
-                answers=True,
                 keeps=(subjects.requests_stream,),
             )
         case Role.ROUTER:
@@ -96,10 +108,8 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                     subjects.decisions,
                     subjects.every_explained,
                     subjects.every_snapshot,
-                    subjects.every_settings,
                 ),
                 subscribe=(
-                    subjects.settings,
                     subjects.every_kv,
                     subjects.every_load,
                     subjects.every_progress,
@@ -109,7 +119,6 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
                     subjects.bookings,
                     subjects.explain,
                 ),
-                answers=True,
             )
         case Role.REGISTRY:
             return Words(subscribe=(subjects.registry_workers,), answers=True)
@@ -117,7 +126,6 @@ def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Wor
             return Words(
                 publish=(subjects.every_command(), subjects.transitions),
                 subscribe=(subjects.every_transfer, subjects.every_load),
-                answers=True,
                 buckets=(subjects.tickets_bucket,),
             )
         case Role.PLANNER:

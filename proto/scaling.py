@@ -96,6 +96,8 @@ class Desired(Record):
     planner: str
     retire: tuple[WorkerId, ...] = ()
     """Whom to take first when there are too many: those with the least to lose."""
+    traceparent: str = ""
+    """W3C context of the tick that decided it: what is done about it is in the same trace."""
 
     @property
     def pool(self) -> Pool:

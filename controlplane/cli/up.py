@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskStatus
 from pydantic import Field
 from rich.console import Console
@@ -20,6 +21,7 @@ from controlplane.local.view import show
 from controlplane.planner.scalers.follow import ScalerService
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.carriers import open_carriers
+from controlplane.runtime.tracing import setup_tracing
 from proto.subjects import Keys, Subjects
 from proto.wire.http import HttpClient
 from proto.wire.ports import Http
@@ -68,14 +70,19 @@ async def _obey_signals(working: anyio.CancelScope, hurry: anyio.Event) -> None:
 async def _scale(cluster: LocalCluster, http: Http, *, task_status: TaskStatus[None]) -> None:
     """Start and stop engines as the planner wants, until cancelled."""
     settings = cluster.settings()
-    async with (
-        open_carriers(settings, "scaler") as carriers,
-        anyio.create_task_group() as tasks,
-    ):
-        actuator = LocalActuator(cluster, http, tasks)
-        service = ScalerService(carriers.store, Keys(settings.cluster), actuator)
-        await tasks.start(_run, service)
-        task_status.started()
+    flush_traces = setup_tracing("up", settings.telemetry)
+    try:
+        async with (
+            open_carriers(settings, "scaler") as carriers,
+            anyio.create_task_group() as tasks,
+        ):
+            actuator = LocalActuator(cluster, http, tasks)
+            service = ScalerService(carriers.store, Keys(settings.cluster), actuator)
+            await tasks.start(_run, service)
+            task_status.started()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(flush_traces)
 
 
 async def _run(service: ScalerService, *, task_status: TaskStatus[None]) -> None:

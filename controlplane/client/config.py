@@ -9,15 +9,22 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from controlplane.gateway.settings import GatewaySettings
+from controlplane.planner.settings import PlannerSettings
 from controlplane.router.settings import RouterSettings
 from controlplane.runtime.asking import ask_settings
 from controlplane.runtime.live import BadSetting, layered, live_names
 from controlplane.runtime.settings import Group
+from controlplane.transfer.settings import TransferSettings
 from proto.live import SettingsTold
 from proto.subjects import Keys, Subjects
 from proto.wire.ports import Bus, Deleted, Put, Store
 
-GROUPS: Mapping[str, Group] = {"gateway": GatewaySettings(), "router": RouterSettings()}
+GROUPS: Mapping[str, Group] = {
+    "gateway": GatewaySettings(),
+    "planner": PlannerSettings(),
+    "router": RouterSettings(),
+    "transfer": TransferSettings(),
+}
 """Groups of which some settings may change while a process runs."""
 
 

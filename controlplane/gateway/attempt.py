@@ -46,6 +46,7 @@ class Attempts:
     def adopt(self, settings: GatewaySettings) -> None:
         """Wait by other settings from now on; exchanges under way keep theirs."""
         self._settings = settings
+        self._health.adopt(settings)
 
     async def make(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         """Returns when the answer is whole. Raises `EngineFailed` when the engine is at fault,

@@ -54,11 +54,11 @@ class RetryBudget:
     """Every request earns a share of a retry; a retry spends one. Full at the start."""
 
     def __init__(self, share: float) -> None:
-        self._share = share
+        self.share = share
         self._saved = RETRY_BURST
 
     def earn(self) -> None:
-        self._saved = min(RETRY_BURST, self._saved + self._share)
+        self._saved = min(RETRY_BURST, self._saved + self.share)
 
     def spend(self) -> bool:
         """True if there was one left."""
@@ -94,6 +94,9 @@ class Dispatcher:
         """Serve by other settings from now on; those that are no live ones stay."""
         self._settings = settings
         self._attempts.adopt(settings)
+        self._routing.adopt(settings)
+        self._budget.share = settings.retry_share
+        self._pools.requests_max = settings.pool_requests_max
 
     async def serve(self, request: RequestId, ask: Ask, hints: Hints, sink: Sink) -> str:
         """Returns the outcome when the sink has the whole answer, or its one error event.

@@ -89,9 +89,7 @@ class Health:
         metrics: GatewayMetrics,
         teller: Teller,
     ) -> None:
-        self._alive_s = settings.alive_s
-        self._stuck_s = settings.stuck_s
-        self._timeouts = HttpTimeouts(settings.connect_s, settings.probe_s, settings.probe_s)
+        self.adopt(settings)
         self._http = http
         self._view = view
         self._metrics = metrics
@@ -100,6 +98,12 @@ class Health:
         self._standstill = Standstill()
         self._quarantined = routing.quarantined
         metrics.quarantined.set_function(lambda: len(self._quarantined))
+
+    def adopt(self, settings: GatewaySettings) -> None:
+        """Be patient by other settings from now on."""
+        self._alive_s = settings.alive_s
+        self._stuck_s = settings.stuck_s
+        self._timeouts = HttpTimeouts(settings.connect_s, settings.probe_s, settings.probe_s)
 
     @contextmanager
     def watched(self, flight: Flight, chosen: Chosen) -> Iterator[Stream]:

@@ -93,7 +93,7 @@ class Pools:
     """Requests under way by model, at most `requests_max` of each, and their breakers."""
 
     def __init__(self, requests_max: int, now_s: Callable[[], float]) -> None:
-        self._requests_max = requests_max
+        self.requests_max = requests_max
         self._now_s = now_s
         self._breakers: dict[str, Breaker] = {}
         self._under_way: dict[str, int] = {}
@@ -102,7 +102,7 @@ class Pools:
     def entered(self, model: str) -> Iterator[None]:
         """A request of this model is under way. Raises `ClientError` (503)."""
         under_way = self._under_way.get(model, 0)
-        if under_way >= self._requests_max:
+        if under_way >= self.requests_max:
             raise ClientError(
                 503,
                 f"{under_way} requests for {model!r} are under way, which is all that is let in",

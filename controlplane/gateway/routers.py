@@ -45,13 +45,17 @@ class Routers:
         metrics: GatewayMetrics,
         producer: Producer,
     ) -> None:
-        self._queue_s = settings.queue_s
-        self._answer_s = settings.route_s / QUESTIONS
+        self.adopt(settings)
         self._bus = bus
         self._subjects = subjects
         self._metrics = metrics
         self._producer = producer
         self._reader = Reader[RouteReply](RouteReply)
+
+    def adopt(self, settings: GatewaySettings) -> None:
+        """Wait by other settings from now on."""
+        self._queue_s = settings.queue_s
+        self._answer_s = settings.route_s / QUESTIONS
 
     async def decide(self, route: RouteRequest) -> Verdict:
         """What a router decides, within `queue_s` and a little. Raises `BusError`, `Unreadable`;

@@ -84,6 +84,11 @@ class Routing:
         self.quarantined: set[WorkerId] = set()
         """Whom nothing new is given to, as `health` has found them stuck."""
 
+    def adopt(self, settings: GatewaySettings) -> None:
+        """Ask by other settings from now on."""
+        self._settings = settings
+        self._routers.adopt(settings)
+
     def opened(self, worker: WorkerId) -> None:
         """A request of ours runs on the worker."""
         self._in_flight[worker] += 1

@@ -39,6 +39,7 @@ class GatewaySettings(Group):
     route_s: float = Field(
         2.0,
         gt=0,
+        json_schema_extra=LIVE,
         description="how long routers may take to answer: after half of it another one is asked,"
         " after all of it the gateway chooses by itself",
     )
@@ -48,7 +49,10 @@ class GatewaySettings(Group):
         " router.engine_rules (docs/router.md)",
     )
     queue_s: float = Field(
-        30.0, ge=0, description="how long a request may wait for a worker that is not busy"
+        30.0,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="how long a request may wait for a worker that is not busy",
     )
     ticket_s: float = Field(
         3.0,
@@ -56,7 +60,9 @@ class GatewaySettings(Group):
         description="how long the transfer coordinator may take to grant a ticket; then the decode"
         " worker prefills by itself",
     )
-    connect_s: float = Field(2.0, gt=0, description="how long an engine may take to accept")
+    connect_s: float = Field(
+        2.0, gt=0, json_schema_extra=LIVE, description="how long an engine may take to accept"
+    )
     first_token_s: float = Field(
         120.0,
         gt=0,
@@ -75,10 +81,16 @@ class GatewaySettings(Group):
     stuck_s: float = Field(
         10.0,
         gt=0,
+        json_schema_extra=LIVE,
         description="a worker none of whose streams moves for so long is probed, and gets nothing"
         " new until it answers",
     )
-    probe_s: float = Field(5.0, gt=0, description="how long a worker may take to answer a probe")
+    probe_s: float = Field(
+        5.0,
+        gt=0,
+        json_schema_extra=LIVE,
+        description="how long a worker may take to answer a probe",
+    )
     stall_s: float = Field(
         30.0, gt=0, description="how long a client may not read; then its request is cancelled"
     )
@@ -89,12 +101,16 @@ class GatewaySettings(Group):
         description="workers tried for one request, before its first byte",
     )
     pool_requests_max: int = Field(
-        4096, ge=1, description="requests of one model under way at once in this process"
+        4096,
+        ge=1,
+        json_schema_extra=LIVE,
+        description="requests of one model under way at once in this process",
     )
     retry_share: float = Field(
         0.2,
         ge=0,
         le=1,
+        json_schema_extra=LIVE,
         description="retries allowed, as a share of requests: more would double"
         " the load of a fleet that is failing already",
     )
@@ -111,7 +127,10 @@ class GatewaySettings(Group):
         description="longer answers than this are not remembered, and cannot go on",
     )
     inhibit_s: float = Field(
-        5.0, ge=0, description="a worker that failed a request is left alone for so long"
+        5.0,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="a worker that failed a request is left alone for so long",
     )
     alive_s: float = Field(
         5.0,

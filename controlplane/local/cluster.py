@@ -31,7 +31,12 @@ from controlplane.local.supervisor import (
     Supervisor,
 )
 from controlplane.runtime.service import CannotServe
-from controlplane.runtime.settings import BusSettings, CommonSettings, StoreSettings
+from controlplane.runtime.settings import (
+    BusSettings,
+    CommonSettings,
+    StoreSettings,
+    TelemetrySettings,
+)
 from proto.wire.errors import HttpError
 from proto.wire.ports import Http, HttpTimeouts
 from proto.workers import Role
@@ -94,6 +99,10 @@ class LocalCluster:
             secret=SecretStr(self.layout.secret.read_text().strip()),
             nats=BusSettings(servers=(f"nats://127.0.0.1:{self.ports.nats}",)),
             etcd=StoreSettings(endpoints=(f"127.0.0.1:{self.ports.etcd}",)),
+            telemetry=TelemetrySettings(
+                otlp_endpoint=plan.traces_endpoint(self.options, self.ports),
+                sample_ratio=self.options.trace_share,
+            ),
         )
 
     async def start(self, http: Http) -> None:

@@ -406,6 +406,11 @@ def _engine_argv(
     )
 
 
+def traces_endpoint(options: ClusterOptions, ports: Ports) -> str:
+    """Where spans go: to a collector, else to the console."""
+    return options.otlp or f"{LOOPBACK_URL}:{ports.console}"
+
+
 def _common_environment(options: ClusterOptions, layout: Layout, ports: Ports) -> dict[str, str]:
     environment = {
         "TOKENPLANE_CLUSTER": options.name,
@@ -415,7 +420,6 @@ def _common_environment(options: ClusterOptions, layout: Layout, ports: Ports) -
     }
     if options.hardware_file:
         environment["TOKENPLANE_HARDWARE_FILE"] = str(options.hardware_file)
-    own_store = f"{LOOPBACK_URL}:{ports.console}"
-    environment["TOKENPLANE_TELEMETRY__OTLP_ENDPOINT"] = options.otlp or own_store
+    environment["TOKENPLANE_TELEMETRY__OTLP_ENDPOINT"] = traces_endpoint(options, ports)
     environment["TOKENPLANE_TELEMETRY__SAMPLE_RATIO"] = str(options.trace_share)
     return environment

@@ -74,6 +74,10 @@ class PlannerCore:
         self.models: dict[str, Model] = {}
         self.decisions = 0
 
+    def adopt(self, settings: PlannerSettings) -> None:
+        """Decide by other promises and bounds from now on; what is no live setting stays."""
+        self.settings = settings
+
     def worker(self, record: WorkerRecord, now_s: float) -> None:
         """A worker is there, or says something else of itself."""
         self.fleet.put(record, now_s)

@@ -266,7 +266,9 @@ class PlannerService:
     async def _write(self, tick: PlanTick) -> None:
         """The words that this tick changes. One that somebody else has overwritten ends the term:
         there is another planner in office."""
-        for word in self.core.desired(tick):
+        context = inject().get("traceparent", "")
+        for decided in self.core.desired(tick):
+            word = decided.model_copy(update={"traceparent": context})
             key = self._keys.desired_of(word.pool.name)
             revision = await self._store.put_if(
                 key,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.planner.demand import Targets
 from controlplane.planner.plan import Rules
+from controlplane.runtime.live import LIVE
 from controlplane.runtime.settings import Group
 from proto.scaling import Pool
 from proto.workers import Hardware, Role
@@ -44,29 +45,50 @@ class PoolSettings(BaseModel):
 class PlannerSettings(Group):
     """How many workers there are to be, by which promises and within which bounds."""
 
-    advisory: bool = Field(False, description="think and tell, and change nothing")
+    advisory: bool = Field(
+        False, json_schema_extra=LIVE, description="think and tell, and change nothing"
+    )
     tick_s: float = Field(5.0, gt=0, description="seconds between decisions")
     forecast_s: float = Field(
         60.0, gt=0, description="seconds of a bin of the forecast, which is made anew after each"
     )
-    ttft_ms: float = Field(500.0, gt=0, description="time to first token that is promised")
-    tpot_ms: float = Field(50.0, gt=0, description="time per output token that is promised")
+    ttft_ms: float = Field(
+        500.0, gt=0, json_schema_extra=LIVE, description="time to first token that is promised"
+    )
+    tpot_ms: float = Field(
+        50.0, gt=0, json_schema_extra=LIVE, description="time per output token that is promised"
+    )
     classes: dict[str, ClassTargets] = Field({}, description="the same for single SLO classes")
     goal: float = Field(
-        0.99, gt=0.5, lt=1, description="share of the reachable requests that is to meet both"
+        0.99,
+        gt=0.5,
+        lt=1,
+        json_schema_extra=LIVE,
+        description="share of the reachable requests that is to meet both",
     )
     sensitivity: float = Field(
-        0.8, gt=0, le=1, description="share of its targets that a smaller fleet must keep to"
+        0.8,
+        gt=0,
+        le=1,
+        json_schema_extra=LIVE,
+        description="share of its targets that a smaller fleet must keep to",
     )
     kv_max: float = Field(
-        0.9, gt=0, le=1, description="share of the KV caches that sequences may take"
+        0.9,
+        gt=0,
+        le=1,
+        json_schema_extra=LIVE,
+        description="share of the KV caches that sequences may take",
     )
     rate_window_s: float = Field(60.0, gt=0, description="seconds over which the rate is taken")
     sample_s: float = Field(
         180.0, gt=0, description="seconds of ended requests that stand for those to come"
     )
     down_after_s: float = Field(
-        120.0, ge=0, description="seconds that a smaller fleet must have been enough"
+        120.0,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="seconds that a smaller fleet must have been enough",
     )
     start_s: float = Field(
         60.0, gt=0, description="seconds until a new worker is ready, until that is known"
@@ -89,17 +111,23 @@ class PlannerSettings(Group):
         10.0, ge=0, description="of a worker's life, from which nothing is learned"
     )
     stale_s: float = Field(5.0, gt=0, description="a load report older than this is none")
-    least: int = Field(1, ge=0, description="workers of a pool, at least")
-    most: int = Field(8, ge=1, description="workers of a pool, at most")
+    least: int = Field(1, ge=0, json_schema_extra=LIVE, description="workers of a pool, at least")
+    most: int = Field(8, ge=1, json_schema_extra=LIVE, description="workers of a pool, at most")
     pools: tuple[PoolSettings, ...] = Field((), description="bounds and prices of single pools")
     prices: dict[str, float] = Field(
         {}, description="price of an accelerator's hour by hardware profile"
     )
     accelerators_max: int | None = Field(
-        None, ge=1, description="accelerators of all pools together, at most"
+        None,
+        ge=1,
+        json_schema_extra=LIVE,
+        description="accelerators of all pools together, at most",
     )
     cost_per_hour_max: float | None = Field(
-        None, gt=0, description="price of an hour of all pools together, at most"
+        None,
+        gt=0,
+        json_schema_extra=LIVE,
+        description="price of an hour of all pools together, at most",
     )
     profile: Path | None = Field(
         None, description="capacity profile, as `tokenplane profile` writes it, to begin with"

@@ -52,6 +52,7 @@ ATTRIBUTES = {
     "tokenplane.action": "on an event: what the planner does about a phase",
     "tokenplane.reason": "and why, in one word",
     "tokenplane.wanted": "workers that there should be",
+    "tokenplane.pool": "workers of one model, role and hardware",
     "tokenplane.needed": "workers that the load of now takes",
     "tokenplane.floor": "workers that what is forecast takes",
     "tokenplane.rate": "requests that arrive a second",
@@ -160,6 +161,16 @@ SPANS = (
             "tokenplane.action", "tokenplane.reason", "tokenplane.workers", "tokenplane.wanted",
             "tokenplane.needed", "tokenplane.floor", "tokenplane.rate", "tokenplane.ttft_ms",
             "tokenplane.tpot_ms", "tokenplane.decision",
+        ),
+    ),
+    SpanSpec(
+        "scaler.scale", "planner", "`planner.tick`",
+        "What a scaler does about the word of that tick, until as many workers run as it wants"
+        " (starting ones count) and none drains; where it cannot, each trouble is an event. With"
+        " `tokenplane up` the service is `up`",
+        (
+            "tokenplane.decision", "tokenplane.reason", "tokenplane.pool", "tokenplane.wanted",
+            "tokenplane.outcome",
         ),
     ),
     SpanSpec(

@@ -99,6 +99,10 @@ class Coordinator:
         self.book = Book()
         self._settings = settings
 
+    def adopt(self, settings: TransferSettings) -> None:
+        """Choose by other bounds from now on; tickets under way keep their deadlines."""
+        self._settings = settings
+
     def begin(self, asked: Begin, id: TicketId, now_s: float) -> Walk | Local:
         """A ticket that is reserved and prefilling, or why the decode worker does it alone.
 

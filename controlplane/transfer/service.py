@@ -103,6 +103,11 @@ class TransferService:
         self._leave = anyio.Event()
         self._left = anyio.Event()
 
+    def adopt(self, settings: TransferSettings) -> None:
+        """Choose by other bounds from now on."""
+        self._settings = settings
+        self.core.adopt(settings)
+
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Read the tickets, answer, see to deadlines; until cancelled, or drained."""
         known = await self._shelf.open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from controlplane.runtime.live import LIVE
 from controlplane.runtime.settings import Group
 from controlplane.transfer.cost import Bounds, Choice
 from controlplane.transfer.ticket import Patience
@@ -14,43 +15,59 @@ class TransferSettings(Group):
 
     choice: Choice = Field(
         Choice.COST,
+        json_schema_extra=LIVE,
         description="remote or local prefill: `cost` compares predicted seconds, `bounds` looks at"
         " the uncached prompt alone, `remote` and `local` do not ask",
     )
     local_tokens: int = Field(
-        2048, ge=0, description="uncached tokens below which a prompt may be prefilled locally"
+        2048,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="uncached tokens below which a prompt may be prefilled locally",
     )
     local_share: float = Field(
         0.7,
         ge=0,
         le=1,
+        json_schema_extra=LIVE,
         description="and below which share of the prompt; both must hold",
     )
     decode_pressure: float = Field(
         0.9,
         gt=0,
         le=1,
+        json_schema_extra=LIVE,
         description="a decode worker with more of its KV blocks in use gets no long prefill",
     )
     topology_required: tuple[str, ...] = Field(
-        (), description="labels in which both workers must agree, such as nvlink_domain"
+        (),
+        json_schema_extra=LIVE,
+        description="labels in which both workers must agree, such as nvlink_domain",
     )
     transfers_max: int = Field(
-        4, ge=1, description="transfers under way at once, at either end of a worker"
+        4,
+        ge=1,
+        json_schema_extra=LIVE,
+        description="transfers under way at once, at either end of a worker",
     )
     link_backlog_s: float = Field(
         0.5,
         gt=0,
+        json_schema_extra=LIVE,
         description="a transfer waits while what is on its link takes longer than this",
     )
     staged_bytes_max: int = Field(
         64 << 30,
         ge=1,
+        json_schema_extra=LIVE,
         description="bytes that a prefill worker may hold for others to collect; above it, others"
         " prefill",
     )
     place_wait_s: float = Field(
-        1.0, ge=0, description="how long a request waits for a place on a decode worker"
+        1.0,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="how long a request waits for a place on a decode worker",
     )
     reserved_s: float = Field(5.0, gt=0, description="a place is kept for so long before prefill")
     prefill_s: float = Field(120.0, gt=0, description="a prefill may take so long, queue included")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.client.config import GROUPS
+from controlplane.runtime.live import live_names
+
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`(tests/[\w/.]+)(?:::(test_\w+))?`")
 
@@ -27,3 +30,10 @@ def test_the_faults_of_the_agents_page_are_named() -> None:
 def test_no_page_was_left_half_merged(page: Path) -> None:
     lines = page.read_text().splitlines()
     assert not [line for line in lines if line.startswith(("<<<<<<< ", ">>>>>>> "))]
+
+
+def test_the_settings_page_lists_what_may_change_while_a_process_runs() -> None:
+    page = (ROOT / "docs/settings.md").read_text()
+    for group, base in GROUPS.items():
+        names = ", ".join(f"`{name}`" for name in live_names(type(base)))
+        assert f"| `{group}` | {names} |" in page

@@ -16,10 +16,11 @@ import anyio
 from anyio.abc import TaskStatus
 from pydantic import ValidationError
 
+from controlplane.planner.scalers.deeds import Deeds
 from proto.scaling import Desired, Scaled
 from proto.subjects import Keys
 from proto.wire.errors import StoreError
-from proto.wire.ports import Put, Store
+from proto.wire.ports import Put, Store, Synced
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ class ScalerService:
         self._acts = acts
         self._words: dict[str, Desired] = {}
         self._told: dict[str, Scaled] = {}
+        self._deeds = Deeds()
+        self._new: set[str] = set()
+        """Pools with a word that nobody has acted on yet."""
         self._heard = anyio.Event()
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -72,20 +76,26 @@ class ScalerService:
             tasks.start_soon(self._act)
             async with self._store.watch(self._keys.desired) as events:
                 task_status.started()
+                known = False
                 async for event in events:
-                    if isinstance(event, Put):
-                        self._hear(event.entry.key, event.entry.value)
+                    if isinstance(event, Synced):
+                        known = True
+                    elif isinstance(event, Put):
+                        self._hear(event.entry.key, event.entry.value, new=known)
 
     async def drain(self) -> None:
         """There is nothing to finish: workers stay as they are."""
 
-    def _hear(self, key: str, value: bytes) -> None:
+    def _hear(self, key: str, value: bytes, *, new: bool) -> None:
+        """A word; `new` if it was said just now, and not before we listened."""
         try:
             word = Desired.model_validate_json(value)
         except ValidationError as error:
             log.warning("skipping %s: %s", key, error.errors(include_input=False)[0]["msg"])
             return
         if self._keys.desired_of(word.pool.name) == key:
+            if new and word != self._words.get(word.pool.name):
+                self._new.add(word.pool.name)
             self._words[word.pool.name] = word
             self._heard.set()
 
@@ -96,7 +106,11 @@ class ScalerService:
                 await self._heard.wait()
             self._heard = anyio.Event()
             for pool, word in list(self._words.items()) if self._acts() else ():
+                if pool in self._new:
+                    self._new.discard(pool)
+                    self._deeds.begin(word)
                 scaled = await self._one(word)
+                self._deeds.saw(word, scaled)
                 if scaled != self._told.get(pool):
                     await self._tell(pool, scaled)
 

@@ -14,8 +14,8 @@ STARTED = re.compile(r'(?:start(?:_as_current)?_span|_open)\(\s*f?"([\w.{]+)')
 NAMED = re.compile(r'"((?:tokenplane|gen_ai|error)\.[a-z_.]+)"')
 NO_ATTRIBUTES = {
     "tokenplane.gateway", "tokenplane.router", "tokenplane.transfer", "tokenplane.agent",
-    "tokenplane.planner", "tokenplane.part", "tokenplane.role", "tokenplane.model",
-    "tokenplane.hardware", "tokenplane.filters", "tokenplane.policies",
+    "tokenplane.planner", "tokenplane.scaler", "tokenplane.part", "tokenplane.role",
+    "tokenplane.model", "tokenplane.hardware", "tokenplane.filters", "tokenplane.policies",
 }  # fmt: skip
 """Names of tracers, of entry points and of labels."""
 

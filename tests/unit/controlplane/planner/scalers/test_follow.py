@@ -6,7 +6,11 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from controlplane.planner.scalers import deeds
 from controlplane.planner.scalers.follow import ScalerService, ScalerTrouble
 from proto.scaling import Desired, Reason, Scaled
 from proto.subjects import Keys
@@ -18,6 +22,7 @@ from tests.unit.agents.reader import wait_until
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", [VIRTUAL])]
 
 KEYS = Keys("c")
+TICK = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def word(replicas: int, decision: str = "d1", **other: object) -> Desired:
@@ -98,3 +103,39 @@ async def test_words_are_acted_on_and_trouble_is_told_until_it_is_over(
         machines.running = 1  # somebody stopped them
         await until(lambda now: machines.running == 6)
         tasks.cancel_scope.cancel()
+
+
+async def test_a_word_that_was_there_before_is_acted_on_and_is_no_deed_of_ours(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(deeds, "spans", provider.get_tracer("test"))
+    etcd = MemoryEtcd()
+    store, machines = etcd.connect(), Machines(most=4)
+    key = KEYS.desired_of(word(1).pool.name)
+    await store.put(key, word(1, "d0").model_dump_json().encode())
+    service = ScalerService(etcd.connect(), KEYS, machines)
+
+    async def say(said: Desired) -> None:
+        await store.put(key, said.model_dump_json().encode())
+        await wait_until(lambda: key_told() == said.decision, within_s=60)
+
+    def key_told() -> str:
+        entry = etcd.entries.get(KEYS.scaled_of(word(1).pool.name))
+        return Scaled.model_validate_json(entry.value).decision if entry else ""
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_run, service.run)
+        await wait_until(lambda: machines.running == 1, within_s=60)
+        await say(word(6, "d1", traceparent=TICK))  # more than there are machines for
+        await say(word(3, "d2"))
+        tasks.cancel_scope.cancel()
+
+    ended = exporter.get_finished_spans()
+    told = [(span.name, (span.attributes or {})["tokenplane.outcome"]) for span in ended]
+    assert told == [("scaler.scale", "replaced"), ("scaler.scale", "done")]
+    first = ended[0]
+    assert first.parent is not None and f"{first.parent.span_id:016x}" in TICK
+    assert [event.name for event in first.events][:1] == ["trouble"]
