@@ -173,3 +173,8 @@ class PlanTick(msgspec.Struct, frozen=True):
     cost_per_hour: float = 0.0
     """Of what is wanted, by the price list."""
     trace_id: str = ""
+    ttft_target_ms: float = 0.0
+    """What was promised at that moment, to requests whose class has no promise of its own."""
+    tpot_target_ms: float = 0.0
+    goal: float = 0.0
+    """The share of the reachable requests that was to meet both."""

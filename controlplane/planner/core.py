@@ -148,7 +148,17 @@ class PlannerCore:
             cost += sum(
                 pool.price * each.memory.wanted.get(pool.name, 0) for pool in each.view.pools
             )
-        return PlanTick(self.name, now_s, self.settings.advisory, tuple(plans), cost)
+        settings = self.settings
+        return PlanTick(
+            planner=self.name,
+            time_s=now_s,
+            advisory=settings.advisory,
+            phases=tuple(plans),
+            cost_per_hour=cost,
+            ttft_target_ms=settings.ttft_ms,
+            tpot_target_ms=settings.tpot_ms,
+            goal=settings.goal,
+        )
 
     def desired(self, tick: PlanTick) -> Iterable[Desired]:
         """The words that this tick changes: one for each pool of a phase that does something."""

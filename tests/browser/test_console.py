@@ -148,6 +148,15 @@ def test_two_hundred_workers_fit_and_odd_ones_stand_out(
         browser.until("load", lambda: browser.all(".cell[aria-label*=' 1 running']"))
         assert len(browser.all(".pool")) == 2
         browser.until("a plan of both", lambda: len(browser.all(".phase")) == 2)
+        browser.until("promises over time", lambda: _points(browser, ".promises .spark") > 3)
+        promises = [each.text for each in browser.all(".promises > div:not([hidden]) p")]
+        assert [words.split()[0] for words in promises] == ["TPOT", "in", "TTFT", "in"]
+        assert [words.partition(" of ")[2] for words in promises] == [
+            "50 ms",
+            "95%",
+            "1.50 s",
+            "95%",
+        ]
         browser.until("transfers", lambda: browser.all("button.transfer"))
         assert len(browser.all(".cell.unhealthy")) == 1
         assert int(str(browser.js("document.getElementById('fleet').offsetHeight"))) < 700
@@ -157,6 +166,12 @@ def test_two_hundred_workers_fit_and_odd_ones_stand_out(
         browser.until("load", lambda: browser.all(".cell[aria-label*=' 1 running']"))
         browser.shoot("large-light")
         assert browser.complaints() == []
+
+
+def _points(browser: Browser, curve: str) -> int:
+    """Of the first such curve that is shown."""
+    shown = next(each for each in browser.all(curve) if each.is_displayed())
+    return (shown.get_attribute("d") or "").count("L")
 
 
 def test_the_page_is_narrow_where_the_screen_is(browser: Browser, portal: BlockingPortal) -> None:

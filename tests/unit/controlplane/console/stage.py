@@ -177,7 +177,16 @@ class Stage:
     async def _plan(self, now_s: float) -> None:
         roles = sorted({record.role for record in self.records})
         phases = [self._phase(role, now_s) for role in roles]
-        await self._say(SUBJECTS.plan, PlanTick("planner-1", time.time(), False, tuple(phases)))
+        tick = PlanTick(
+            planner="planner-1",
+            time_s=time.time(),
+            advisory=False,
+            phases=tuple(phases),
+            ttft_target_ms=1_500.0,
+            tpot_target_ms=50.0,
+            goal=0.95,
+        )
+        await self._say(SUBJECTS.plan, tick)
 
     def _phase(self, role: Role, now_s: float) -> PhasePlan:
         there = sum(record.role is role for record in self.ready)
@@ -202,7 +211,7 @@ class Stage:
             waiting=0,
             ttft_ms=1_100.0 + 500 * math.sin(now_s / 9),
             tpot_ms=float("inf") if role is Role.PREFILL else 41.0,
-            attainment=0.97,
+            attainment=0.96 - 0.04 * math.sin(now_s / 9),
         )
 
     async def _report(self, record: WorkerRecord) -> None:
