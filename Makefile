@@ -87,6 +87,11 @@ format: $(READY)
 docs: $(READY)
 	$(BIN)/python -m handbook
 
+# The documentation as a web site in build/site; a link to nowhere fails it.
+.PHONY: site
+site: $(READY)
+	$(BIN)/uv tool run --quiet --from mkdocs-material==9.7.0 mkdocs build --quiet
+
 # Every figure of docs/performance.md; in a quarter of an hour. BENCH_FLAGS=--quick shows that it works.
 bench: $(BENCH_READY)
 	set -e; for name in $(BENCHES); do \

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
+from agents.settings import AgentProcess
 from controlplane.client.config import GROUPS
+from controlplane.compose import (
+    ConsoleProcess,
+    GatewayProcess,
+    PlannerProcess,
+    RouterProcess,
+    TransferProcess,
+)
 from controlplane.runtime.live import live_names
+from controlplane.runtime.settings import Group
+from controlplane.runtime.spans import SPANS
 
 ROOT = Path(__file__).parents[2]
+PROCESSES = (
+    AgentProcess, ConsoleProcess, GatewayProcess, PlannerProcess, RouterProcess, TransferProcess
+)  # fmt: skip
+GROUPS_OF_ALL = {
+    group: field.annotation
+    for process in PROCESSES
+    for group, field in process.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+}
+SETTINGS = {f"{g}.{n}" for g, kind in GROUPS_OF_ALL.items() for n in kind.model_fields}
+SETTING = re.compile(rf"(?:`|--)((?:{'|'.join(GROUPS_OF_ALL)})\.[a-z_]+)\b(?!\.)")
 NAMED = re.compile(r"`(tests/[\w/.]+)(?:::(test_\w+))?`")
 
 
@@ -37,3 +59,16 @@ def test_the_settings_page_lists_what_may_change_while_a_process_runs() -> None:
     for group, base in GROUPS.items():
         names = ", ".join(f"`{name}`" for name in live_names(type(base)))
         assert f"| `{group}` | {names} |" in page
+
+
+def test_every_setting_that_a_page_names_is_one() -> None:
+    """Such as `router.policy`, or --router.policy. Spans are named alike, and modules, and what
+    gateways ask a coordinator."""
+    others = [*(span.name for span in SPANS), "*.py", "transfer.begin", "transfer.report"]
+    unknown = {
+        f"{page.name}: {name}"
+        for page in (ROOT / "docs").glob("*.md")
+        for name in SETTING.findall(page.read_text())
+        if name not in SETTINGS and not any(fnmatchcase(name, other) for other in others)
+    }
+    assert unknown == set()
