@@ -72,3 +72,15 @@ def test_every_setting_that_a_page_names_is_one() -> None:
         if name not in SETTINGS and not any(fnmatchcase(name, other) for other in others)
     }
     assert unknown == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "prefix", "count"),
+    [("engines", "EN", 13), ("speculation", "SD", 13), ("hardware", "HW", 11)],
+)
+def test_every_requirement_names_what_shows_it(page: str, prefix: str, count: int) -> None:
+    rows = re.findall(
+        rf"^\| ({prefix}\d+) \|.*\|(.*)\|$", (ROOT / f"docs/{page}.md").read_text(), re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [f"{prefix}{number}" for number in range(1, count + 1)]
+    assert all("`tests/" in shown for _, shown in rows)

@@ -26,9 +26,10 @@ def load(work: EngineWork | None, started_s: float = 1.0) -> EngineLoad:
 
 
 def test_what_the_catalogue_knows_is_registered() -> None:
-    told = hardware_of(settings(hardware="h200-sxm", accelerators=4, precision="fp8"), CATALOGUE)
+    given = settings(hardware="h200-sxm", accelerators=4, precision="fp8", moe=True)
+    told = hardware_of(given, CATALOGUE)
     assert (told.memory_gb, told.bandwidth_gb_s, told.nvlink_accelerators) == (141, 4800, 8)
-    assert (told.precision, told.accelerators) == ("fp8", 4)
+    assert (told.precision, told.accelerators, told.moe) == ("fp8", 4, True)
     assert told.price_per_hour == pytest.approx(16.0)
 
 

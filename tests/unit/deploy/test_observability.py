@@ -39,9 +39,20 @@ def test_every_query_is_promql(expression: str) -> None:
 
 
 def test_every_process_is_scraped() -> None:
+    built = {name for name, each in SERVICES.items() if "build" in each}
+    assert scraped("tokenplane") == [(9000, built - ONCE)]
+
+
+def test_what_engines_say_in_their_own_words_is_scraped_beside_it() -> None:
+    """EN12."""
+    assert scraped("engines") == [(8000, {"worker"})]
+
+
+def scraped(name: str) -> list[tuple[int, set[str]]]:
+    """Ports and services of a job."""
     found = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text())
-    [names] = [c["names"] for job in found["scrape_configs"] for c in job["dns_sd_configs"]]
-    assert set(names) == {name for name, each in SERVICES.items() if "build" in each} - ONCE
+    [job] = [each for each in found["scrape_configs"] if each["job_name"] == name]
+    return [(each["port"], set(each["names"])) for each in job["dns_sd_configs"]]
 
 
 def test_observers_reach_each_other_by_names_of_services() -> None:
