@@ -29,6 +29,10 @@ INPUTS: Mapping[str, Play] = {
 }
 GROUPS = {"cores": CORES, "inputs": INPUTS}
 WORLDS = {**CORES, **INPUTS}
+SELDOM = ("planner", "settings")
+"""Worlds in which a history takes many times as long as in others."""
+TURNS = 16
+"""That any other world has for one of these."""
 PIECE = 500
 """Schedules that a process plays at a time."""
 
@@ -40,6 +44,13 @@ class Failure(NamedTuple):
     seed: int
     text: str
     """Word by word, why, and how to see it again."""
+
+
+def turns(group: str) -> Sequence[str]:
+    """The worlds of a group, in turn."""
+    worlds = sorted(GROUPS[group])
+    often = [world for world in worlds if world not in SELDOM]
+    return often * TURNS + [world for world in worlds if world in SELDOM]
 
 
 def play(world: str, seed: int) -> Failure | None:
