@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import anyio.to_thread
@@ -13,7 +13,7 @@ from pydantic import Field
 from rich.console import Console
 
 from controlplane.cli.run import run_interactive
-from controlplane.local.cluster import LocalCluster, run_cluster
+from controlplane.local.cluster import LocalCluster, Stages, as_planned, run_cluster
 from controlplane.local.fleet import FleetActivity
 from controlplane.local.plan import ClusterOptions
 from controlplane.local.scaler import LocalActuator
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     return run_interactive("tokenplane up", Up, up, argv)
 
 
-async def up(options: Up) -> None:
+async def up(options: Up, arrange: Callable[[Stages], Stages] = as_planned) -> None:
     """Run a cluster until SIGINT or SIGTERM; a second signal kills what is still stopping."""
     console = Console()
     hurry = anyio.Event()
@@ -48,7 +48,7 @@ async def up(options: Up) -> None:
         with anyio.CancelScope() as working:
             tasks.start_soon(_obey_signals, working, hurry)
             console.print("starting NATS, etcd, engines, agents and services ...")
-            async with run_cluster(options, http, hurry=hurry) as cluster:
+            async with run_cluster(options, http, hurry=hurry, arrange=arrange) as cluster:
                 console.print(_welcome(cluster), soft_wrap=True)
                 if options.planner:
                     await tasks.start(_scale, cluster, http)

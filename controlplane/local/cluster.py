@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -52,15 +52,30 @@ SERVES = (200, 401)
 FIRST_ANSWER_S = 30.0
 STATE_RETRY_S = 1.0
 
+Stages = list[list[Part]]
+"""Parts that start together, one list after the other."""
+
+
+def as_planned(stages: Stages) -> Stages:
+    """Change nothing."""
+    return stages
+
 
 class LocalCluster:
     """The processes of one cluster; made by `run_cluster`."""
 
-    def __init__(self, options: ClusterOptions, layout: Layout, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        options: ClusterOptions,
+        layout: Layout,
+        supervisor: Supervisor,
+        arrange: Callable[[Stages], Stages] = as_planned,
+    ) -> None:
         self.options = options
         self.layout = layout
         self.supervisor = supervisor
         self.engine = engines.find_engine(options)
+        self._arrange = arrange
         self.complete = False
         """Everything has been started once and was ready then."""
         self._changed = anyio.Event()
@@ -160,14 +175,15 @@ class LocalCluster:
     def _parts(self, place: Place) -> tuple[Part, Part]:
         return plan.engine(self.options, self.layout, self.ports, place)
 
-    def _stages(self) -> list[list[Part]]:
+    def _stages(self) -> Stages:
         all_of_it = (self.options, self.layout, self.ports)
         servers = plan.servers(self.layout, self.ports)
         if self.engine:
             workers = list(engines.parts(self.engine, *all_of_it))
         else:
             workers = [part for place in self.engines.values() for part in self._parts(place)]
-        return [servers, [*plan.services(*all_of_it, os.environ), *workers]]
+        services = plan.services(*all_of_it, os.environ)
+        return self._arrange([servers, [*services, *workers]])
 
     def _spec(self, part: Part, http: Http) -> ChildSpec:
         for path, text in part.files.items():
@@ -250,11 +266,16 @@ class LocalCluster:
 
 @asynccontextmanager
 async def run_cluster(
-    options: ClusterOptions, http: Http, *, hurry: anyio.Event | None = None
+    options: ClusterOptions,
+    http: Http,
+    *,
+    hurry: anyio.Event | None = None,
+    arrange: Callable[[Stages], Stages] = as_planned,
 ) -> AsyncIterator[LocalCluster]:
     """Start a cluster, keep it alive while the context is open, and leave no process behind.
 
-    When `hurry` is set, what is still stopping is killed. Raises `ClusterRunning`,
+    When `hurry` is set, what is still stopping is killed. `arrange` may add to the parts that are
+    planned and change them, and is asked again when they are stopped. Raises `ClusterRunning`,
     `DirectoryUnusable`, `PortTaken`, `ServerMissing` or `ChildFailed`.
     """
     layout = Layout.of(options.name)
@@ -264,7 +285,7 @@ async def run_cluster(
             def on_change(_: Child) -> None:
                 cluster.changed()
 
-            cluster = LocalCluster(options, layout, Supervisor(tasks, on_change))
+            cluster = LocalCluster(options, layout, Supervisor(tasks, on_change), arrange)
             tasks.start_soon(cluster.keep_state)
             try:
                 await cluster.start(http)

@@ -198,8 +198,7 @@ def _transition(state: _State) -> Proposal | None:
                 memory.transition = None
                 return state.proposal(Action.WITHDRAW, Reason.NOT_NEEDED_ANY_MORE, view.ready)
         elif _outgrown(state, transition):
-            memory.transition = None
-            return None
+            return None  # what replaces it, if the budget has anything for it
     elif came is Outcome.OVERDUE or not _holds(view.pools, state.both, transition.wanted):
         memory.transition = None
         if came is Outcome.OVERDUE:
@@ -434,7 +433,8 @@ def _granted(each: Wanted, proposal: Proposal, counts: dict[str, int]) -> Propos
     ready, memory = each.view.ready, each.memory
     if proposal.action is Action.UP:
         grows = any(counts[name] > ready.get(name, 0) for name in counts)
-        if grows:
+        coming = memory.transition.wanted if memory.transition else {}
+        if grows and counts != coming:
             return proposal._replace(wanted=counts)
         return proposal._replace(
             action=Action.HOLD, reason=Reason.BUDGET, wanted=dict(memory.wanted)

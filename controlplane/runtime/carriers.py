@@ -92,6 +92,7 @@ def nats_settings(settings: BusSettings, client_name: str) -> NatsSettings:
     return NatsSettings(
         servers=settings.servers,
         connect_s=settings.connect_s,
+        replicas=settings.replicas,
         name=client_name,
         user=settings.user,
         password=_plain(settings.password),

@@ -82,6 +82,12 @@ class BusSettings(Group):
         gt=0,
         description="seconds the first connection may take; later ones may take for ever",
     )
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=5,
+        description="servers of a NATS cluster that each durable stream and bucket is kept on",
+    )
     user: str | None = Field(None, description="user name")
     password: SecretStr | None = Field(None, description="password; prefer the environment")
     password_file: Path | None = Field(None, description="file that holds the password")

@@ -51,14 +51,14 @@ def pairs(parts: Sequence[str], count: int, rng: random.Random) -> Iterator[tupl
         yield Fault(first, rng.choice(list(How))), Fault(second, rng.choice(list(How)))
 
 
-def inflict(cluster: UpCluster, faults: Sequence[Fault]) -> None:
+def inflict(cluster: UpCluster, faults: Sequence[Fault], frozen_s: float = FROZEN_S) -> None:
     """Do it, all at once; returns when every part is up again and ready. Blocks."""
     pids = cluster.pids()
     for fault in faults:
         os.kill(pids[fault.part], SIGNALS[fault.how])
     frozen = [pids[fault.part] for fault in faults if fault.how is How.FREEZE]
     if frozen:
-        time.sleep(FROZEN_S)
+        time.sleep(frozen_s)
     for pid in frozen:
         os.kill(pid, signal.SIGCONT)
     gone = [fault.part for fault in faults if fault.how is not How.FREEZE]

@@ -40,8 +40,8 @@ def main() -> int:
         return 1
     seconds = time.monotonic() - began_s
     sys.stdout.write(
-        f"{options.count:,} schedules of {', '.join(sorted(set(worlds)))} from seed {options.first:,} on:"
-        f" nothing went wrong, in {seconds:,.0f} s\n"
+        f"{options.count:,} schedules of {', '.join(sorted(set(worlds)))}"
+        f" from seed {options.first:,} on: nothing went wrong, in {seconds:,.0f} s\n"
     )
     return 0
 

@@ -10,13 +10,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
 
 from tests.fuzz import bus, frames, texts
-from tests.schedules import engine, index, ledger, tickets
+from tests.schedules import engine, index, ledger, planner, tickets
 
 Play = Callable[[random.Random, list[str] | None], None]
 CORES: Mapping[str, Play] = {
     "engine": engine.play,
     "index": index.play,
     "ledger": ledger.play,
+    "planner": planner.play,
     "tickets": tickets.play,
 }
 INPUTS: Mapping[str, Play] = {

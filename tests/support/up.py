@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 
 READY_S = 60.0
 POLL_S = 0.05
+UP = ("controlplane.cli.main", "up")
 
 
 class UpCluster:
@@ -47,6 +48,11 @@ class UpCluster:
     def state(self) -> Mapping[str, Any]:
         loaded: Mapping[str, Any] = json.loads(self._state.read_text())
         return loaded
+
+    @property
+    def home(self) -> Path:
+        """What TOKENPLANE_HOME is to its processes."""
+        return self._home
 
     @property
     def url(self) -> str:
@@ -109,12 +115,16 @@ def _tail(path: Path, lines: int = 8) -> list[str]:
 
 @contextmanager
 def up(
-    directory: Path, *options: str, ready_s: float = READY_S, **environment: str
+    directory: Path,
+    *options: str,
+    ready_s: float = READY_S,
+    command: Sequence[str] = UP,
+    **environment: str,
 ) -> Iterator[UpCluster]:
     """Start a cluster that keeps everything below `directory`; stop it with SIGINT and check
-    that it left no process."""
+    that it left no process. `command` may be another that takes the same words as `up`."""
     output = directory / "up.log"
-    argv = [sys.executable, "-m", "controlplane.cli.main", "up", "--name", "test", "--port", "0"]
+    argv = [sys.executable, "-m", *command, "--name", "test", "--port", "0"]
     with output.open("wb") as stream:
         process = subprocess.Popen(
             [*argv, *options],

@@ -68,6 +68,7 @@ async def open_bucket(connection: Connection, spec: BucketSpec, timeout_s: float
         storage=StorageType.FILE,
         max_age=spec.max_age_s,
         max_bytes=spec.max_bytes,
+        num_replicas=connection.settings.replicas,
         max_msgs_per_subject=1,
         allow_rollup_hdrs=True,
         deny_delete=True,

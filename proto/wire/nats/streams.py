@@ -42,6 +42,7 @@ async def ensure_stream(connection: Connection, spec: StreamSpec, timeout_s: flo
         retention=RetentionPolicy.LIMITS,
         max_age=spec.max_age_s,
         max_bytes=spec.max_bytes,
+        num_replicas=connection.settings.replicas,
     )
     left_s = await connection.until_up(timeout_s)
     manager = connection.client.jsm(timeout=left_s)

@@ -288,7 +288,8 @@ def test_as10_one_that_is_acknowledged_and_outgrown_is_replaced_by_a_larger_one(
     coming = memory.wanted["p"]
     proposal = propose(replace(view, load=load(30.0)), memory, RULES, 5.0)
     assert proposal.action is Action.UP and proposal.wanted["p"] > 2 * coming
-    assert memory.transition is None, "the smaller one is withdrawn"
+    begin(memory, proposal, view)
+    assert memory.transition is not None and memory.transition.wanted == proposal.wanted
 
 
 def test_as10_it_is_the_scaler_that_acknowledges_by_naming_the_decision() -> None:
@@ -534,3 +535,20 @@ def obey(core: PlannerCore, count: int, wanted: int, now_s: float) -> int:
     for i in range(wanted, count):
         core.worker_left(worker(f"w{i}").worker)
     return wanted
+
+
+def test_a_change_that_the_budget_lets_not_grow_is_not_begun_anew() -> None:
+    """Else its workers were waited for afresh at every tick, and never overdue."""
+    small, grown = phase(load(1.0), pool(ready=1)), phase(load(60.0), pool(ready=1))
+    memory, budget = PhaseMemory(), Budget(accelerators=4)
+    for view in (small, grown, grown):
+        [granted] = constrain([Wanted(view, memory, propose(view, memory, RULES, 0.0))], budget)
+        if granted.action is Action.UP:
+            memory.transition = Transition("d", granted.action, 0.0, {"p": 1}, granted.wanted)
+            memory.wanted = dict(granted.wanted)
+    assert granted.action is Action.HOLD
+    assert memory.transition is not None and memory.transition.began_s == 0.0
+    [overdue] = constrain(
+        [Wanted(grown, memory, propose(grown, memory, RULES, RULES.ready_timeout_s + 1))], budget
+    )
+    assert (overdue.action, overdue.reason) == (Action.WITHDRAW, Reason.NEVER_READY)
