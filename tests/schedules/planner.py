@@ -23,7 +23,7 @@ from controlplane.planner.transition import Transition
 from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport
 from proto.records import RequestRecord
-from proto.scaling import Action, Desired, PhasePlan, PlanTick, Reason
+from proto.scaling import Action, Desired, PhasePlan, PlanTick, Reason, Scaled
 from proto.workers import Role, WorkerRecord, WorkerState
 from tests.schedules.network import NONE, Faults, Network, demand
 from tests.unit.controlplane.planner.scenes import CURVE, MODEL, report, steps, worker
@@ -181,6 +181,10 @@ class _World:
         for planner in self._planners:
             planner.core.hear_load(told, self._network.now_s)
 
+    def _hear_scaled(self, scaled: Scaled) -> None:
+        for planner in self._planners:
+            planner.core.hear_scaled(scaled, self._network.now_s)
+
     def _served(self, now_s: float) -> RequestRecord:
         bad = self._network.faults is not NONE and self._rng.random() < 0.05
         return RequestRecord(
@@ -213,6 +217,14 @@ class _World:
         if word is None or self._scaler_fails:
             self._network.after(5.0, "the scaler looks", self._scale)
             return
+        acknowledged = Scaled(
+            model=word.model,
+            role=word.role,
+            hardware=word.hardware,
+            decision=word.decision,
+            replicas=word.replicas,
+        )
+        self._network.send("acknowledged", lambda: self._hear_scaled(acknowledged))
         missing = word.replicas - len(self._fleet)
         for _ in range(missing):
             self._join(next(self._names), WorkerState.STARTING)

@@ -544,7 +544,9 @@ def test_a_change_that_the_budget_lets_not_grow_is_not_begun_anew() -> None:
     for view in (small, grown, grown):
         [granted] = constrain([Wanted(view, memory, propose(view, memory, RULES, 0.0))], budget)
         if granted.action is Action.UP:
-            memory.transition = Transition("d", granted.action, 0.0, {"p": 1}, granted.wanted)
+            memory.transition = Transition(
+                "d", granted.action, 0.0, {"p": 1}, granted.wanted, acknowledged_by=("p",)
+            )
             memory.wanted = dict(granted.wanted)
     assert granted.action is Action.HOLD
     assert memory.transition is not None and memory.transition.began_s == 0.0
