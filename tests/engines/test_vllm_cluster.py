@@ -24,7 +24,7 @@ from tests.support.vllm import (
     tokens_of,
 )
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 ENGINES = 2
 HITS, RUNNING = "vllm:prefix_cache_hits_total", "vllm:num_requests_running"

@@ -21,7 +21,7 @@ from tests.support.vllm import (
     tokens_of,
 )
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 REQUESTS, ANSWER_TOKENS = 100, 24
 AT_ONCE = 4

@@ -29,7 +29,7 @@ from tests.support.vllm import (
 )
 from workers.launch.spec import Connector, Phase
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 REQUESTS = 100
 ANSWER_TOKENS = 24

@@ -19,7 +19,7 @@ from proto.wire.zmq import ZmqFrames
 from tests.support.vllm import BLOCK_TOKENS, SERVED, Vllm, new_prompt, vllm
 from tests.unit.agents.reader import wait_until
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.anyio]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800), pytest.mark.anyio]
 
 RANKS = 2
 PINNED = "X-data-parallel-rank"
@@ -27,7 +27,8 @@ PINNED = "X-data-parallel-rank"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
-    with vllm(tmp_path_factory.mktemp("ranks"), ranks=RANKS) as running:
+    more = {"ranks": RANKS, "extra": ("--api-server-count", "1")}
+    with vllm(tmp_path_factory.mktemp("ranks"), **more) as running:
         yield running
 
 

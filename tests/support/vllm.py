@@ -29,7 +29,7 @@ SERVED = MODEL.name
 BLOCK_TOKENS, CONTEXT_TOKENS, KV_CACHE_MIB = 32, 2048, 32
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
 """Nothing is looked for elsewhere; developer mode lets a test empty the cache."""
-READY_S = 300.0
+READY_S = 600.0
 POLL_S = 0.2
 
 UP_OPTIONS = (
