@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import random
-import time
 from collections.abc import Callable
 
 import anyio
@@ -23,16 +23,19 @@ from agents.settings import AgentProcess
 from agents.snapshot import Snapshots
 from agents.usage import UsageMeter
 from agents.watch import EngineWatch, Listener, Pace
+from controlplane.runtime.clock import steady_clock
 from controlplane.runtime.version import VERSION
 from proto.codec import Producer, Reader, Unreadable
 from proto.draining import DrainReply, DrainRequest
 from proto.hardware import load_catalogue
 from proto.hashing import secret_mark
-from proto.ids import ServiceId, WorkerId, new_incarnation
+from proto.ids import Incarnation, ServiceId, WorkerId, new_incarnation
 from proto.subjects import Keys, Subjects
 from proto.wire.errors import RequestRefused
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo, Store
 from proto.workers import ModelCard, Role, WorkerRecord, WorkerState
+
+log = logging.getLogger(__name__)
 
 IDLE_POLLS = 2
 """A drained engine must be found idle so many times in a row: a request may be on its way."""
@@ -55,9 +58,10 @@ class AgentService:
         store: Store,
         metrics: CollectorRegistry,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         rng: random.Random | None = None,
     ) -> None:
+        clock = clock or steady_clock()
         settings = process.agent
         worker = WorkerId(settings.worker)
         subjects = Subjects(process.cluster)
@@ -104,6 +108,17 @@ class AgentService:
         self._drafts = Drafts(settings.draft_policy, settings.canary_policy, switch, self._metrics)
         self._expose()
 
+    async def _outrank_the_past(self) -> None:
+        """Whatever our clock says, this life is later than the one in the registry."""
+        past = await self._presence.past()
+        if past < self.incarnation:
+            return
+        log.warning("our clock is behind that of the agent before us, or has been set back")
+        self.incarnation = Incarnation(past + 1)
+        self._producer.incarnation = self.incarnation
+        for part in (self._outbox, self._snapshots):
+            part.outrank(self.incarnation)
+
     @property
     def serving(self) -> bool:
         """The engine is healthy, and the registry knows."""
@@ -117,6 +132,7 @@ class AgentService:
             "Tells the truth about one engine",
             {"worker": self._settings.worker},
         )
+        await self._outrank_the_past()
         async with (
             anyio.create_task_group() as tasks,
             self._bus.serve(

@@ -28,6 +28,8 @@ LEASE_S = 12
 RETRY_S, RETRY_S_MAX = 0.5, 10.0
 LOOK_S = 30.0
 LEAVE_S = 3.0
+PAST_S = 3.0
+"""How long an agent that starts asks for what is registered under its id."""
 
 
 class Presence:
@@ -52,6 +54,16 @@ class Presence:
         self._lease: Lease | None = None
         self.registered = False
         """The registry holds the record we were last told, as far as we know."""
+
+    async def past(self) -> int:
+        """The incarnation that is registered now; 0 if there is none, or no answer in time."""
+        with anyio.move_on_after(PAST_S):
+            try:
+                entry = await self._store.get(self._key)
+                return _incarnation_of(entry) if entry else 0
+            except StoreError as error:
+                log.warning("cannot see who was registered before: %s", error)
+        return 0
 
     def tell(self, record: WorkerRecord, card: ModelCard) -> None:
         """What should be in the registry from now on."""

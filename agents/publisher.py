@@ -72,6 +72,10 @@ class Outbox:
         self._order = anyio.Lock()  # what is sealed first leaves first
         self._losing = False
 
+    def outrank(self, incarnation: Incarnation) -> None:
+        """Go by this one; before anything has been said."""
+        self._kv.incarnation = self._load.incarnation = incarnation
+
     def wake(self) -> None:
         """The live set may have changed."""
         pending = self._live.pending

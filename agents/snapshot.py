@@ -52,6 +52,11 @@ class Snapshots:
         self._kept: dict[int, _Kept] = {}
         self.endpoint = Endpoint("snapshot", subjects.snapshot(worker), self._handle, group=None)
 
+    def outrank(self, incarnation: Incarnation) -> None:
+        """Go by this one; before anything has been asked."""
+        self._incarnation = self._producer.incarnation = incarnation
+        self._numbers = count(incarnation)
+
     async def _handle(self, message: Message) -> bytes:
         try:
             chunk = await self._chunk(self._reader.open(message.data).body)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 from anyio.abc import TaskStatus
@@ -25,6 +24,7 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.telling import Teller
 from controlplane.gateway.tickets import Tickets
 from controlplane.registry.view import RegistryView
+from controlplane.runtime.clock import steady_clock
 from proto.codec import Producer
 from proto.ids import ServiceId, new_incarnation
 from proto.subjects import Keys, Subjects
@@ -45,7 +45,7 @@ class Surroundings:
     subjects: Subjects
     view: RegistryView
     metrics: GatewayMetrics
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = field(default_factory=steady_clock)
     server: HttpServing | None = None
     """None: nobody asks over HTTP, and `run` cannot be called."""
     store: Store | None = None

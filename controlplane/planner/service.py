@@ -11,7 +11,6 @@ whatever was wanted last stays wanted.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from controlplane.planner.metrics import PlannerMetrics
 from controlplane.planner.state import StateUnusable, restore, state_of
 from controlplane.registry.membership import Change, Joined, Left, Updated
 from controlplane.registry.view import RegistryView
+from controlplane.runtime.clock import steady_clock
 from controlplane.runtime.tracing import inject, tracer
 from proto.codec import Envelope, Producer, Reader, Unreadable
 from proto.ids import new_incarnation
@@ -77,7 +77,7 @@ class PlannerService:
         around: Surroundings,
         *,
         profiles: Mapping[WorkerClass, Kept] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """`profiles` is what is known of engines before anybody has run them here."""
         self.core = core
@@ -87,7 +87,7 @@ class PlannerService:
         self._keys = around.keys
         self._view = around.view
         self._metrics = around.metrics
-        self._clock = clock
+        self._clock = clock = clock or steady_clock()
         self._profiles = profiles or {}
         self._producer = Producer(core.name, new_incarnation(clock()), clock)
         self.leadership = Leadership(

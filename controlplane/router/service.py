@@ -23,6 +23,7 @@ from controlplane.router.room import WaitingRoom
 from controlplane.router.settings import RouterSettings
 from controlplane.router.snapshots import Repair
 from controlplane.router.teller import Teller
+from controlplane.runtime.clock import steady_clock
 from controlplane.runtime.tracing import extract, tracer
 from proto.codec import Producer, Reader, Unreadable
 from proto.ids import new_incarnation
@@ -59,8 +60,9 @@ class RouterService:
         view: RegistryView,
         metrics: RouterMetrics,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        clock = clock or steady_clock()
         self.core = core
         self._bus = bus
         self._subjects = subjects

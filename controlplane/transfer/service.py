@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -21,6 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from controlplane.registry.membership import Change, Joined, Left, Updated
 from controlplane.registry.view import RegistryView
+from controlplane.runtime.clock import steady_clock
 from controlplane.runtime.tracing import extract, inject, tracer
 from controlplane.transfer.coordinator import DECODE_FULL, Coordinator, Walk
 from controlplane.transfer.duties import Duties
@@ -80,8 +80,9 @@ class TransferService:
         metrics: TransferMetrics,
         *,
         service: ServiceId,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        clock = clock or steady_clock()
         self._settings = settings
         self._bus = bus
         self._subjects = subjects

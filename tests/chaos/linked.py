@@ -3,7 +3,8 @@
     python -m tests.chaos.linked --name test --port 0 --engines 3
 
 takes the words of `up`. Links are named as `gateway>nats`; what is to be wrong with them is told
-over a port of its own, a line of JSON for each change (`Links` is the other end).
+over a port of its own, a line of JSON for each change (`Links` is the other end). And the clock of
+each of our processes can be set (`clock_of`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ ENGINE = "TOKENPLANE_AGENT__ENGINE_URL"
 EVENTS = ("TOKENPLANE_AGENT__EVENTS", "TOKENPLANE_AGENT__REPLAY")
 PUBLIC = "TOKENPLANE_AGENT__PUBLIC_URL"
 LINE_BYTES_MAX = 1_024
+CLOCK = Path(__file__).parent / "clock"
+"""What a process imports whose clock can be set."""
 
 
 class Way:
@@ -49,6 +52,8 @@ class Way:
 
     def _detour(self, part: Part) -> Part:
         own = dict(part.environment)
+        if part.argv[0] == sys.executable:
+            own |= {"PYTHONPATH": str(CLOCK), "TOKENPLANE_CLOCK": str(clock_of(_home(), part.name))}
         for name, server in ((NATS, "nats"), (ETCD, "etcd")):
             if name in own:
                 [address] = json.loads(own[name])
@@ -90,7 +95,7 @@ async def linked_up(options: Up) -> None:
         way = Way(tasks)
         listener = await anyio.create_tcp_listener(local_host=LOOPBACK, local_port=port)
         tasks.start_soon(partial(listener.serve, way.obey))
-        _told_by(Path(os.environ["TOKENPLANE_HOME"])).write_text(str(port))
+        _told_by(_home()).write_text(str(port))
         await up(options, way.arrange)
         tasks.cancel_scope.cancel()
 
@@ -123,6 +128,15 @@ def names(engines: int, services: tuple[str, ...]) -> list[str]:
         )
     ]
     return servers + to_engines
+
+
+def clock_of(home: Path, part: str) -> Path:
+    """A file with the seconds that the part's clock is off."""
+    return home / f"clock-{part}"
+
+
+def _home() -> Path:
+    return Path(os.environ["TOKENPLANE_HOME"])
 
 
 def _told_by(home: Path) -> Path:

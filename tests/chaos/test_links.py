@@ -5,8 +5,9 @@
     CHAOS_ONLY='agent-0>etcd held' ...          # those of that name alone
 
 Each link has every kind of trouble for some seconds, and those that matter most are silent for
-longer than a lease; then pairs of any trouble of a link or a process. Whatever happens: what must
-hold of `test_processes.py` holds, and a client never sees that a way was bad.
+longer than a lease. Then clocks are wrong by an hour; then come pairs of any trouble of a link or
+a process. Whatever happens: what must hold of `test_processes.py` holds, and a client never sees
+that a way was bad.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pytest
 
 from proto.wire.http import HttpClient
 from tests.chaos.faults import Fault, How, inflict
-from tests.chaos.linked import COMMAND, Links, names
+from tests.chaos.linked import COMMAND, Links, clock_of, names
 from tests.chaos.load import Load, questions
 from tests.chaos.trial import descriptors, judge, nothing_left, suffer, told
 from tests.support.link import Trouble
@@ -61,7 +62,19 @@ class Bad:
         return f"{self.link} {self.trouble} for {self.seconds:g} s"
 
 
-Mishap = Bad | Fault
+@dataclass(frozen=True)
+class Clock:
+    """A part's wall clock is set, and it is killed: so the next life begins at that time. Later
+    its clock is put right."""
+
+    part: str
+    by_s: float
+
+    def __str__(self) -> str:
+        return f"{self.part} clock {self.by_s:+g} s, kill -9"
+
+
+Mishap = Bad | Fault | Clock
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +107,8 @@ def test_bad_ways_cost_no_client_anything(
                     named = _named(mishaps)
                     with capsys.disabled():
                         print(f"{number + 1:3}/{len(schedule)} {named:<60} {row}", flush=True)
-                    hit = any(isinstance(each, Fault) and each.part == GATEWAY for each in mishaps)
-                    judge(load, row, named, gateway_hit=hit)
+                    killed = [each.part for each in mishaps if not isinstance(each, Bad)]
+                    judge(load, row, named, gateway_hit=GATEWAY in killed)
                 tasks.cancel_scope.cancel()
             await nothing_left(cluster, load, before)
             with capsys.disabled():
@@ -110,6 +123,8 @@ def _singles() -> Iterator[tuple[Mishap, ...]]:
             yield from ((Bad(link, trouble),) for trouble in Trouble)
     for link in LONG:
         yield (Bad(link, Trouble.HELD, LONG_S),)
+    for part in ("agent-0", "router-0", "registry", GATEWAY):
+        yield from ((Clock(part, by_s),) for by_s in (-3_600.0, 3_600.0))
 
 
 def _pairs(parts: Sequence[str], rng: random.Random) -> Iterator[tuple[Mishap, ...]]:
@@ -132,6 +147,8 @@ async def _happen(cluster: UpCluster, links: Links, mishaps: Sequence[Mishap]) -
         for each in mishaps:
             if isinstance(each, Bad):
                 tasks.start_soon(_be_bad, links, each)
+            elif isinstance(each, Clock):
+                tasks.start_soon(_set, cluster, each)
             else:
                 tasks.start_soon(_inflict, cluster, each)
     await anyio.to_thread.run_sync(cluster.wait_ready)
@@ -139,6 +156,15 @@ async def _happen(cluster: UpCluster, links: Links, mishaps: Sequence[Mishap]) -
 
 async def _inflict(cluster: UpCluster, fault: Fault) -> None:
     await anyio.to_thread.run_sync(inflict, cluster, [fault])
+
+
+async def _set(cluster: UpCluster, clock: Clock) -> None:
+    off = clock_of(cluster.home, clock.part)
+    off.write_text(str(clock.by_s))
+    await anyio.sleep(TROUBLE_S / 2)
+    await _inflict(cluster, Fault(clock.part, How.KILL))
+    off.unlink()
+    await anyio.sleep(TROUBLE_S / 2)
 
 
 async def _be_bad(links: Links, bad: Bad) -> None:

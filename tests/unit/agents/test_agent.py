@@ -202,6 +202,23 @@ async def test_a_silent_restart_without_a_replay_socket_is_seen_in_the_metrics()
         assert world.reader.names == set()
 
 
+async def test_an_agent_whose_clock_was_set_back_outranks_its_past_all_the_same() -> None:
+    """Killed, it has left its record behind, which lives as long as its lease."""
+    world = World()
+    async with running(world):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        left, former = world.etcd.entries[KEYS.worker(WORKER)], world.agent.incarnation
+    await world.store.put(left.key, left.value)
+    world.agent = world.new_agent(clock=lambda: anyio.current_time() - 3600.0)
+    assert world.agent.incarnation < former
+    world.engine.evict(PROMPT)
+    async with running(world):
+        await wait_until(lambda: (r := world.record()) is not None and r.incarnation > former)
+        await wait_until(lambda: world.reader.incarnation == world.agent.incarnation > former)
+        await world.agrees()
+
+
 async def test_an_engine_that_comes_back_with_other_blocks_is_attached_to_anew() -> None:
     async with running(World()) as (world, _):
         world.engine.serve(PROMPT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -49,14 +49,14 @@ class World:
         self.settings = AgentProcess(cluster="test", agent=AgentSettings.model_validate(agent))
         self.agent = self.new_agent()
 
-    def new_agent(self) -> AgentService:
+    def new_agent(self, clock: Callable[[], float] = anyio.current_time) -> AgentService:
         return AgentService(
             self.settings,
             make_adapter(self.settings.agent, self.engine, self.engine.frames),
             self.bus,
             self.store,
             CollectorRegistry(),
-            clock=anyio.current_time,
+            clock=clock,
             rng=random.Random(1),
         )
 
