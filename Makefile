@@ -92,6 +92,17 @@ docs: $(READY)
 site: $(READY)
 	$(BIN)/uv tool run --quiet --from mkdocs-material==9.7.0 mkdocs build --quiet
 
+# Every query of every dashboard and alert before a real Prometheus, and docs/images/dashboard-*.png;
+# in some minutes. Needs prometheus, npm and Chromium.
+PANELS := tests/dashboards/panels
+.PHONY: dashboards
+dashboards: $(READY) $(PANELS)/built/panels.js
+	$(BIN)/python -m tests.dashboards --panels $(PANELS)/built
+
+$(PANELS)/built/panels.js: $(PANELS)/package.json $(PANELS)/panels.js
+	cd $(PANELS) && npm install --silent --no-audit --no-fund --no-package-lock --legacy-peer-deps \
+		--ignore-scripts && npm run --silent build
+
 # Every figure of docs/performance.md; in a quarter of an hour. BENCH_FLAGS=--quick shows that it works.
 bench: $(BENCH_READY)
 	set -e; for name in $(BENCHES); do \
@@ -164,4 +175,4 @@ $(LOAD_READY): bench/load-requirements.txt
 	touch $(LOAD_READY)
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(LOAD_VENV) $(VLLM_VENV) .venv-peers build dist *.egg-info demo-out
+	rm -rf $(PANELS)/node_modules $(PANELS)/built $(VENV) $(BENCH_VENV) $(LOAD_VENV) $(VLLM_VENV) .venv-peers build dist *.egg-info demo-out

@@ -95,11 +95,13 @@ def fleet() -> str:
             Query(_share(w, "used_blocks"), "used"), Query(_share(w, "live_blocks"), "cached"),
         ]),
         Panel("Workers by state", "short", [
-            Query(w.total("tokenplane_registry_workers", "state", how="max"), "{{state}}"),
+            Query(_workers(w), "{{state}}"),
         ]),
         Panel("Retries and migrations", "reqps", [
-            Query(w.rate(f"{gateway}_retries_total", "reason"), "retry: {{reason}}"),
-            Query(w.rate(f"{gateway}_migrations_total", "reason"), "migration: {{reason}}"),
+            Query(f"{w.rate(f'{gateway}_retries_total', 'reason')} > 0", "retry: {{reason}}"),
+            Query(f"{w.rate(f'{gateway}_migrations_total', 'reason')} > 0", "migration: {{reason}}"),
+            Query(w.rate(f"{gateway}_retries_total"), "all retries"),
+            Query(w.rate(f"{gateway}_migrations_total"), "all migrations"),
         ]),
         Panel("Engines", "short", [
             Query(w.rate(f"{agent}_preemptions"), "preemptions/s"),
@@ -117,6 +119,12 @@ _KIND_CACHED, _KIND_PREDICTED = '{kind="cached"}', '{kind="predicted"}'
 def _share(w: Words, blocks: str) -> str:
     total = w.total("tokenplane_agent_total_blocks")
     return f"{w.total(f'tokenplane_agent_{blocks}')} / {total}"
+
+
+def _workers(w: Words) -> str:
+    """Every registry counts all of them."""
+    each = w.total("tokenplane_registry_workers", "model", "role", "state", how="max")
+    return f"sum by (state) ({each})"
 
 
 def control() -> str:

@@ -239,6 +239,8 @@ class Transition(msgspec.Struct, frozen=True):
     kv_bytes: int = 0
     link: str = ""
     cause: str = ""
+    took_s: float = 0.0
+    """How long it was in the state before."""
 
 
 class Command(msgspec.Struct, frozen=True):

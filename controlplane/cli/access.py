@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
@@ -39,6 +40,7 @@ class AccessSettings(CommandSettings):
         description="workers that get a user each and speak for themselves alone; else agents "
         "share one",
     )
+    as_json: bool = Field(False, alias="json", description="what it prints as JSON")
     etcd: StoreSettings = Field(StoreSettings(), description="How to reach etcd; its user is root")
 
 
@@ -48,11 +50,18 @@ def main(argv: Sequence[str]) -> int:
         settings = load(AccessSettings, argv, prog=PROG)
         workers = [WorkerId(check_name(name, "worker")) for name in settings.workers]
         if settings.what == "nats":
-            sys.stdout.write(configuration(settings.cluster, workers))
+            text = configuration(settings.cluster, workers)
+            sys.stdout.write(_json(configuration=text) if settings.as_json else text)
         elif settings.what == "passwords":
-            sys.stdout.write(new_passwords(workers))
+            lines = new_passwords(workers)
+            words = dict(line.split("=", 1) for line in lines.splitlines())
+            sys.stdout.write(_json(**words) if settings.as_json else lines)
         else:
-            anyio.run(_to_etcd, settings, workers)
+            users = anyio.run(_to_etcd, settings, workers)
+            if settings.as_json:
+                sys.stdout.write(_json(users=users))
+            else:
+                sys.stderr.write(f"etcd knows {', '.join(users)}, and asks who is there\n")
     except (SettingsError, BadName) as error:
         print(error, file=sys.stderr)
         return EXIT_BAD_SETTINGS
@@ -70,14 +79,18 @@ def new_passwords(workers: Sequence[WorkerId]) -> str:
     return "".join(f"{line}\n" for line in [secret, *lines])
 
 
-async def _to_etcd(settings: AccessSettings, workers: Sequence[WorkerId]) -> None:
+def _json(**fields: object) -> str:
+    return json.dumps(fields) + "\n"
+
+
+async def _to_etcd(settings: AccessSettings, workers: Sequence[WorkerId]) -> list[str]:
     granted = etcd.users(settings.cluster, workers)
     passwords = _passwords([*granted, "etcd_root"])
     root = settings.etcd.model_copy(
         update={"user": ROOT, "password": SecretStr(passwords["etcd_root"])}
     )
     await put_in_place(etcd_settings(root), granted, passwords)
-    sys.stderr.write(f"etcd knows {', '.join(granted)}, and asks who is there\n")
+    return list(granted)
 
 
 def _passwords(names: Sequence[str]) -> Mapping[str, str]:

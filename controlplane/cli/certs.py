@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ class Certs(CommandSettings):
         (), description="workers whose agents get one each; else agents share one"
     )
     days: int = Field(30, ge=1, le=825, description="how long they are good")
+    as_json: bool = Field(False, alias="json", description="say what was made as JSON")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +57,11 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return EXIT_FAILED
-    print(f"{settings.folder}: {AUTHORITY}.pem, {', '.join(SERVERS)} and {', '.join(users)}")
+    if settings.as_json:
+        made = {"authority": AUTHORITY, "servers": [*SERVERS], "users": [*users]}
+        print(json.dumps({"folder": str(settings.folder), **made}))
+    else:
+        print(f"{settings.folder}: {AUTHORITY}.pem, {', '.join(SERVERS)} and {', '.join(users)}")
     return EXIT_OK
 
 

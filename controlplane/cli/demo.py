@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,7 @@ class Demo(CommandSettings):
     engines: int = Field(4, ge=2, le=16, description="how many simulated engines")
     seed: int = Field(1, ge=0, description="of the conversations")
     out: Path = Field(Path("demo-out"), description="directory for the plot and the figures")
+    as_json: bool = Field(False, alias="json", description="the figures as JSON on stdout")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
 
 async def demo(options: Demo) -> None:
     """Start a cluster, send it the same conversations under each policy, show what came of it."""
-    console = Console()
+    console = Console(stderr=options.as_json)
     options.out.mkdir(parents=True, exist_ok=True)
     requests = list(generate(WORKLOAD, random.Random(options.seed)))
     console.print(
@@ -103,7 +105,10 @@ async def demo(options: Demo) -> None:
     async with HttpClient() as http, run_cluster(cluster_options, http) as cluster:
         console.print(f"ready at {cluster.url}/v1; sending the same requests under each policy")
         runs = await _compare(cluster, http, requests, console)
-    _show(_report(options, requests, runs), runs, options.out, console)
+    report = _report(options, requests, runs)
+    _show(report, runs, options.out, console)
+    if options.as_json:
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
 
 
 async def _compare(

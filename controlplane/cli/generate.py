@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ class GenerateSettings(CommandSettings):
 
     out: CliPositionalArg[Path] = Field(description="file to write: .jsonl or .jsonl.gz")
     seed: int = Field(0, ge=0, description="of everything random")
+    as_json: bool = Field(False, alias="json", description="say what was written as JSON")
     conversations: int = Field(Workload.conversations, ge=1, description="how many")
     rate: float = Field(Workload.rate, gt=0, description="conversations begun a second (Poisson)")
     turns: float = Field(Workload.turns, ge=1, description="mean turns of one (geometric)")
@@ -83,5 +85,8 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"{PROG}: cannot write {settings.out}: {error.strerror}", file=sys.stderr)
         return 1
-    print(f"{settings.out}: {lines:,} requests")
+    if settings.as_json:
+        print(json.dumps({"out": str(settings.out), "requests": lines}))
+    else:
+        print(f"{settings.out}: {lines:,} requests")
     return 0

@@ -8,6 +8,7 @@ cache.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,7 @@ class ProfileSettings(CommandSettings):
     batch: int = Field(32, ge=2, description="most answers at once")
     tokens: int = Field(64, ge=8, description="tokens of each answer")
     seed: int = Field(0, ge=0, description="of the prompts")
+    as_json: bool = Field(False, alias="json", description="print the profile as JSON")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,6 +95,9 @@ async def profile(settings: ProfileSettings) -> None:
     found = fit(worker_class, prompts, answers, settings.max_batched_tokens)
     text = msgspec.json.format(msgspec.json.encode(found), indent=2)
     settings.out.write_bytes(text + b"\n")
+    if settings.as_json:
+        sys.stdout.write(f"{text.decode()}\n")
+        return
     curve = found.curve
     Console().print(
         f"a step {curve.decode_base_ms:.2f} ms, a prompt token {curve.prefill_token_ms:.4f} ms,"

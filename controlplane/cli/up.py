@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ class Up(ClusterOptions):
     """Start a whole cluster on this machine; Ctrl-C stops all of it."""
 
     plain: bool = Field(False, description="print a few lines instead of the live view")
+    as_json: bool = Field(
+        False, alias="json", description="print where everything is as JSON, once it is ready"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,17 +46,20 @@ def main(argv: Sequence[str]) -> int:
 
 async def up(options: Up, arrange: Callable[[Stages], Stages] = as_planned) -> None:
     """Run a cluster until SIGINT or SIGTERM; a second signal kills what is still stopping."""
-    console = Console()
+    console = Console(stderr=options.as_json)
     hurry = anyio.Event()
     async with anyio.create_task_group() as tasks, HttpClient() as http:
         with anyio.CancelScope() as working:
             tasks.start_soon(_obey_signals, working, hurry)
             console.print("starting NATS, etcd, engines, agents and services ...")
             async with run_cluster(options, http, hurry=hurry, arrange=arrange) as cluster:
-                console.print(_welcome(cluster), soft_wrap=True)
+                if options.as_json:
+                    print(json.dumps(cluster.state()), flush=True)
+                else:
+                    console.print(_welcome(cluster), soft_wrap=True)
                 if options.planner:
                     await tasks.start(_scale, cluster, http)
-                if console.is_terminal and not options.plain:
+                if console.is_terminal and not (options.plain or options.as_json):
                     await _live_view(cluster, console)
                 await anyio.sleep_forever()
         tasks.cancel_scope.cancel()

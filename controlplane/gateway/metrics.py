@@ -9,6 +9,13 @@ LATENCY_BUCKETS_S = (
 )  # fmt: skip
 TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
 
+ENGINE_FAILURES = (
+    "engine_gave_up", "engine_lost", "engine_malformed", "engine_refused", "engine_silent",
+    "engine_stuck", "engine_unreachable",
+)  # fmt: skip
+NO_ROUTER = ("BusTimeout", "NoResponder")
+"""Known beforehand, so that the first one is seen to come: what appears at 1 has no rate."""
+
 LENGTH_BUCKETS = (16, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768, 65_536)
 
 
@@ -145,6 +152,11 @@ class GatewayMetrics:
             ["reason"],
             registry=registry,
         )
+        for reason in ENGINE_FAILURES:
+            self.retries.labels(reason)
+            self.migrations.labels(reason)
+        for reason in NO_ROUTER:
+            self.fallbacks.labels(reason)
         self.quarantined = Gauge(
             "tokenplane_gateway_quarantined_workers",
             "Workers that get nothing new because none of their streams moved",

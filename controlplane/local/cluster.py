@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -222,46 +222,42 @@ class LocalCluster:
             await self._changed.wait()
             self._changed = anyio.Event()
             try:
-                self._write_state()
+                self.layout.write_state(self.state())
             except OSError as error:
                 log.warning("cannot say where everything is: %s", error)
                 self._changed.set()
                 await anyio.sleep(STATE_RETRY_S)
 
-    def _write_state(self) -> None:
-        """Tell other commands, and tests, where everything is."""
+    def state(self) -> Mapping[str, object]:
+        """Where everything is, for other commands, tests and scripts."""
         admins = [f"{LOOPBACK_URL}:{port}" for port in self.ports.gateways_admin]
-        self.layout.write_state(
-            {
-                "cluster": self.options.name,
-                "gateway": self.url,
-                "gateway_admin": admins[0],
-                "gateway_admins": admins,
-                "routers_admin": [f"{LOOPBACK_URL}:{port}" for port in self.ports.routers_admin],
-                "console": self.console_url,
-                "model": self.model,
-                "engines": [
-                    f"http://127.0.0.1:{place.ports.http}" for place in self.engines.values()
-                ],
-                "kv_events": [
-                    {
-                        "events": f"tcp://127.0.0.1:{place.ports.events}",
-                        "replay": f"tcp://127.0.0.1:{place.ports.replay}",
-                    }
-                    for place in self.engines.values()
-                ],
-                "agents_admin": [
-                    f"http://127.0.0.1:{place.ports.agent_admin}" for place in self.engines.values()
-                ],
-                "complete": self.complete,
-                "nats": f"nats://127.0.0.1:{self.ports.nats}",
-                "etcd": f"127.0.0.1:{self.ports.etcd}",
-                "children": {
-                    name: {"pid": child.pid, "ready": child.ready, "restarts": child.restarts}
-                    for name, child in self.supervisor.children.items()
-                },
-            }
-        )
+        return {
+            "cluster": self.options.name,
+            "gateway": self.url,
+            "gateway_admin": admins[0],
+            "gateway_admins": admins,
+            "routers_admin": [f"{LOOPBACK_URL}:{port}" for port in self.ports.routers_admin],
+            "console": self.console_url,
+            "model": self.model,
+            "engines": [f"http://127.0.0.1:{place.ports.http}" for place in self.engines.values()],
+            "kv_events": [
+                {
+                    "events": f"tcp://127.0.0.1:{place.ports.events}",
+                    "replay": f"tcp://127.0.0.1:{place.ports.replay}",
+                }
+                for place in self.engines.values()
+            ],
+            "agents_admin": [
+                f"http://127.0.0.1:{place.ports.agent_admin}" for place in self.engines.values()
+            ],
+            "complete": self.complete,
+            "nats": f"nats://127.0.0.1:{self.ports.nats}",
+            "etcd": f"127.0.0.1:{self.ports.etcd}",
+            "children": {
+                name: {"pid": child.pid, "ready": child.ready, "restarts": child.restarts}
+                for name, child in self.supervisor.children.items()
+            },
+        }
 
 
 @asynccontextmanager

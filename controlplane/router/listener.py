@@ -98,6 +98,7 @@ class Listener:
         reader = Reader[T](kind)
         messages = await stack.enter_async_context(self._bus.subscribe(subject))
         self._subscriptions[kind.__name__] = messages
+        self._metrics.unreadable.labels(kind.__name__)  # there from the start, so that 1 is a rise
 
         async def follow() -> None:
             taken_bytes = 0

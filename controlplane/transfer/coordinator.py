@@ -86,6 +86,7 @@ class Walk:
                 after.kv_bytes,
                 after.link,
                 after.cause,
+                now_s - before.changed_s,
             )
         )
 

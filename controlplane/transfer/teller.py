@@ -30,7 +30,6 @@ class Teller:
         self._subject = subjects.transitions
         self._producer = producer
         self._metrics = metrics
-        self._staged_s: dict[str, float] = {}
 
     async def tell(self, walk: Walk) -> None:
         """Every step that was made, in order. What the bus does not take is lost."""
@@ -64,15 +63,13 @@ class Teller:
     def _count(self, transition: Transition, ticket: Ticket) -> None:
         metrics = self._metrics
         metrics.steps.labels(transition.step).inc()
-        if transition.step is Step.STAGE:
-            self._staged_s[ticket.id] = transition.at_s
-        elif transition.step is Step.TRANSFER:
-            began_s = self._staged_s.pop(ticket.id, transition.at_s)
-            metrics.post_seconds.observe(transition.at_s - began_s)
+        if transition.step is Step.TRANSFER:
+            waited = transition.before is State.STAGED
+            metrics.post_seconds.observe(transition.took_s if waited else 0.0)
         elif transition.step is Step.LAND:
+            metrics.seconds.observe(transition.took_s)
             metrics.bytes.labels(ticket.link).inc(ticket.kv_bytes)
         if transition.after in _BAD_ENDS:
-            self._staged_s.pop(ticket.id, None)
             # Causes that owners tell are words of theirs; the state says where it happened.
             cause = transition.cause if transition.step is not Step.EXPIRE else "deadline"
             metrics.failures.labels(f"{transition.after} {transition.before}", cause).inc()

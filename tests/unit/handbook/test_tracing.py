@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from controlplane.runtime.spans import ATTRIBUTES, SPANS
 from handbook.pages import ROOT
 
-STARTED = re.compile(r'(?:start(?:_as_current)?_span|_open)\(\s*f?"([\w.{]+)')
+STARTED = re.compile(r'(?:start(?:_as_current)?_span\(|_open\(|\bstep\(spans,)\s*f?"([\w.{]+)')
 NAMED = re.compile(r'"((?:tokenplane|gen_ai|error)\.[a-z_.]+)"')
 NO_ATTRIBUTES = {
     "tokenplane.gateway", "tokenplane.router", "tokenplane.transfer", "tokenplane.agent",

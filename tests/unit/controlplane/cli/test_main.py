@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from io import StringIO
@@ -12,8 +14,10 @@ from rich.console import Console
 
 from controlplane.cli.completion import SHELLS
 from controlplane.cli.completion import main as completion
-from controlplane.cli.main import COMMANDS, function_of, main
+from controlplane.cli.main import COMMANDS, Topic, function_of, main
 from controlplane.cli.usage import show_usage
+from controlplane.gateway.tenants import key_hash
+from handbook.pages import ROOT
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -75,3 +79,31 @@ def complete(line: str) -> set[str]:
         check=True,
     )
     return set(answer.stdout.split())
+
+
+SPEAKS_NO_JSON = {name for name, command in COMMANDS.items() if command.topic is Topic.RUN} | {
+    "console",
+    "completion",
+}
+"""They serve until they are stopped, and log; or print what a shell reads."""
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - SPEAKS_NO_JSON))
+def test_every_command_that_tells_something_tells_it_as_json_too(name: str) -> None:
+    """By the page that `make docs` writes from each command's own help; a test keeps it so."""
+    page = (ROOT / "docs/cli.md").read_text()
+    section = page.split(f"### tokenplane {name}\n", 1)[1].split("\n### ")[0]
+    assert re.search(r"^ +--json\b", section, re.MULTILINE)
+
+
+def test_a_key_as_json_is_the_one_whose_hash_it_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "acme", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["tenant"] == "acme" and told["hash"] == key_hash(told["key"])
+
+
+def test_passwords_as_json_are_as_many_as_on_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["access", "passwords"]) == 0
+    names = [line.partition("=")[0] for line in capsys.readouterr().out.splitlines()]
+    assert main(["access", "passwords", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == names

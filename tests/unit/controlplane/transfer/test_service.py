@@ -66,8 +66,11 @@ async def test_a_movement_from_begin_to_release() -> None:
         assert ticket.blocks == 256 and ticket.kv_bytes == 256 << 10
         ticket = await stepped(made, ticket, Step.TRANSFER, handle=b"where")
         assert ticket.state is State.TRANSFERRING and ticket.handle == b"where"
+        await anyio.sleep(0.5)
         ticket = await stepped(made, ticket, Step.LAND, seconds=0.1)
         assert ticket.state is State.RELEASED
+        took_s = made.metrics[0].get_sample_value("tokenplane_transfer_seconds_sum")
+        assert took_s == pytest.approx(0.5, abs=0.05)
         await anyio.sleep(1)
         assert path(made, ticket) == [
             State.RESERVED,

@@ -142,6 +142,7 @@ class World:
         self.agents = Agents()
         self.asker = Asker(hub.connect("gateway"))
         self.services: list[TransferService] = []
+        self.metrics: list[CollectorRegistry] = []
         self.seen: list[Transition] = []
         self._news = anyio.Event()
 
@@ -165,12 +166,13 @@ class World:
 
     def service(self, name: str, settings: TransferSettings) -> TransferService:
         view = RegistryView(self.etcd.connect(), KEYS)
+        self.metrics.append(CollectorRegistry())
         service = TransferService(
             settings,
             self.hub.connect(name),
             SUBJECTS,
             view,
-            TransferMetrics(CollectorRegistry()),
+            TransferMetrics(self.metrics[-1]),
             service=ServiceId(name),
             clock=anyio.current_time,
         )

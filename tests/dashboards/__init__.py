@@ -1,0 +1,1 @@
+"""The dashboards before a real cluster and a real Prometheus: `make dashboards`."""
