@@ -17,6 +17,7 @@ from typing import NewType
 import msgspec
 
 from proto.ids import RequestId, ServiceId, WorkerId
+from proto.numbers import Span
 from proto.workers import HandoffOrder
 
 TicketId = NewType("TicketId", str)
@@ -192,6 +193,8 @@ class Report(msgspec.Struct, frozen=True):
     """With `FAIL` and `CANCEL`."""
     exclude: tuple[WorkerId, ...] = ()
     """With `OTHER_PREFILL` and `OTHER_DECODE`: who will not do."""
+    age_s: Span = 0.0
+    """With `STAGE` and `TRANSFER`: how long ago the blocks may have been staged."""
 
 
 class Stepped(msgspec.Struct, frozen=True, tag="stepped"):

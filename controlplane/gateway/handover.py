@@ -30,6 +30,7 @@ from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flig
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.migration import Leg
 from controlplane.gateway.openai import ClientError
+from controlplane.gateway.pulse import Pulse
 from controlplane.gateway.routing import Routing, leg_request
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.telling import Teller
@@ -50,6 +51,9 @@ spans = tracer("tokenplane.gateway")
 ANSWER_BYTES_MAX = 4 << 20
 ADMIT_TRIES = 60
 """A transfer that is not let in is asked for again, as long as its lease holds."""
+LEASE_MARGIN_S = 1.0
+"""Blocks are not asked for so shortly before their lease is over. The coordinator's margin, when it
+lets a transfer begin, is larger."""
 LOST = frozenset({"engine_unreachable", "engine_lost", "engine_silent"})
 
 
@@ -75,6 +79,8 @@ class _Journey:
     sink: Sink
     ticket: Ticket
     excluded: list[WorkerId] = field(default_factory=list)
+    staged_s: float = 0.0
+    """By our clock, since when its blocks may be staged."""
 
 
 class Handover:
@@ -88,6 +94,7 @@ class Handover:
         routing: Routing,
         told: Told,
         owner: ServiceId,
+        pulse: Pulse,
     ) -> None:
         self._attempts = attempts
         self._http = http
@@ -97,6 +104,7 @@ class Handover:
         self._tickets = told.tickets
         self._metrics = told.metrics
         self._owner = owner
+        self._pulse = pulse
 
     def adopt(self, settings: GatewaySettings) -> None:
         """As `Attempts.adopt`."""
@@ -196,12 +204,17 @@ class Handover:
     ) -> bytes | None:
         """The prefill engine's answer; None if another one is to try."""
         leg = dialect.prefill(journey.leg, journey.ticket, prefill)
+        began_s = anyio.current_time()
         try:
-            return await self._prefill(journey, leg, prefill)
+            answer = await self._prefill(journey, leg, prefill)
         except EngineFailed as failure:
             self._routing.inhibit(prefill.worker)
             await self._other_prefill(journey, str(failure))
             return None
+        # If we stood still meanwhile, the answer may have waited for us all that time.
+        now_s = anyio.current_time()
+        journey.staged_s = now_s - self._pulse.stood_still_s(began_s, now_s)
+        return answer
 
     async def _prefill(self, journey: _Journey, leg: Leg, prefill: WorkerRecord) -> bytes:
         flight = journey.flight
@@ -237,7 +250,13 @@ class Handover:
         ticket = journey.ticket
         for _ in range(ADMIT_TRIES):
             reply = await self._tickets.report(
-                Report(ticket.id, ticket.fence, Step.TRANSFER, handle=handle)
+                Report(
+                    ticket.id,
+                    ticket.fence,
+                    Step.TRANSFER,
+                    handle=handle,
+                    age_s=anyio.current_time() - journey.staged_s,
+                )
             )
             journey.ticket = self._or_gone(journey, reply)
             if journey.ticket.state is State.TRANSFERRING:
@@ -247,6 +266,10 @@ class Handover:
 
     async def _decode(self, journey: _Journey, dialect: Dialect, prefill: WorkerRecord) -> bool:
         ticket = journey.ticket
+        if anyio.current_time() > journey.staged_s + ticket.lease_s - LEASE_MARGIN_S:
+            # An engine may read blocks that are another request's by now, and not notice.
+            self._tickets.give_up(ticket, Step.FAIL, "lease_over")
+            raise Gone(f"the lease of ticket {ticket.id} ran out before it was read")
         leg = dialect.decode(journey.leg, ticket, prefill, ticket.handle)
         try:
             await self._decode_leg(journey, leg)

@@ -18,6 +18,7 @@ from controlplane.gateway.health import Health
 from controlplane.gateway.http import Border, Front
 from controlplane.gateway.idempotency import Answers
 from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.gateway.pulse import Pulse
 from controlplane.gateway.records import RecordWriter
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
@@ -67,8 +68,9 @@ class GatewayService:
         self.health = Health(settings, around.http, routing, view, metrics, teller)
         attempts = Attempts(settings, around.http, routing, self.health, teller)
         self._tickets = Tickets(bus, subjects, producer, settings.ticket_s)
+        self._pulse = Pulse()
         told = Told(self._tickets, teller, metrics)
-        handover = Handover(attempts, around.http, view, routing, told, around.service)
+        handover = Handover(attempts, around.http, view, routing, told, around.service, self._pulse)
         self.records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
         self._admission = Admission(settings, around.secret, anyio.current_time)
         self._directory: Directory | None = None
@@ -105,6 +107,7 @@ class GatewayService:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.records.run)
             tasks.start_soon(self._tickets.run)
+            tasks.start_soon(self._pulse.run)
             tasks.start_soon(self._teller.run)
 
     async def _follow_tenants(self, *, task_status: TaskStatus[None]) -> None:

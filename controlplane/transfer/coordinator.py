@@ -63,10 +63,11 @@ class Walk:
         other: End | None = None,
         handle: bytes = b"",
         cause: str = "",
+        age_s: float = 0.0,
     ) -> None:
         """Raises `Refused`."""
         before = self.ticket
-        news = News(other, handle, cause)
+        news = News(other, handle, cause, age_s)
         after = step(before, what, now_s, settings.patience, news)
         self.ticket = after
         self.owes |= len(after.owed) > len(before.owed)
@@ -212,7 +213,7 @@ class Coordinator:
 
     def _transfer(self, walk: Walk, said: Report, now_s: float) -> None:
         if walk.ticket.state is State.PREFILLING:
-            walk.go(Step.STAGE, now_s, self._settings, handle=said.handle)
+            walk.go(Step.STAGE, now_s, self._settings, handle=said.handle, age_s=said.age_s)
         check_legal(walk.ticket, Step.TRANSFER)
         walk.waits = not self.let_in(walk.ticket)
         if not walk.waits:

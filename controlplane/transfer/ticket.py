@@ -152,6 +152,8 @@ class News(NamedTuple):
     handle: bytes = b""
     """Where staged blocks lie."""
     cause: str = ""
+    age_s: float = 0.0
+    """How long ago they may have been staged."""
 
 
 NOTHING = News()
@@ -190,7 +192,7 @@ def step(
         owed=ticket.owed + _duties(ticket, rule.owes, now_s, patience),
     )
     if what is Step.STAGE:
-        lease_until_s = now_s + ticket.lease_s
+        lease_until_s = now_s + ticket.lease_s - news.age_s
         after = msgspec.structs.replace(after, handle=news.handle, lease_until_s=lease_until_s)
     elif what is Step.OTHER_PREFILL and news.other:
         after = msgspec.structs.replace(after, prefill=news.other, handle=b"", lease_until_s=0.0)

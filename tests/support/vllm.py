@@ -27,6 +27,10 @@ PROGRAM = ENVIRONMENT / "bin" / "vllm"
 MODEL = ENVIRONMENT / "tiny-llama"
 SERVED = MODEL.name
 BLOCK_TOKENS, CONTEXT_TOKENS, KV_CACHE_MIB = 32, 2048, 32
+KV_CACHE_TOKENS = KV_CACHE_MIB << 10
+"""A KiB each, of this model."""
+ANSWER_S = 300.0
+"""Until an answer has come, on a machine that does much else."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1"}
 """Nothing is looked for elsewhere; developer mode lets a test empty the cache."""
 READY_S = 600.0
@@ -93,6 +97,21 @@ def complete(
     **more: object,
 ) -> dict[str, Any]:
     """A greedy completion with its token ids, from an engine or a gateway."""
+    answer = asked(url, prompt, max_tokens, headers, **more)
+    assert answer.status_code == 200, answer.text
+    said: dict[str, Any] = answer.json()
+    said["headers"] = dict(answer.headers)
+    return said
+
+
+def asked(
+    url: str,
+    prompt: Sequence[int],
+    max_tokens: int,
+    headers: Mapping[str, str] | None = None,
+    **more: object,
+) -> httpx.Response:
+    """As `complete`, whatever the answer."""
     body = {
         "model": SERVED,
         "prompt": list(prompt),
@@ -102,11 +121,7 @@ def complete(
         "return_token_ids": True,
         **more,
     }
-    answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120)
-    assert answer.status_code == 200, answer.text
-    said: dict[str, Any] = answer.json()
-    said["headers"] = dict(answer.headers)
-    return said
+    return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=ANSWER_S)
 
 
 def tokens_of(said: Mapping[str, Any]) -> list[int]:

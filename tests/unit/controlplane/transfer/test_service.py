@@ -132,6 +132,16 @@ async def test_staged_blocks_that_nobody_may_read_any_more_are_released() -> Non
         assert isinstance(late, Denied) and late.state is State.EXPIRED, late
 
 
+async def test_a_lease_counts_from_when_blocks_may_have_been_staged() -> None:
+    """And not from when a gateway that had stood still told of them."""
+    async with world() as made:
+        fresh = await stepped(made, await granted(made, "a"), Step.TRANSFER, handle=b"1", age_s=5.0)
+        assert fresh.lease_until_s == pytest.approx(fresh.changed_s + fresh.lease_s - 5.0)
+        old = await granted(made, "b")
+        late = await made.asker.report(old, Step.TRANSFER, handle=b"2", age_s=28.0)
+        assert isinstance(late, Denied) and late.reason == "lease_over"
+
+
 async def test_a_transfer_that_waits_is_let_in_when_another_ends() -> None:
     async with world(transfers_max=1) as made:
         one = await stepped(made, await granted(made, "a"), Step.TRANSFER, handle=b"1")
