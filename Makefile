@@ -43,6 +43,11 @@ INPUTS := 1000000
 fuzz: $(READY)
 	$(BIN)/python -m tests.schedules --group inputs --count $(INPUTS)
 
+# Streams until the machine holds no more, then three times what engines can serve; in some minutes.
+.PHONY: load-knee
+load-knee: $(READY)
+	$(BIN)/python -m bench.knee --plot docs/images/knee.png
+
 # An hour under load while workers come and go; see docs/reliability.md.
 SOAK_MINUTES := 60
 SOAK_SPEED := 1

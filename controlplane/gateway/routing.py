@@ -185,7 +185,10 @@ class Routing:
         return any(r.role is Role.PREFILL and r.model == model for r in workers)
 
     def _by_myself(self, route: RouteRequest) -> Verdict:
-        """The worker with the fewest of our own requests; the request plane outlives routers."""
+        """The worker with the fewest of our own requests; the request plane outlives routers, and
+        for a while the registry too."""
+        if self._blind():
+            return Rejected(NO_WORKER, "neither routers nor the registry have answered for long")
         known = [r for r in self._view.workers.values() if r.model == route.model]
         if not known:
             return Rejected(UNKNOWN_MODEL, f"no worker serves {route.model!r}")
@@ -216,6 +219,11 @@ class Routing:
             block_tokens=best.block_tokens,
             engine_choice=preferred.reason if preferred else "",
         )
+
+    def _blind(self) -> bool:
+        """What we know of workers is too old to go by."""
+        since_s = self._view.stale_since
+        return since_s is not None and anyio.current_time() - since_s > self._settings.blind_s
 
     def _avoided(self) -> set[WorkerId]:
         now_s = anyio.current_time()

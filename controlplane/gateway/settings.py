@@ -43,6 +43,13 @@ class GatewaySettings(Group):
         description="how long routers may take to answer: after half of it another one is asked,"
         " after all of it the gateway chooses by itself",
     )
+    blind_s: float = Field(
+        3_600.0,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="how long the gateway chooses by itself from a view that the registry does not"
+        " feed; after that requests are refused until a router or the registry is back",
+    )
     engine_rules: tuple[EngineRule, ...] = Field(
         DEFAULT_RULES,
         description="which engine for which work while no router answers, as JSON: as in"

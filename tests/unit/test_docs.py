@@ -48,6 +48,14 @@ def test_the_faults_of_the_agents_page_are_named() -> None:
     assert len(NAMED.findall((ROOT / "docs/agents.md").read_text())) > 20
 
 
+def test_every_claim_of_the_security_page_names_a_test() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    table = page.partition("| claim | test |")[2].partition("\n\n")[0]
+    claims = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(claims) > 20
+    assert [claim for claim in claims if not any(test for _, test in NAMED.findall(claim))] == []
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("**/*.md")), ids=lambda p: p.name)
 def test_no_page_was_left_half_merged(page: Path) -> None:
     lines = page.read_text().splitlines()

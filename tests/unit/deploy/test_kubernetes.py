@@ -20,6 +20,7 @@ from controlplane.cli.access import new_passwords
 from controlplane.cli.main import COMMANDS
 from controlplane.runtime.settings import CommonSettings, load
 from handbook.pages import KUBERNETES_WORKERS as WORKERS
+from tests.support.nats_server import nats_server
 from tests.unit.deploy.manifests import FOLDER, Object, references, render, walk
 
 VERSIONS = ("1.30", "1.34")
@@ -183,6 +184,19 @@ def test_servers_are_clusters_of_three_that_know_each_other(name: str) -> None:
     text = (FOLDER / f"{name}.yaml").read_text() + (FOLDER / "nats-server.conf").read_text()
     for number in range(3):
         assert f"{name}-{number}.{found['spec']['serviceName']}" in text
+
+
+def test_nats_runs_by_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [made] = [o for o in OBJECTS if re.match(r"nats-[0-9a-f]{10}$", o["metadata"]["name"])]
+    for name, text in made["data"].items():
+        here = text.replace("/data", str(tmp_path / "data")).replace("/var/run/nats", str(tmp_path))
+        (tmp_path / name).write_text(here)
+    monkeypatch.setenv("POD_NAME", "nats-0")
+    for line in GIVEN["secrets.env"].splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    config = ("--config", str(tmp_path / "nats-server.conf"))
+    with nats_server(tmp_path, jetstream=False, options=config) as server:
+        assert server.url
 
 
 def test_network_policies_begin_with_nothing_and_name_pods_and_ports_that_are_there() -> None:

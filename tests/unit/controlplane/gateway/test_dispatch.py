@@ -29,7 +29,7 @@ from proto.wire.errors import HttpBroken
 from proto.wire.http import HttpServer
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.http import Answer, MemoryHttp, Request
-from proto.wire.memory.store import MemoryEtcd
+from proto.wire.memory.store import MemoryEtcd, MemoryStore
 from proto.wire.ports import Endpoint, Message, ServiceInfo, StreamSpec
 from proto.workers import ModelCard
 from tests.unit.controlplane.router.test_core import record
@@ -100,6 +100,7 @@ class World:
     http: MemoryHttp
     hub: MemoryHub
     registry: CollectorRegistry
+    store: MemoryStore
     progress: list[Progress] = field(default_factory=list)
     heard: anyio.Event = field(default_factory=anyio.Event)
     """There is more of `progress`."""
@@ -171,7 +172,7 @@ async def world(
         around = Surroundings(
             ServiceId("gw"), b"k", bus, http, SUBJECTS, view, metrics, lambda: 1_000.0, HttpServer()
         )
-        ours = World(GatewayService(settings, around), http, hub, registry)
+        ours = World(GatewayService(settings, around), http, hub, registry, store)
         await tasks.start(lambda *, task_status: view.run(task_status=task_status))
         if http_server:
             await tasks.start(lambda *, task_status: ours.gateway.run(task_status=task_status))

@@ -103,6 +103,32 @@ async def test_when_no_router_answers_the_gateway_chooses_by_itself(anyio_backen
         assert client.headers["x-tokenplane-policy"] == "fallback"
 
 
+@pytest.mark.parametrize("blind_s", [3_600.0, 0.0])
+async def test_cp6_without_routers_and_registry_the_last_view_serves_for_a_bounded_time(
+    anyio_backend: str, blind_s: float
+) -> None:
+    async with world(
+        router=False, settings=SETTINGS.model_copy(update={"blind_s": blind_s})
+    ) as ours:
+        ours.engine("a", whole)
+        ours.engine("b", whole)
+        await ours.serve(Client())  # while the registry feeds the view, there is no bound
+        ours.store.cut()
+        await anyio.wait_all_tasks_blocked()
+        client = Client()
+        if blind_s:
+            await ours.serve(client)
+            assert client.headers["x-tokenplane-policy"] == "fallback"
+            return
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(client)
+        assert (caught.value.status, caught.value.code) == (503, NO_WORKER)
+        ours.store.mend()
+        await anyio.wait_all_tasks_blocked()
+        await ours.serve(client)
+        assert client.read.endswith(DONE)
+
+
 @pytest.mark.parametrize("workload", ["structured", "portable"])
 async def test_what_the_gateway_chooses_by_itself_follows_the_rules_of_engines(
     anyio_backend: str, workload: str
