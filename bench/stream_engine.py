@@ -42,6 +42,7 @@ class Engine:
 
     def __init__(self, step_s: float) -> None:
         self.streams: set[Connection] = set()
+        self.steps = 0
         self._step_s = step_s
 
     async def run(self) -> None:
@@ -51,6 +52,7 @@ class Engine:
         while True:
             due_s = max(due_s + self._step_s, loop.time())
             await asyncio.sleep(due_s - loop.time())
+            self.steps += 1
             for stream in tuple(self.streams):
                 stream.step()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -30,8 +30,8 @@ from proto.wire.http import HttpServer
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.http import Answer, MemoryHttp, Request
 from proto.wire.memory.store import MemoryEtcd, MemoryStore
-from proto.wire.ports import Endpoint, Message, ServiceInfo, StreamSpec
-from proto.workers import ModelCard
+from proto.wire.ports import Endpoint, Http, Message, ServiceInfo, StreamSpec
+from proto.workers import ModelCard, WorkerRecord
 from tests.unit.controlplane.router.test_core import record
 
 pytestmark = [
@@ -44,6 +44,7 @@ SETTINGS = GatewaySettings(port=0, route_s=0.5, first_token_s=0.5, gap_s=0.3, to
 PIECES = [f'data: {{"choices": [{{"text": "{i}"}}]}}\n\n'.encode() for i in range(3)]
 DONE = b"data: [DONE]\n\n"
 NO_HINTS = Hints()
+FLEET = (record("a"), record("b"))
 
 
 class Client:
@@ -92,6 +93,17 @@ async def cut_short() -> AsyncGenerator[bytes]:
     yield PIECES[0]
 
 
+def with_adapter(name: str) -> Sequence[WorkerRecord]:
+    """The fleet, whose engine `b` has a LoRA adapter."""
+    return record("a"), record("b", adapters=(name,))
+
+
+def asked(**fields: object) -> bytes:
+    """The body of a streamed completion."""
+    body = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 3, "stream": True, **fields}
+    return json.dumps(body).encode()
+
+
 @dataclass
 class World:
     """A gateway between two engines and a router, all in memory."""
@@ -101,6 +113,7 @@ class World:
     hub: MemoryHub
     registry: CollectorRegistry
     store: MemoryStore
+    fleet: Sequence[WorkerRecord]
     progress: list[Progress] = field(default_factory=list)
     heard: anyio.Event = field(default_factory=anyio.Event)
     """There is more of `progress`."""
@@ -126,16 +139,15 @@ class World:
             if prepared is not None:
                 return Producer("r", Incarnation(1), lambda: 0.0).seal(prepared)
             await anyio.sleep(SETTINGS.route_s)  # until nobody waits for it any more
-        names = [name for name in ("a", "b") if name not in request.exclude]
+        pool = [each for each in self.fleet if each.model == request.model]
+        free = [each for each in pool if each.worker not in request.exclude]
         reply: RouteReply = Rejected(NO_WORKER, "nobody is left")
-        if names:
-            url = f"http://{names[0]}"
-            reply = Chosen(WorkerId(names[0]), 1, url, "r", "kv", 0, 16)
+        if free:
+            reply = Chosen(free[0].worker, 1, free[0].url, "r", "kv", 0, 16)
         return Producer("r", Incarnation(1), lambda: 0.0).seal(reply)
 
     async def serve(self, client: Client, hints: Hints = NO_HINTS, **fields: object) -> None:
-        asked = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 3, "stream": True, **fields}
-        ask = read(Api.COMPLETIONS, json.dumps(asked).encode())
+        ask = read(Api.COMPLETIONS, asked(**fields))
         await self.gateway.dispatcher.serve(RequestId("q1"), ask, hints, client)
 
     async def told(self, ends: int = 1) -> list[Progress]:
@@ -154,25 +166,32 @@ async def world(
     settings: GatewaySettings = SETTINGS,
     http_server: bool = False,
     watched: bool = False,
-    adapters: tuple[str, ...] = (),
-    kinds: tuple[str, str] = ("sim", "sim"),
+    fleet: Sequence[WorkerRecord] = FLEET,
+    carrier: Http | None = None,
 ) -> AsyncIterator[World]:
-    """Engines `a` and `b`, of these kinds; `b` has the adapters. `watched`: streams that stand
-    still are looked for."""
+    """Engines are in memory, or reached over a `carrier`. `watched`: streams that stand still are
+    looked for."""
     store = MemoryEtcd().connect()
-    card = ModelCard(name="m", context_tokens=100)
-    await store.put(KEYS.model("m"), card.model_dump_json().encode())
-    a, b = kinds
-    for each in (record("a", engine=a), record("b", engine=b, adapters=adapters)):
+    for each in fleet:
+        card = ModelCard(name=each.model, context_tokens=100)
+        await store.put(KEYS.model(each.model), card.model_dump_json().encode())
         await store.put(KEYS.worker(each.worker), each.model_dump_json().encode())
     async with MemoryHub() as hub, anyio.create_task_group() as tasks:
         view, http, bus = RegistryView(store, KEYS), MemoryHttp(), hub.connect("gateway")
         registry = CollectorRegistry()
         metrics = GatewayMetrics(registry)
         around = Surroundings(
-            ServiceId("gw"), b"k", bus, http, SUBJECTS, view, metrics, lambda: 1_000.0, HttpServer()
+            ServiceId("gw"),
+            b"k",
+            bus,
+            carrier or http,
+            SUBJECTS,
+            view,
+            metrics,
+            lambda: 1_000.0,
+            HttpServer(),
         )
-        ours = World(GatewayService(settings, around), http, hub, registry, store)
+        ours = World(GatewayService(settings, around), http, hub, registry, store, fleet)
         await tasks.start(lambda *, task_status: view.run(task_status=task_status))
         if http_server:
             await tasks.start(lambda *, task_status: ours.gateway.run(task_status=task_status))
@@ -423,7 +442,7 @@ async def test_an_adapter_is_served_by_who_has_it_under_names_of_its_own(
     anyio_backend: str, router: bool
 ) -> None:
     prompt = list(range(32))
-    async with world(router=router, adapters=("poet",)) as ours:
+    async with world(router=router, fleet=with_adapter("poet")) as ours:
         for name in "ab":
             ours.engine(name, whole)
         client = Client()

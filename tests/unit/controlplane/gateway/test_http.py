@@ -17,7 +17,14 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, key_hash
 from controlplane.local.ports import free_ports
 from proto.wire.memory.http import Answer, Request
-from tests.unit.controlplane.gateway.test_dispatch import PIECES, SETTINGS, World, whole, world
+from tests.unit.controlplane.gateway.test_dispatch import (
+    PIECES,
+    SETTINGS,
+    World,
+    whole,
+    with_adapter,
+    world,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -81,7 +88,7 @@ async def served_world(folder: Path) -> AsyncIterator[tuple[World, aiohttp.Clien
     [port] = free_ports(1)
     settings = SETTINGS.model_copy(update={"port": port, "tenants": path})
     async with (
-        world(settings=settings, http_server=True, adapters=("poet",)) as ours,
+        world(settings=settings, http_server=True, fleet=with_adapter("poet")) as ours,
         aiohttp.ClientSession() as session,
     ):
         yield ours, session, f"http://127.0.0.1:{port}"

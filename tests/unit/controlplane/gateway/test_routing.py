@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -14,6 +14,7 @@ from proto.codec import Producer, Reader
 from proto.ids import Incarnation, RequestId, WorkerId
 from proto.progress import Withdrawn
 from proto.route import ALL_BUSY, NO_WORKER, Queued, Rejected
+from proto.workers import WorkerRecord
 from tests.unit.controlplane.gateway.test_dispatch import (
     DONE,
     SETTINGS,
@@ -24,6 +25,7 @@ from tests.unit.controlplane.gateway.test_dispatch import (
     whole,
     world,
 )
+from tests.unit.controlplane.router.test_core import record
 
 pytestmark = [
     pytest.mark.anyio,
@@ -129,12 +131,16 @@ async def test_cp6_without_routers_and_registry_the_last_view_serves_for_a_bound
         assert client.read.endswith(DONE)
 
 
+def of_kinds(a: str, b: str) -> Sequence[WorkerRecord]:
+    return record("a", engine=a), record("b", engine=b)
+
+
 @pytest.mark.parametrize("workload", ["structured", "portable"])
 async def test_what_the_gateway_chooses_by_itself_follows_the_rules_of_engines(
     anyio_backend: str, workload: str
 ) -> None:
     """EN6, as a router would have it, although `b` is the busier one."""
-    async with world(kinds=("trtllm", "sglang")) as ours:
+    async with world(fleet=of_kinds("trtllm", "sglang")) as ours:
         ours.engine("b", whole)
         ours.replies += [None, None]
         ours.gateway.routing.opened(WorkerId("b"))
@@ -145,7 +151,7 @@ async def test_what_the_gateway_chooses_by_itself_follows_the_rules_of_engines(
 
 
 async def test_who_may_not_serve_does_not_serve_when_no_router_answers(anyio_backend: str) -> None:
-    async with world(kinds=("trtllm", "trtllm")) as ours:
+    async with world(fleet=of_kinds("trtllm", "trtllm")) as ours:
         ours.replies += [None, None]
         with pytest.raises(ClientError) as caught:
             await ours.serve(Client(), Hints(workload=("portable",)))

@@ -20,7 +20,13 @@ from proto.hashing import pack
 from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch
 from proto.route import RouteRequest
-from tests.unit.controlplane.gateway.test_dispatch import NO_HINTS, Client, whole, world
+from tests.unit.controlplane.gateway.test_dispatch import (
+    NO_HINTS,
+    Client,
+    whole,
+    with_adapter,
+    world,
+)
 from tests.unit.controlplane.router.test_core import BLOCK, chosen, record
 
 SECRET = b"k"
@@ -54,7 +60,7 @@ ASKS = (
 
 async def named(ask: Ask) -> RouteRequest:
     """What a gateway asks a router."""
-    async with world(adapters=("lora",)) as ours:
+    async with world(fleet=with_adapter("lora")) as ours:
         for engine in ("a", "b"):
             ours.engine(engine, whole)
         await ours.gateway.dispatcher.serve(RequestId("q"), ask, NO_HINTS, Client())
