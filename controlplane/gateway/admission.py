@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 
 from controlplane.gateway.allowance import Allowance, Reservation
+from controlplane.gateway.sessions import Sessions
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, BadTenants, Tenant, Tenants, read_tenants
 from controlplane.runtime.service import CannotServe
@@ -37,6 +38,7 @@ class Admission:
         self._path = settings.tenants
         self._now_s = now_s
         self._tenants: Tenants | None = None
+        self._sessions = Sessions()
         self._allowances: dict[str, tuple[Tenant, Allowance]] = {}
         if self._path is not None and settings.tenants_in_store:
             raise BadTenants(
@@ -75,9 +77,11 @@ class Admission:
         purpose = f"cache:{tenant.name}".encode()
         return hashlib.blake2b(purpose, key=key, digest_size=SALT_BYTES).hexdigest()
 
-    def reserve(self, tenant: Tenant, tokens: int) -> Reservation:
-        """Admit a request that may take so many tokens. Raises `ClientError` (400, 429)."""
-        return self._allowance(tenant).reserve(tokens, self._now_s())
+    def reserve(self, tenant: Tenant, tokens: int, session: str = "") -> Reservation:
+        """Admit a request that may take so many tokens. Raises `ClientError` (400, 403, 429)."""
+        now_s = self._now_s()
+        known = self._sessions.admit(tenant, session, tokens, now_s)
+        return self._allowance(tenant).reserve(tokens, now_s, known)
 
     def settle(self, tenant: Tenant, reservation: Reservation, used_tokens: int) -> None:
         """An admitted request has ended and took so many."""

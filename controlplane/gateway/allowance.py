@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controlplane.gateway.openai import ClientError
+from controlplane.gateway.sessions import Session
 from controlplane.gateway.tenants import Tenant
 
 MINUTE_S = 60.0
@@ -47,6 +48,8 @@ class Reservation:
 
     tokens: int
     settled: bool = False
+    session: Session | None = None
+    """Which it belongs to, where those are limited."""
 
 
 class Allowance:
@@ -58,7 +61,7 @@ class Allowance:
         self._requests = _bucket(tenant.requests_per_minute, now_s)
         self._tokens = _bucket(tenant.tokens_per_minute, now_s)
 
-    def reserve(self, tokens: int, now_s: float) -> Reservation:
+    def reserve(self, tokens: int, now_s: float, session: Session | None = None) -> Reservation:
         """Admit a request of so many tokens, or raise `ClientError`: 429 with when to come again,
         400 if it could never be admitted."""
         tenant = self._tenant
@@ -79,8 +82,11 @@ class Allowance:
             self._requests.take(1)
         if self._tokens is not None:
             self._tokens.take(tokens)
+        if session is not None:
+            session.requests += 1
+            session.tokens += tokens
         self.in_flight += 1
-        return Reservation(tokens)
+        return Reservation(tokens, session=session)
 
     def settle(self, reservation: Reservation, used_tokens: int) -> None:
         """The request has ended; a second settlement changes nothing."""
@@ -88,8 +94,11 @@ class Allowance:
             return
         reservation.settled = True
         self.in_flight -= 1
+        beyond = used_tokens - reservation.tokens
+        if reservation.session is not None:
+            reservation.session.tokens += beyond
         if self._tokens is not None:
-            self._tokens.take(used_tokens - reservation.tokens)
+            self._tokens.take(beyond)
 
 
 def _bucket(per_minute: int | None, now_s: float) -> Bucket | None:

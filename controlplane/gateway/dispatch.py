@@ -135,7 +135,10 @@ class Dispatcher:
 
     async def _carry(self, flight: Flight, sink: Sink) -> None:
         tokens = flight.tokens = await self._tokenise(flight)
-        flight.reservation = self._admission.reserve(flight.hints.tenant, flight.expected_tokens)
+        hints = flight.hints
+        flight.reservation = self._admission.reserve(
+            hints.tenant, flight.expected_tokens, hints.session
+        )
         leg = self._first_leg(flight, tokens)
         known = tokens
         while True:

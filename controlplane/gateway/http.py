@@ -16,7 +16,7 @@ from typing import NamedTuple
 import anyio
 from opentelemetry.trace import SpanKind
 
-from controlplane.gateway import openapi
+from controlplane.gateway import apipage, openapi
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.demands import constraints_of, workload_of
 from controlplane.gateway.dispatch import Dispatcher
@@ -73,6 +73,7 @@ class Border:
             **{api.value: {"POST": partial(self._infer, api)} for api in Api},
             "/v1/models": {"GET": self._models},
             openapi.PATH: {"GET": self._openapi},
+            apipage.PATH: {"GET": self._page},
             "/health": {"GET": self._health},
             "/live": {"GET": self._live},
         }
@@ -176,6 +177,13 @@ class Border:
 
     async def _openapi(self, call: HttpCall) -> None:
         await _reply(call, 200, _JSON_HEADERS, openapi.document())
+
+    async def _page(self, call: HttpCall) -> None:
+        headers = {
+            "content-type": "text/html; charset=utf-8",
+            "content-security-policy": apipage.POLICY,
+        }
+        await _reply(call, 200, headers, apipage.page())
 
     async def _health(self, call: HttpCall) -> None:
         await _reply(call, 503 if self._draining else 200, {}, b"")

@@ -34,7 +34,7 @@ _SUMMARIES = {
 _REFUSALS = {
     400: "The request is wrong; `param` says where",
     401: "No API key, or none that is known",
-    403: "This tenant may not ask for that",
+    403: "This tenant may not ask for that, or its session has had its share",
     404: "Nobody has ever served that model",
     413: "The body is too long",
     422: "The idempotency key was used for another request",
@@ -46,7 +46,7 @@ _REFUSALS = {
 _HEADERS = {
     "x-request-id": "Kept if it can be a name; what `tokenplane explain` is asked for",
     "x-tokenplane-policy": "One of the router's policies, to compare them",
-    "x-tokenplane-session": "A hint to stay with one worker",
+    "x-tokenplane-session": "A hint to stay with one worker; and whose budget it is",
     "idempotency-key": "Asked twice with one key it is generated once",
 }
 _DEMANDS = (

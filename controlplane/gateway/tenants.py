@@ -59,12 +59,24 @@ class Tenant(BaseModel):
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """Prompt and output tokens together."""
+    session_requests_max: int | None = Field(default=None, ge=1)
+    session_tokens_max: int | None = Field(default=None, ge=1)
+    session_seconds_max: float | None = Field(default=None, gt=0)
+    """What each session that a client names may take altogether."""
     private_cache: bool = False
     """Nobody else's requests may hit its KV blocks, nor its requests theirs."""
     tolerations: tuple[str, ...] = ()
     """Taints of workers that its requests may go to all the same."""
     pins: bool = False
     """Its requests may name the workers that they want."""
+
+    @property
+    def limits_sessions(self) -> bool:
+        return (
+            self.session_requests_max is not None
+            or self.session_tokens_max is not None
+            or self.session_seconds_max is not None
+        )
 
     @property
     def sees_overlap(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.gateway import apipage
 from controlplane.gateway.openai import Api, ClientError, read
 from controlplane.gateway.openapi import PATH, document
 from tests.unit.controlplane.gateway.test_http import Client, served_world
@@ -33,6 +34,21 @@ async def test_what_is_documented_is_served_and_other_methods_are_refused(tmp_pa
             async with session.request("PATCH", url + path, headers=headers) as got:
                 assert got.status == 405
                 assert got.headers["allow"].lower() in methods
+
+
+async def test_the_page_tells_of_every_path_and_loads_nothing(tmp_path: Path) -> None:
+    async with (
+        served_world(tmp_path) as (_, session, url),
+        session.get(f"{url}{apipage.PATH}") as response,
+    ):
+        assert response.status == 200 and response.content_type == "text/html"
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+        page = await response.text()
+    for path, methods in json.loads(document())["paths"].items():
+        for method in methods:
+            assert f"{method.upper()} {path}" in page
+    assert "max_completion_tokens" in page and "session has had its share" in page
+    assert "://" not in page and "<script" not in page
 
 
 @pytest.mark.parametrize("api", Api)
