@@ -131,7 +131,7 @@ bench-peers:
 # 2,000 requests of a public load generator against a whole cluster; in some minutes.
 .PHONY: load-test
 load-test: $(READY) $(LOAD_READY)
-	$(BIN)/python -m bench.load_test --guidellm $(LOAD_VENV)/bin/guidellm
+	$(BIN)/python -m bench.load_test --aiperf $(LOAD_VENV)/bin/aiperf
 
 # Requests made up from the gateway's OpenAPI document; in two minutes.
 .PHONY: api-test
