@@ -13,8 +13,9 @@ import json
 import logging
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +31,13 @@ from bench.measure import percentile, turns
 from bench.options import Options
 from bench.rig import Rig, cpu_s, open_rig
 from bench.rows import Bar, Row, row
+from bench.scrape import scrape
 
 log = logging.getLogger(__name__)
 
 BARS = (
     Bar("100 streams, added to the first token, p50", "ours", "at most", 2.0),
+    Bar("100 streams, event-loop lag, p99", "ours", "at most", 10.0),
     Bar("100 streams, tokens a core-second | *-router", "ratio", "at least", 0.5),
     Bar("chat text, requests | litellm", "ratio", "at least", 5.0),
     Bar("chat text, requests | dynamo", "ratio", "at least", 1.0),
@@ -48,6 +51,7 @@ STREAM_PROMPT_WORDS = 50
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs")
 FOUND_S, POLL_S = 30.0, 0.2
 TURN_S = 40.0
+LAG = "tokenplane_gateway_loop_lag_seconds"
 
 Stages = Mapping[str, Side]
 
@@ -65,14 +69,18 @@ class Pace(NamedTuple):
     cpu_s: float
     """Of the side's processes, for each request."""
     tokens: int
+    lag_p99_ms: float
+    """Of its event loop; 0 where it does not tell."""
 
 
 class Case(NamedTuple):
     """One kind of load."""
 
     name: str
-    requests: Sequence[bytes]
     callers: int
+    requests: Callable[[int], Sequence[bytes]]
+    """Those of a round, which nobody has seen before: what a side remembers of prompts is not
+    what is measured."""
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -92,10 +100,12 @@ async def _measure(options: Options) -> dict[tuple[str, str], Pace]:
         for case in _cases(share):
             asked = [side for side in sides if _understands(sides[side], case)]
             stuck: set[str] = set()
-            for side, counts in turns(asked, rounds):
+            requests = cache(case.requests)
+            for turn, (side, counts) in enumerate(turns(asked, rounds)):
                 if side in stuck:
                     continue
-                pace = await _turn_or_none(rig, sides[side], case)
+                asks = requests(turn // len(asked))
+                pace = await _turn_or_none(rig, sides[side], asks, case.callers)
                 if pace is None:
                     log.warning("%s did not serve %r within %g s", side, case.name, TURN_S)
                     stuck.add(side)
@@ -111,28 +121,32 @@ def _understands(side: Side, case: Case) -> bool:
     return side.token_ids or case.name != "token ids"
 
 
-async def _turn_or_none(rig: Rig, side: Side, case: Case) -> Pace | None:
+async def _turn_or_none(
+    rig: Rig, side: Side, requests: Sequence[bytes], callers: int
+) -> Pace | None:
     """None: not all of it was served, or not in time."""
     pace = None
     try:
         with anyio.move_on_after(TURN_S):
-            pace = await _turn(rig, side, case)
+            pace = await _turn(rig, side, requests, callers)
     except* (WrongStatus, OSError) as failed:
         log.warning("%s", failed.exceptions[0])
     return pace
 
 
-async def _turn(rig: Rig, side: Side, case: Case) -> Pace:
+async def _turn(rig: Rig, side: Side, requests: Sequence[bytes], callers: int) -> Pace:
     processes = [
         process
         for name in side.processes
         for process in (rig.process(name), *rig.process(name).children(recursive=True))
     ]
-    before_s = cpu_s(*processes)
-    load = await drive("127.0.0.1", side.port, case.requests, case.callers)
+    http = rig.carriers.http
+    before, before_s = await scrape(http, side.metrics) if side.metrics else None, cpu_s(*processes)
+    load = await drive("127.0.0.1", side.port, requests, callers)
     used_s = cpu_s(*processes) - before_s
+    after = await scrape(http, side.metrics) if side.metrics else None
     # The first wave comes all at once, which is not how clients come.
-    calls = load.calls[case.callers :]
+    calls = load.calls[callers:]
     firsts = [call.first_s for call in calls]
     return Pace(
         first_p50_ms=1e3 * percentile(firsts, 0.5),
@@ -140,24 +154,31 @@ async def _turn(rig: Rig, side: Side, case: Case) -> Pace:
         per_s=len(load.calls) / load.wall_s,
         cpu_s=used_s / len(load.calls),
         tokens=sum(call.events for call in load.calls) // len(load.calls),
+        lag_p99_ms=1e3 * after.quantile(before, LAG, 0.99) if after and before else 0.0,
     )
 
 
 def _cases(share: float) -> Iterator[Case]:
-    rng = np.random.default_rng(1)
-    streams = int(max(2.0, 3 * share) * STREAMS)
+    streams = int(max(2.0, 5 * share) * STREAMS)
     requests = int(max(300, 1000 * share))
-    yield Case(
-        "100 streams",
-        [
-            # Not all of one length: they would come and go all at once.
-            _chat(rng, STREAM_PROMPT_WORDS, int(rng.integers(*STREAMED_TOKENS)), True)
-            for _ in range(streams)
-        ],
-        STREAMS,
-    )
-    yield Case("chat text", [_chat(rng, PROMPT_WORDS, 1, False) for _ in range(requests)], CALLERS)
-    yield Case("token ids", [_ids(rng) for _ in range(requests)], CALLERS)
+
+    def streamed(number: int) -> Sequence[bytes]:
+        rng = np.random.default_rng((1, number))
+        # Not all of one length: they would come and go all at once.
+        lengths = rng.integers(*STREAMED_TOKENS, streams).tolist()
+        return [_chat(rng, STREAM_PROMPT_WORDS, tokens, True) for tokens in lengths]
+
+    def texts(number: int) -> Sequence[bytes]:
+        rng = np.random.default_rng((2, number))
+        return [_chat(rng, PROMPT_WORDS, 1, False) for _ in range(requests)]
+
+    def ids(number: int) -> Sequence[bytes]:
+        rng = np.random.default_rng((3, number))
+        return [_ids(rng) for _ in range(requests)]
+
+    yield Case("100 streams", STREAMS, streamed)
+    yield Case("chat text", CALLERS, texts)
+    yield Case("token ids", CALLERS, ids)
 
 
 def _chat(rng: np.random.Generator, words: int, tokens: int, stream: bool) -> bytes:
@@ -228,6 +249,7 @@ def _stream_rows(paces: Mapping[tuple[str, str], Pace]) -> Iterator[Row]:
                 added = getattr(peer, field) - base
                 mine = getattr(ours, field) - base
                 yield row(f"{case}, added, {share} | {name}", "ms", mine, added)
+    yield row(f"{case}, event-loop lag, p99", "ms", ours.lag_p99_ms)
     cost = 1e6 * ours.cpu_s / ours.tokens
     yield row(f"{case}, CPU of 1,000 tokens", "ms", cost)
     for name in (SGLANG, VLLM, LITELLM, DYNAMO):

@@ -28,6 +28,8 @@ class Side:
     processes: tuple[str, ...]
     token_ids: bool = True
     """Whether prompts of token ids are understood."""
+    metrics: str = ""
+    """Where it tells of its event loop, if it does."""
 
 
 Starter = Callable[[Rig, Path, Sequence[str], Path], Awaitable[Side]]

@@ -66,7 +66,7 @@ async def gateway_running(rig: Rig, *, processes: int) -> Side:
         }
         argv = (sys.executable, "-m", "controlplane.cli.main", "gateway")
         await rig.start(name, argv, f"http://{LOOPBACK}:{admin}/ready", environment)
-    return Side(port, names)
+    return Side(port, names, metrics=f"http://{LOOPBACK}:{admins[0]}/metrics")
 
 
 def _card(model: Path) -> ModelCard:

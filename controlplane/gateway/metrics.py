@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 LATENCY_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
+LAG_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
 
 ENGINE_FAILURES = (
@@ -31,6 +32,12 @@ class GatewayMetrics:
         )
         self.in_flight = Gauge(
             "tokenplane_gateway_requests_in_flight", "Requests being served", registry=registry
+        )
+        self.loop_lag_s = Histogram(
+            "tokenplane_gateway_loop_lag_seconds",
+            "How late the event loop came to what was due, looked at twenty times a second",
+            buckets=LAG_BUCKETS_S,
+            registry=registry,
         )
         self.ttft_s = Histogram(
             "tokenplane_gateway_time_to_first_token_seconds",

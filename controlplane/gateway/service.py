@@ -26,6 +26,7 @@ from controlplane.gateway.telling import Teller
 from controlplane.gateway.tickets import Tickets
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.clock import steady_clock
+from controlplane.runtime.looplag import watch_loop
 from proto.codec import Producer
 from proto.ids import ServiceId, new_incarnation
 from proto.subjects import Keys, Subjects
@@ -61,6 +62,7 @@ class GatewayService:
 
     def __init__(self, settings: GatewaySettings, around: Surroundings) -> None:
         bus, subjects, view, metrics = around.bus, around.subjects, around.view, around.metrics
+        self._metrics = metrics
         producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
         self._teller = teller = Teller(bus, subjects, producer)
         routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
@@ -95,6 +97,7 @@ class GatewayService:
                 if self._directory is not None:
                     await tasks.start(self._follow_tenants)
                 tasks.start_soon(self.health.run)
+                tasks.start_soon(watch_loop, self._metrics.loop_lag_s.observe)
                 async with self._border.listening(self._server):
                     task_status.started()
                     await anyio.sleep_forever()

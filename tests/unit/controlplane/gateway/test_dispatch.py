@@ -11,6 +11,7 @@ import anyio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from controlplane.gateway.dispatch import RETRY_BURST, RetryBudget
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.openai import Api, ClientError, read
 from controlplane.gateway.routing import Hints
@@ -308,6 +309,50 @@ async def test_after_the_first_byte_a_failure_is_one_typed_event_and_no_done(
         assert len(ours.routed) == 1
         [written] = await records(ours, 1)
         assert written.outcome == code
+
+
+async def test_gw13_a_request_may_not_take_for_ever_though_tokens_come(
+    anyio_backend: str,
+) -> None:
+    async def endless() -> AsyncGenerator[bytes]:
+        while True:
+            yield PIECES[0]
+            await anyio.sleep(0.01)
+
+    async with world(settings=SETTINGS.model_copy(update={"total_s": 0.2})) as ours:
+        ours.engine("a", endless)
+        client = Client()
+        await ours.serve(client)
+        last = client.read.removesuffix(b"\n\n").rpartition(b"\n\n")[2]
+        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "deadline"
+        assert b"[DONE]" not in client.read
+
+
+async def test_gw6_retries_are_a_share_of_requests(anyio_backend: str) -> None:
+    async with world(settings=SETTINGS.model_copy(update={"retry_share": 0.0})) as ours:
+        ours.engine("b", whole)
+        for _ in range(int(RETRY_BURST)):
+            ours.engine("a", broken_at_once)
+            await ours.serve(Client())
+            ours.engine("a", whole)
+            await ours.serve(Client())  # else its breaker would open before
+            await ours.serve(Client())
+        ours.engine("a", broken_at_once)
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(Client())
+        assert (caught.value.status, caught.value.code) == (502, "engine_lost")
+
+
+def test_gw6_every_request_earns_a_share_of_a_retry(anyio_backend: str) -> None:
+    budget = RetryBudget(0.2)
+    while budget.spend():
+        pass
+    for _ in range(4):
+        budget.earn()
+        assert not budget.spend()
+    budget.earn()
+    assert budget.spend()
+    assert not budget.spend()
 
 
 ENGINES_ERROR = (
