@@ -32,6 +32,35 @@ async def chats_whole_and_streamed(client: AsyncOpenAI, model: str) -> None:
     assert usage.completion_tokens == whole.usage.completion_tokens == 9
 
 
+async def completes_whole_and_streamed(client: AsyncOpenAI, model: str) -> None:
+    whole = await client.completions.create(model=model, prompt="one two", max_tokens=9)
+    text, usage = "", None
+    async for chunk in await client.completions.create(
+        model=model,
+        prompt="one two",
+        max_tokens=9,
+        stream=True,
+        stream_options={"include_usage": True},
+    ):
+        text += "".join(choice.text for choice in chunk.choices)
+        usage = chunk.usage or usage
+    assert text == whole.choices[0].text
+    assert usage is not None and whole.usage is not None
+    assert usage.completion_tokens == whole.usage.completion_tokens == 9
+
+
+async def streams_several_answers_with_their_probabilities(client: AsyncOpenAI, model: str) -> None:
+    texts, told = ["", ""], ["", ""]
+    async for chunk in await client.chat.completions.create(
+        model=model, messages=HELLO, n=2, max_tokens=5, logprobs=True, stream=True
+    ):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            for entry in (choice.logprobs.content or []) if choice.logprobs else []:
+                told[choice.index] += entry.token
+    assert all(texts) and texts == told
+
+
 async def gives_several_answers(client: AsyncOpenAI, model: str) -> None:
     answer = await client.chat.completions.create(model=model, messages=HELLO, n=3, max_tokens=6)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
@@ -73,6 +102,22 @@ async def passes_tools_and_formats_on(client: AsyncOpenAI, model: str) -> None:
         response_format={"type": "json_object"},
     )
     assert answer.usage is not None and answer.usage.completion_tokens == 4
+    chunks = [
+        chunk
+        async for chunk in await client.chat.completions.create(
+            model=model,
+            messages=HELLO,
+            max_tokens=4,
+            tools=[TOOL],
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "any", "schema": {"type": "object"}},
+            },
+            stream=True,
+        )
+    ]
+    [end] = [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason]
+    assert end == "length"
 
 
 async def responds(client: AsyncOpenAI, model: str) -> None:
@@ -116,6 +161,8 @@ Case = Callable[[AsyncOpenAI, str], Awaitable[None]]
 
 SURFACE: tuple[Case, ...] = (
     chats_whole_and_streamed,
+    completes_whole_and_streamed,
+    streams_several_answers_with_their_probabilities,
     gives_several_answers,
     stops_where_told,
     tells_probabilities,

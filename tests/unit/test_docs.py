@@ -33,6 +33,7 @@ GROUPS_OF_ALL = {
 }
 SETTINGS = {f"{g}.{n}" for g, kind in GROUPS_OF_ALL.items() for n in kind.model_fields}
 SETTING = re.compile(rf"(?:`|--)((?:{'|'.join(GROUPS_OF_ALL)})\.[a-z_]+)\b(?!\.)")
+GATEWAY_REQUIREMENTS = (*(f"GW{n}" for n in range(1, 19)), *(f"CP{n}" for n in (4, 9, 10, 15, 16)))
 NAMED = re.compile(r"`(tests/[\w/.]+)(?:::(test_\w+))?`")
 
 
@@ -92,3 +93,10 @@ def test_every_requirement_names_what_shows_it(page: str, prefix: str, count: in
     )
     assert [name for name, _ in rows] == [f"{prefix}{number}" for number in range(1, count + 1)]
     assert all("`tests/" in shown for _, shown in rows)
+
+
+def test_every_requirement_of_the_gateway_has_a_test_on_its_page() -> None:
+    page = (ROOT / "docs/gateway.md").read_text()
+    rows = dict(re.findall(r"^\| ((?:GW|CP)\d+) \| (.*)$", page, re.MULTILINE))
+    assert tuple(rows) == GATEWAY_REQUIREMENTS
+    assert all(NAMED.search(row) for row in rows.values())
