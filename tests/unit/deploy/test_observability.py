@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,16 @@ def expressions() -> Iterator[str]:
 @pytest.mark.parametrize("expression", sorted(set(expressions())))
 def test_every_query_is_promql(expression: str) -> None:
     promql_parser.parse(expression)
+
+
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="no promtool here: apt-get install prometheus"
+)
+def test_prometheus_itself_takes_the_alerts() -> None:
+    rules = FOLDER / "prometheus" / "alerts.yml"
+    argv = ["promtool", "check", "rules", str(rules)]
+    checked = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_every_process_is_scraped() -> None:
