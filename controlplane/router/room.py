@@ -110,18 +110,24 @@ class WaitingRoom:
             for model in list(self._lines):
                 await self._call(model)
 
+    def at_once(self, request: RouteRequest, now_s: float, decide: Decide) -> Verdict | None:
+        """A decision if somebody is free, and nobody would be overtaken by it; else None."""
+        if self._lines and not self._closed and self._would_overtake(request.model, now_s):
+            return None
+        verdict = decide(now_s)
+        return None if _is_busy(verdict) else verdict
+
     async def answer(self, request: RouteRequest, now_s: float, decide: Decide) -> RouteReply:
-        """A decision, at once if somebody is free; `Queued` to who wants to hear that.
+        """A decision, `at_once` if that can be; `Queued` to who wants to hear that it waits.
 
         `decide` is told the time; it says `ALL_BUSY` while nobody is free, and is asked again when
         somebody may be.
         """
-        if self._closed or not self._would_overtake(request.model, now_s):
-            verdict = decide(now_s)
-            if not _is_busy(verdict):
-                return verdict
-            if self._closed:
-                return self._farewell(request, _Parting.CLOSING, 0)
+        verdict = self.at_once(request, now_s, decide)
+        if verdict is not None:
+            return verdict
+        if self._closed:
+            return self._farewell(request, _Parting.CLOSING, 0)
         guest = self._enter(request, now_s)
         served = False
         try:

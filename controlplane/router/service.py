@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import anyio
@@ -41,9 +42,8 @@ SWEEP_ENTRIES = 4_096
 """Entries one slice of a sweep may touch: a few milliseconds."""
 FIRST_SNAPSHOTS_S = 20.0
 """How long a start waits for agents; later ones are healed while serving."""
-DECISIONS_AT_ONCE = 16
-"""Beside those that wait for a worker. A decision waits for nothing but the bus taking its
-booking."""
+LEAVING_AT_ONCE = 16
+"""Beside those that wait for a worker, so that who finds no room to wait is told so."""
 
 
 class RouterService:
@@ -74,7 +74,7 @@ class RouterService:
         self._listener = Listener(bus, subjects, core, self._repair, metrics, clock, self._room)
         self._replicas = Replicas(bus, subjects, core, self._producer)
         self._teller = Teller(settings, bus, subjects, core, self._producer, clock)
-        self._answers_at_once = DECISIONS_AT_ONCE + settings.waiting_max
+        self._waiting_at_once = LEAVING_AT_ONCE + settings.waiting_max
         self._requests = Reader[RouteRequest](RouteRequest)
         self._leave = anyio.Event()
         self._left = anyio.Event()
@@ -118,7 +118,11 @@ class RouterService:
     async def _serve(self, task_status: TaskStatus[None]) -> None:
         """Answer until told to leave, and finish what is under way."""
         endpoint = Endpoint(
-            "route", self._subjects.route, self._answer, concurrency=self._answers_at_once
+            "route",
+            self._subjects.route,
+            self._answer,
+            self._answer_at_once,
+            concurrency=self._waiting_at_once,
         )
         service = ServiceInfo("tokenplane-router", VERSION, "chooses a worker for a prompt")
         async with self._bus.serve(service, [endpoint, self._replicas.endpoint]):
@@ -127,30 +131,47 @@ class RouterService:
             self._room.close()
         self._left.set()
 
+    def _answer_at_once(self, message: Message) -> bytes | None:
+        """The answer, unless the request has to wait for a worker."""
+        request = self._open(message)
+        now_s = anyio.current_time()
+        if not request.waited_s:
+            self.core.failed(request.exclude, now_s)
+        with self._span(message) as span:
+            decide = partial(self._decide, request, span)
+            verdict = self._room.at_once(request, now_s, decide)
+            return None if verdict is None else self._told(request, verdict, request.waited_s, span)
+
     async def _answer(self, message: Message) -> bytes:
+        """The answer to a request that has to wait."""
+        request = self._open(message)
+        began_s = anyio.current_time()
+        with self._span(message) as span:
+            decide = partial(self._decide, request, span)
+            reply = await self._room.answer(request, began_s, decide)
+            waited_s = request.waited_s + anyio.current_time() - began_s
+            return self._told(request, reply, waited_s, span)
+
+    def _open(self, message: Message) -> RouteRequest:
         try:
             request = self._requests.open(message.data).body
             check(request, self.core.catalog)
         except (Unreadable, ValueError) as error:
             self._metrics.unreadable.labels("RouteRequest").inc()
             raise RequestRefused(400, str(error)) from error
-        with spans.start_as_current_span(
-            "router.decide", context=extract(message.headers), kind=SpanKind.SERVER
-        ) as span:
-            reply = await self._reply(request, span)
-        return self._producer.seal(reply)
+        return request
 
-    async def _reply(self, request: RouteRequest, span: Span) -> RouteReply:
-        began_s = anyio.current_time()
-        if not request.waited_s:
-            self.core.failed(request.exclude, began_s)
-        reply = await self._room.answer(request, began_s, partial(self._decide, request, span))
-        waited_s = request.waited_s + anyio.current_time() - began_s
+    def _span(self, message: Message) -> AbstractContextManager[Span]:
+        context = extract(message.headers)
+        return spans.start_as_current_span("router.decide", context=context, kind=SpanKind.SERVER)
+
+    def _told(self, request: RouteRequest, reply: RouteReply, waited_s: float, span: Span) -> bytes:
+        """The answer in words; others are told of what it books."""
         span.set_attribute("tokenplane.waited_ms", waited_s * 1000)
         self._count(request, reply, waited_s)
         if isinstance(reply, Chosen):
             self._replicas.note(booking_of(request, reply))
-        return reply
+        return self._producer.seal(reply)
 
     def _decide(self, request: RouteRequest, span: Span, now_s: float) -> Verdict:
         began_s = time.perf_counter()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter_ns
+from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -25,8 +26,24 @@ log = logging.getLogger(__name__)
 ERROR_HEADER = "Nats-Service-Error"
 ERROR_CODE_HEADER = "Nats-Service-Error-Code"
 
-Reply = Callable[[bytes | RequestRefused], Awaitable[None]]
-"""Sends the answer to whoever asked. Raises `BusUnavailable`, or ValueError if it is too large."""
+Answer = bytes | RequestRefused
+
+
+class Way(Protocol):
+    """Back to whoever asked. Sending raises `BusUnavailable`, or ValueError for what is too
+    large."""
+
+    def is_free(self) -> bool:
+        """Whether `send` would not have to wait."""
+
+    def post(self, answer: Answer) -> None:
+        """Send, for who cannot wait and has seen that the way is free."""
+
+    async def send(self, answer: Answer) -> None: ...
+
+
+UNSENT = (BusUnavailable, TypeError, ValueError)
+UNSENDABLE = RequestRefused(500, "the answer cannot be sent")
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
@@ -56,7 +73,7 @@ class Tally:
     last_error: str = ""
     processing_ns: int = 0
 
-    def count(self, answer: bytes | RequestRefused, processing_ns: int = 0) -> None:
+    def count(self, answer: Answer, processing_ns: int = 0) -> None:
         self.requests += 1
         self.processing_ns += processing_ns
         if isinstance(answer, RequestRefused):
@@ -64,7 +81,7 @@ class Tally:
             self.last_error = str(answer)
 
 
-_Work = tuple[Message, Reply]
+_Work = tuple[Message, Way]
 
 
 class _Bell:
@@ -99,20 +116,21 @@ class Desk:
         self._waiting: deque[_Work] = deque()
         self._closed = False
 
-    def take(self, message: Message, reply: Reply) -> RequestRefused | None:
-        """Answer soon. When too many wait already, returns the refusal to be sent instead."""
+    def take(self, message: Message, way: Way) -> None:
+        """Answer at once, or soon, or refuse if too many wait already."""
+        if self.endpoint.at_once is not None and way.is_free() and self._at_once(message, way):
+            return
         if self._idle:
-            self._idle.pop().ring((message, reply))
+            self._idle.pop().ring((message, way))
         elif self._clerks < self.endpoint.concurrency:
             self._clerks += 1
-            self._tasks.start_soon(self._work, message, reply)
+            self._tasks.start_soon(self._work, message, way)
         elif len(self._waiting) < self.endpoint.queue_messages:
-            self._waiting.append((message, reply))
+            self._waiting.append((message, way))
         else:
             refusal = RequestRefused(503, f"{self.endpoint.name}: too many requests wait")
             self.tally.count(refusal)
-            return refusal
-        return None
+            self._posted(refusal, way)
 
     def close(self) -> None:
         """Nothing will be taken any more; what was is still answered."""
@@ -120,9 +138,25 @@ class Desk:
         while self._idle:
             self._idle.pop().ring(None)
 
-    async def _work(self, message: Message, reply: Reply) -> None:
+    def _at_once(self, message: Message, way: Way) -> bool:
+        """True if that could be answered without a clerk."""
+        assert self.endpoint.at_once is not None
+        began_ns = perf_counter_ns()
+        answer: Answer | None
+        try:
+            answer = self.endpoint.at_once(message)
+        except Exception as error:  # noqa: BLE001
+            answer = self._refusal(error)
+        if answer is None:
+            return False
+        self.tally.count(answer, perf_counter_ns() - began_ns)
+        if not self._posted(answer, way):
+            self._posted(UNSENDABLE, way)
+        return True
+
+    async def _work(self, message: Message, way: Way) -> None:
         """One clerk, until the desk is closed."""
-        work: _Work | None = (message, reply)
+        work: _Work | None = (message, way)
         while work is not None:
             await self._serve(*work)
             work = await self._next()
@@ -139,32 +173,48 @@ class Desk:
         self._idle.append(bell)
         return await bell.rung()
 
-    async def _serve(self, message: Message, reply: Reply) -> None:
+    async def _serve(self, message: Message, way: Way) -> None:
         began_ns = perf_counter_ns()  # uvloop's clock stands still within a turn
         answer = await self._answer(message)
         self.tally.count(answer, perf_counter_ns() - began_ns)
-        if not await self._sent(answer, reply):
-            await self._sent(RequestRefused(500, "the answer cannot be sent"), reply)
+        if not await self._sent(answer, way):
+            await self._sent(UNSENDABLE, way)
 
-    async def _sent(self, answer: bytes | RequestRefused, reply: Reply) -> bool:
+    async def _sent(self, answer: Answer, way: Way) -> bool:
         """False if this is nothing that can be sent, by a fault of the handler."""
         try:
-            await reply(answer)
-        except BusUnavailable as error:
-            log.warning("%s: an answer was not sent: %s", self.endpoint.name, error)
-        except (TypeError, ValueError):
-            log.exception("%s: the answer cannot be sent", self.endpoint.name)
-            return False
+            await way.send(answer)
+        except UNSENT as error:
+            return self._excused(error)
         return True
 
-    async def _answer(self, message: Message) -> bytes | RequestRefused:
+    def _posted(self, answer: Answer, way: Way) -> bool:
+        """The same, at once."""
+        try:
+            way.post(answer)
+        except UNSENT as error:
+            return self._excused(error)
+        return True
+
+    def _excused(self, error: Exception) -> bool:
+        if isinstance(error, BusUnavailable):
+            log.warning("%s: an answer was not sent: %s", self.endpoint.name, error)
+            return True
+        log.error("%s: the answer cannot be sent", self.endpoint.name, exc_info=error)
+        return False
+
+    async def _answer(self, message: Message) -> Answer:
         try:
             return await self.endpoint.handle(message)
-        except RequestRefused as refusal:
-            return refusal
-        except Exception:  # the top of a handler: its bug must not end the service
-            log.exception("%s: the handler failed", self.endpoint.name)
-            return RequestRefused(500, "internal error")
+        except Exception as error:  # noqa: BLE001
+            return self._refusal(error)
+
+    def _refusal(self, error: Exception) -> RequestRefused:
+        """What a handler has raised, in words; its bug must not end the service."""
+        if isinstance(error, RequestRefused):
+            return error
+        log.error("%s: the handler failed", self.endpoint.name, exc_info=error)
+        return RequestRefused(500, "internal error")
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 Handler = Callable[[Message], Awaitable[bytes]]
+AtOnce = Callable[[Message], bytes | None]
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -40,11 +41,15 @@ class Endpoint(msgspec.Struct, frozen=True):
     code 500, counted and logged, and never ends the service. At most `concurrency` handlers run
     at once and at most `queue_messages` wait behind them; what comes on top is refused with 503.
     Replicas that give the same `group` share the requests; without one each gets every request.
+
+    What needs no waiting may be answered by `at_once`, which is asked first and leaves to `handle`
+    what it returns None for. It takes no place of those, and a fraction of the time.
     """
 
     name: str
     subject: str
     handle: Handler
+    at_once: AtOnce | None = None
     group: str | None = "q"
     concurrency: int = 64
     queue_messages: int = 4096

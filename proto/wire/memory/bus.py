@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from proto.wire.desk import Desk, open_desks, raise_if_refused, refusal_headers
+from proto.wire.desk import Answer, Desk, open_desks, raise_if_refused, refusal_headers
 from proto.wire.errors import (
     BusTimeout,
     BusUnavailable,
@@ -106,8 +107,7 @@ class MemoryBus:
 
     async def publish(self, subject: str, data: bytes, *, headers: Headers = NO_HEADERS) -> None:
         await checkpoint()
-        message = Message(check_subject(subject), data, headers)
-        self._send(partial(self._exchange.publish, self, Parcel(message)))
+        self._post(Message(check_subject(subject), data, headers))
 
     @asynccontextmanager
     async def subscribe(
@@ -207,6 +207,9 @@ class MemoryBus:
         await self.until_up(timeout_s)
         return MemoryBucket(self._exchange, self, self._exchange.bucket(spec))
 
+    def _post(self, message: Message) -> None:
+        self._send(partial(self._exchange.publish, self, Parcel(message)))
+
     def _send(self, action: Callable[[], object]) -> None:
         """Now, or once mended."""
         if self.connected:
@@ -236,21 +239,29 @@ class MemoryBus:
                 self._exchange.leave(number)
 
     def _desk_listener(self, desk: Desk) -> Listener:
-        def answer(inbox: str, answer: bytes | RequestRefused) -> None:
-            if not inbox:
-                return  # a plain message: nobody waits for an answer
-            if isinstance(answer, RequestRefused):
-                message = Message(inbox, b"", refusal_headers(answer))
-            else:
-                message = Message(inbox, answer)
-            self._send(partial(self._exchange.publish, self, Parcel(message)))
-
         def take(parcel: Parcel) -> None:
-            async def reply(what: bytes | RequestRefused) -> None:
-                answer(parcel.reply, what)
-
-            if refusal := desk.take(parcel.message, reply):
-                answer(parcel.reply, refusal)
+            desk.take(parcel.message, _Way(self._post, parcel.reply))
 
         pattern = check_pattern(desk.endpoint.subject)
         return Listener(self, pattern, take, desk.endpoint.group)
+
+
+class _Way(NamedTuple):
+    """Back to who has asked, in the `inbox`; there is none if that was a plain message."""
+
+    send_message: Callable[[Message], None]
+    inbox: str
+
+    def is_free(self) -> bool:
+        return True
+
+    def post(self, answer: Answer) -> None:
+        if not self.inbox:
+            return
+        if isinstance(answer, RequestRefused):
+            self.send_message(Message(self.inbox, b"", refusal_headers(answer)))
+        else:
+            self.send_message(Message(self.inbox, answer))
+
+    async def send(self, answer: Answer) -> None:
+        self.post(answer)

@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 
-from nats.aio.msg import Msg
-
 from proto.wire.desk import raise_if_refused
 from proto.wire.inbox import Inbox
 from proto.wire.nats import consumer, services, streams
 from proto.wire.nats.buckets import NatsBucket, open_bucket
-from proto.wire.nats.connection import Connection, Listener, as_message
+from proto.wire.nats.connection import Connection, Listener
 from proto.wire.nats.settings import NatsSettings
 from proto.wire.ports import (
     NO_HEADERS,
@@ -61,8 +59,8 @@ class NatsBus:
     ) -> AsyncIterator[Subscription]:
         inbox: Inbox[Message] = Inbox(subject, queue_messages)
 
-        async def take(raw: Msg) -> None:
-            inbox.offer(as_message(raw))
+        def take(message: Message, reply: str) -> None:
+            inbox.offer(message)
 
         try:
             async with self._connection.listen(Listener(subject, take, group)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import ParseResult
 
@@ -19,10 +19,17 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
+from proto.wire.ports import NO_HEADERS, Headers, Message
+
+Take = Callable[[Message, str], None]
+"""Is handed a message, and where an answer to it goes, "" if nobody wants one. Must not wait."""
+
 FOR_EVER_S = 24 * 3600
 SUBSCRIBING = (b"SUB ", b"UNSUB ")
 UNBOUNDED_BYTES = sys.maxsize
 """nats-py blocks without a deadline at its own bound; `Connection` keeps ours instead."""
+TURN_MESSAGES = 16
+"""Handed over before the loop gets a turn: who takes a message may answer it on the spot."""
 
 
 class SturdyClient(Client):
@@ -31,6 +38,8 @@ class SturdyClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self._ears: dict[int, list[str]] = {}
+        self._takes: dict[int, Take] = {}
+        self._handed_over = 0
         self._transport = PromptTransport()  # type: ignore[no-untyped-call]
 
     async def hang_up(self) -> None:
@@ -54,6 +63,27 @@ class SturdyClient(Client):
         except (errors.Error, ConnectionError):  # the latter where the reader has not noticed yet
             return False
         return bool(self.is_connected)
+
+    async def hear(self, subject: str, group: str, take: Take) -> Subscription:
+        """Subscribe, and have `take` called where messages are read: nats-py would put each one
+        into a queue, from which a task of the subscription would take it, for three times the
+        price."""
+        subscription = await self.subscribe(subject, queue=group)
+        self._takes[subscription._id] = take
+        return subscription
+
+    def post(
+        self, subject: str, data: bytes, reply: str = "", headers: Headers = NO_HEADERS
+    ) -> None:
+        """Publish, from where nothing can be awaited. `publish` is a coroutine that never waits, as
+        neither what is to be sent nor the flusher's queue has a bound of nats-py's."""
+        sending = self.publish(subject, data, reply, dict(headers) if headers else None)
+        try:
+            sending.send(None)
+        except StopIteration:
+            return
+        sending.close()
+        raise AssertionError("nats-py waits where it is not expected to")
 
     async def stop_routing(self, subscription: Subscription) -> None:
         """Ask the server to send no more; what it has sent already is still handed over."""
@@ -85,6 +115,27 @@ class SturdyClient(Client):
             yield heard
         finally:
             del self._ears[id(heard)]
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """Whatever a message is like, and whoever takes it does, the reader must go on."""
+        take = self._takes.get(sid)
+        if take is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            said = await self._process_headers(headers) if headers else None
+            take(Message(subject.decode(), data, said or NO_HEADERS), reply.decode())
+        except Exception as error:  # noqa: BLE001
+            await self._error_cb(error)
+        self._handed_over += 1
+        if self._handed_over % TURN_MESSAGES == 0:
+            await asyncio.sleep(0)
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._takes.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _process_err(self, err_msg: str) -> None:
         """Most errors would close the client for good: an expired login, a limit of the server.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import uniform
 from typing import NamedTuple, NoReturn
@@ -15,11 +15,11 @@ from typing import NamedTuple, NoReturn
 import anyio
 import nats.errors
 from anyio.lowlevel import checkpoint
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from proto.wire.errors import BusTimeout, BusUnavailable, NoResponder
-from proto.wire.nats.client import UNBOUNDED_BYTES, SturdyClient
+from proto.wire.errors import BusUnavailable
+from proto.wire.nats.answers import Answers
+from proto.wire.nats.client import UNBOUNDED_BYTES, SturdyClient, Take
 from proto.wire.nats.settings import NatsSettings
 from proto.wire.ports import NO_HEADERS, Headers, Message
 
@@ -36,10 +36,10 @@ TURN_BYTES = 64 << 10
 
 
 class Listener(NamedTuple):
-    """A subscription to be: `take` is awaited for one message at a time and must not linger."""
+    """A subscription to be."""
 
     subject: str
-    take: Callable[[Msg], Awaitable[None]]
+    take: Take
     group: str | None = None
 
 
@@ -50,6 +50,7 @@ class Connection:
         self.settings = settings
         self.on_return: set[Callable[[], None]] = set()
         self._client: SturdyClient | None = None
+        self._answers: Answers | None = None
         self._turn_bytes = min(TURN_BYTES, settings.outgoing_bytes)
         self._up = anyio.Event()
         self._closing = False
@@ -116,11 +117,20 @@ class Connection:
         self, subject: str, data: bytes, *, reply: str = "", headers: Headers = NO_HEADERS
     ) -> None:
         """Send, or buffer up to `outgoing_bytes`, then `BusUnavailable`."""
-        client = self.client
-        if client.pending_data_size + len(data) > self._turn_bytes:
+        if not self.has_room(len(data)):
             await self._make_room(len(data), self.settings.call_s)
+        self.post(subject, data, reply=reply, headers=headers)
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether `publish` would not have to wait."""
+        return self.client.pending_data_size + size_bytes <= self._turn_bytes
+
+    def post(
+        self, subject: str, data: bytes, *, reply: str = "", headers: Headers = NO_HEADERS
+    ) -> None:
+        """`publish` for who cannot wait, and has seen that there is room."""
         try:
-            await client.publish(subject, data, reply, dict(headers) if headers else None)
+            self.client.post(subject, data, reply, headers)
         except nats.errors.Error as error:
             _raise(error, subject)
 
@@ -129,22 +139,15 @@ class Connection:
     ) -> Message:
         """The first answer, whatever it says. Raises `NoResponder`, `BusTimeout`,
         `BusUnavailable`."""
-        client, until_s = self.client, anyio.current_time() + timeout_s
-        left_s = await self.until_up(timeout_s)
-        if client.pending_data_size + len(data) > self._turn_bytes:
-            await self._make_room(len(data), left_s)
-            left_s = max(0.0, until_s - anyio.current_time())
+        assert self._answers is not None, "the bus is open"
+        if not (self.connected and self.has_room(len(data))):
+            until_s = anyio.current_time() + timeout_s
+            await self._make_room(len(data), await self.until_up(timeout_s))
+            timeout_s = max(0.0, until_s - anyio.current_time())
         try:
-            answer = await client.request(
-                subject, data, timeout=left_s, headers=dict(headers) if headers else None
-            )
-        except nats.errors.NoRespondersError as error:
-            raise NoResponder(f"nobody serves {subject} now") from error
-        except nats.errors.TimeoutError as error:
-            raise BusTimeout(f"no answer on {subject} within {timeout_s:g} s") from error
+            return await self._answers.ask(subject, data, timeout_s, headers)
         except nats.errors.Error as error:
             _raise(error, subject)
-        return as_message(answer)
 
     @asynccontextmanager
     async def listen(
@@ -206,7 +209,7 @@ class Connection:
         if not client.is_connected:
             await anyio.sleep(RETRY_S_MIN)
             return False
-        self._client = client
+        self._client, self._answers = client, Answers(client)
         return True
 
     async def _make_room(self, size_bytes: int, wait_s: float) -> None:
@@ -237,8 +240,6 @@ class Connection:
             await self._round_trip(self.settings.call_s)
         except BusUnavailable as error:
             log.warning("leaving without what was still on its way: %s", error)
-        while any(subscription.pending_msgs for subscription in subscriptions):
-            await checkpoint()
 
     async def _on_error(self, error: Exception) -> None:
         """Say each problem once, not at every attempt."""
@@ -261,19 +262,9 @@ class Connection:
             returned()
 
 
-def as_message(raw: Msg) -> Message:
-    return Message(raw.subject, raw.data, raw.headers or NO_HEADERS)
-
-
 async def _subscribe(client: SturdyClient, listener: Listener) -> Subscription:
     try:
-        return await client.subscribe(
-            listener.subject,
-            queue=listener.group or "",
-            cb=listener.take,
-            pending_msgs_limit=0,  # no bound: the task of the callback empties it at every turn
-            pending_bytes_limit=0,
-        )
+        return await client.hear(listener.subject, listener.group or "", listener.take)
     except nats.errors.Error as error:
         _raise(error, listener.subject)
 

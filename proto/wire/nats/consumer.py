@@ -28,9 +28,9 @@ from nats.js.api import (
 from nats.js.errors import NotFoundError
 
 from proto.wire.errors import BusUnavailable, StreamMissing
-from proto.wire.nats.connection import Connection, Listener, as_message
+from proto.wire.nats.connection import Connection, Listener
 from proto.wire.nats.streams import jetstream_errors
-from proto.wire.ports import Delivery, Message
+from proto.wire.ports import NO_HEADERS, Delivery, Message
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +107,12 @@ class _Reader:
                 ),
             )
 
-    async def take(self, raw: Msg) -> None:
+    def take(self, message: Message, reply: str) -> None:
         """Everything that comes to our inbox; heartbeats only show that the request stands."""
-        if _status(raw) != StatusCode.CONTROL_MESSAGE:
-            self._arrived.append(raw)
+        if message.headers.get(Header.STATUS) != StatusCode.CONTROL_MESSAGE:
+            headers = dict(message.headers)
+            client = self._connection.client
+            self._arrived.append(Msg(client, message.subject, reply, message.data, headers))
         self._life.set()
 
     def renew(self) -> None:
@@ -224,7 +226,7 @@ class _Delivered:
 
     def __init__(self, reader: _Reader, raw: Msg) -> None:
         self.raw = raw
-        self.message: Message = as_message(raw)
+        self.message = Message(raw.subject, raw.data, raw.headers or NO_HEADERS)
         self.sequence: int = raw.metadata.sequence.stream
         self._reader = reader
 

@@ -6,18 +6,19 @@ long a request takes to be handed over, so the few subjects are answered here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
-from nats.aio.msg import Msg
 
-from proto.wire.desk import Desk, open_desks, refusal_headers
+from proto.wire.desk import Answer, Desk, open_desks, refusal_headers
 from proto.wire.errors import RequestRefused
-from proto.wire.nats.connection import Connection, Listener, as_message
-from proto.wire.ports import Endpoint, ServiceInfo
+from proto.wire.nats.client import Take
+from proto.wire.nats.connection import Connection, Listener
+from proto.wire.ports import NO_HEADERS, Endpoint, Headers, Message, ServiceInfo
 
 
 class Identity(msgspec.Struct, frozen=True, tag_field="type", tag="io.nats.micro.v1.ping_response"):
@@ -101,10 +102,11 @@ class _Instance:
             for whom in ("", f".{name}", f".{name}.{self._id}")
         ]
 
-    def _answering(self, answer: Callable[[], Identity]) -> Callable[[Msg], Awaitable[None]]:
-        async def take(raw: Msg) -> None:
-            if raw.reply:
-                await self._connection.publish(raw.reply, msgspec.json.encode(answer()))
+    def _answering(self, answer: Callable[[], Identity]) -> Take:
+        def take(message: Message, reply: str) -> None:
+            told = msgspec.json.encode(answer())
+            if reply and self._connection.has_room(len(told)):
+                self._connection.post(reply, told)
 
         return take
 
@@ -153,16 +155,33 @@ def _stats_of(desk: Desk) -> EndpointStats:
 
 
 def _desk_listener(connection: Connection, desk: Desk) -> Listener:
-    async def take(raw: Msg) -> None:
-        async def reply(answer: bytes | RequestRefused) -> None:
-            if not raw.reply:
-                return  # a plain message: nobody waits for an answer
-            if isinstance(answer, RequestRefused):
-                await connection.publish(raw.reply, b"", headers=refusal_headers(answer))
-            else:
-                await connection.publish(raw.reply, answer)
-
-        if refusal := desk.take(as_message(raw), reply):
-            await reply(refusal)
+    def take(message: Message, reply: str) -> None:
+        desk.take(message, _Way(connection, reply))
 
     return Listener(desk.endpoint.subject, take, desk.endpoint.group)
+
+
+class _Way(NamedTuple):
+    """Back to who has asked, by the `reply` subject; there is none if that was a plain message."""
+
+    connection: Connection
+    reply: str
+
+    def is_free(self) -> bool:
+        return self.connection.has_room(0)
+
+    def post(self, answer: Answer) -> None:
+        if self.reply:
+            data, headers = _as_sent(answer)
+            self.connection.post(self.reply, data, headers=headers)
+
+    async def send(self, answer: Answer) -> None:
+        if self.reply:
+            data, headers = _as_sent(answer)
+            await self.connection.publish(self.reply, data, headers=headers)
+
+
+def _as_sent(answer: Answer) -> tuple[bytes, Headers]:
+    if isinstance(answer, RequestRefused):
+        return b"", refusal_headers(answer)
+    return answer, NO_HEADERS

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from controlplane.router.service import DECISIONS_AT_ONCE, RouterService
+from controlplane.router.service import LEAVING_AT_ONCE, RouterService
 from proto.codec import Producer, Reader
 from proto.ids import Incarnation, RequestId, WorkerId
 from proto.progress import Phase, Progress, Withdrawn
@@ -29,7 +29,7 @@ pytestmark = [
 
 SUBJECTS, KEYS = Subjects("c"), Keys("c")
 BUSY, IDLE = WorkerId("busy"), WorkerId("idle")
-WAITING = 3 * DECISIONS_AT_ONCE
+WAITING = 3 * LEAVING_AT_ONCE
 
 
 class Gateway:
