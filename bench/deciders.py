@@ -8,9 +8,10 @@ from itertools import count
 from typing import Literal, NamedTuple, Protocol
 
 import anyio
+import numpy as np
 
 from bench.ours import BLOCK_TOKENS, MODEL, worker_id, worker_number
-from bench.prompts import Prompt
+from bench.prompts import Prompt, Tokens
 from proto.codec import Producer, Reader
 from proto.hashing import BlockHasher, pack
 from proto.ids import RequestId
@@ -19,7 +20,8 @@ from proto.route import Chosen, RouteReply, RouteRequest
 from proto.subjects import Subjects
 from proto.wire.ports import Bus
 
-Form = Literal["tokens", "hashes"]
+Form = Literal["tokens", "listed", "hashes"]
+"""What a caller begins with: token ids, by us also in a list, or names."""
 TIMEOUT_S, POLL_S = 30.0, 0.5
 OUTPUT_TOKENS = 1
 """All prompts of these benchmarks ask for."""
@@ -62,7 +64,9 @@ class OurDecider:
         self._subjects = subjects
         self._hasher = hasher
         self._producer = producer
-        self._tokens = [prompt.tokens for prompt in prompts]
+        listed = [prompt.tokens for prompt in prompts]
+        words = [np.array(tokens, dtype=np.uint32) for tokens in listed]
+        self._tokens: Sequence[Tokens | list[int]] = listed if form == "listed" else words
         self._hashed = [self._names(t) for t in self._tokens] if form == "hashes" else None
         self._reader = Reader[RouteReply](RouteReply)
         self._numbers = count()
@@ -111,5 +115,5 @@ class OurDecider:
     def _new_name(self) -> RequestId:
         return RequestId(f"{id(self)}-{next(self._numbers)}")
 
-    def _names(self, tokens: Sequence[int]) -> bytes:
+    def _names(self, tokens: Tokens | list[int]) -> bytes:
         return pack(self._hasher.names(tokens))

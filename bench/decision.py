@@ -1,14 +1,17 @@
 """decision: from token ids at the caller to a worker that is chosen and booked.
 
 Ours: the caller names the blocks, asks a router's process over NATS, and frees the booking with a
-progress message. The peer: its standalone selection service over HTTP, with bodies made beforehand;
-a reservation is freed by a second request. 32 callers share one process, which both sides use in
-turns; prompts have 8,192 tokens, of which one worker holds the first half. Our router hears load
-reports as it does from engines, and has learned from them how fast its workers are.
+progress message. It has token ids as 32-bit words, which stand in memory as they will be hashed,
+beside the peer's bodies, which are made beforehand; or in a Python list, as a tokenizer gives them.
+The peer: its standalone selection service over HTTP; a reservation is freed by a second request. 32
+callers share one process, which both sides use in turns; prompts have 8,192 tokens, of which one
+worker holds the first half. Our router hears load reports as it does from engines, and has learned
+from them how fast its workers are.
 
 Both sides leave the holder of a prefix on purpose when it has more to do than the prefix saves.
 Whether that pays is seen where prompts arrive by chance, and workers prefill one after the other:
-how long it is from a prompt's arrival to its first token, beside a decider that always stays.
+how long it is from a prompt's arrival to its first token, beside a decider that always stays. That
+is some dozens or hundreds of decisions a second, and all sides make theirs at the same time.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ PASSES = 2
 """How often a turn asks for every prompt."""
 LEARNT_S = 60.0
 
-TOKENS, HASHES = "tokens", "hashes"
+TOKENS, LISTED, HASHES = "tokens", "listed tokens", "hashes"
 RESERVE_TOKENS, RESERVE_HASHES = "reserve, tokens", "reserve, hashes"
 SELECT_TOKENS, SELECT_HASHES = "select, tokens", "select, hashes"
 STAY = "always on the holder"
@@ -104,19 +107,18 @@ async def _fleet(workers: int, options: Options) -> Figures:
         booking = [side for side in (TOKENS, RESERVE_TOKENS) if side in stage.deciders]
         deciders = {side: stage.deciders[side] for side in booking} | {STAY: Stay(work.prompts)}
         arrivals = {EVEN: range(prompts), HOT: some_hot(work.prompts, workers, rng)}
-        places = {
-            (side, kind, load): await place(
-                decider,
-                work.prompts,
-                arrivals[kind],
-                workers,
-                load,
-                CALLERS,
-                np.random.default_rng(workers),
-            )
-            for side, decider in deciders.items()
-            for kind, load in SITUATIONS
-        }
+        places: dict[tuple[str, str, float], Place] = {}
+
+        async def find(side: str, kind: str, load: float) -> None:
+            asked, chance = arrivals[kind], np.random.default_rng(workers)
+            decider = deciders[side]
+            found = await place(decider, work.prompts, asked, workers, load, CALLERS, chance)
+            places[side, kind, load] = found
+
+        for kind, load in SITUATIONS:
+            async with anyio.create_task_group() as tasks:
+                for side in deciders:
+                    tasks.start_soon(find, side, kind, load)
     return Figures({side: _median(of_side) for side, of_side in paces.items()}, places)
 
 
@@ -158,7 +160,8 @@ async def _our_deciders(rig: Rig, work: Workload) -> AsyncIterator[Mapping[str, 
         by_tokens = OurDecider(*asking, form="tokens")
         with anyio.fail_after(LEARNT_S):
             await by_tokens.until_it_predicts()
-        yield {TOKENS: by_tokens, HASHES: OurDecider(*asking, form="hashes")}
+        listed, hashes = OurDecider(*asking, form="listed"), OurDecider(*asking, form="hashes")
+        yield {TOKENS: by_tokens, LISTED: listed, HASHES: hashes}
 
 
 def _pace_rows(workers: int, paces: Mapping[str, Pace]) -> Iterator[Row]:
@@ -167,6 +170,7 @@ def _pace_rows(workers: int, paces: Mapping[str, Pace]) -> Iterator[Row]:
         (TOKENS, RESERVE_TOKENS),
         (TOKENS, SELECT_TOKENS),
         (TOKENS, SELECT_HASHES),
+        (LISTED, RESERVE_TOKENS),
         (HASHES, RESERVE_HASHES),
         (HASHES, SELECT_HASHES),
     ):
