@@ -85,7 +85,12 @@ def test_every_setting_that_a_page_names_is_one() -> None:
 
 @pytest.mark.parametrize(
     ("page", "prefix", "count"),
-    [("engines", "EN", 13), ("speculation", "SD", 13), ("hardware", "HW", 11)],
+    [
+        ("engines", "EN", 13),
+        ("speculation", "SD", 13),
+        ("hardware", "HW", 11),
+        ("router", "KR", 22),
+    ],
 )
 def test_every_requirement_names_what_shows_it(page: str, prefix: str, count: int) -> None:
     rows = re.findall(

@@ -16,8 +16,9 @@ from anyio.lowlevel import checkpoint
 from proto.wire.errors import BusUnavailable
 from proto.wire.nats.bus import NatsBus
 from proto.wire.nats.client import PromptTransport
-from proto.wire.nats.connection import Connection
+from proto.wire.nats.connection import Connection, Listener
 from proto.wire.nats.settings import NatsSettings
+from proto.wire.ports import Message
 from tests.contract.bus.carriers import (
     DEADLINE_S,
     nats_only,
@@ -193,6 +194,26 @@ async def test_a_stranger_met_on_the_way_back_is_left_each_time(
             await until(lambda: left == 2)
         server.start()
         await until(lambda: bus.connected)
+
+
+async def test_one_that_takes_messages_and_fails_over_one_is_handed_the_next(
+    server: NatsServer,
+) -> None:
+    connection, heard = Connection(quick_settings(server)), list[bytes]()
+
+    def hear(message: Message, reply: str) -> None:
+        if message.data == b"bad":
+            raise KeyError("a bug")
+        heard.append(message.data)
+
+    await connection.open()
+    try:
+        async with connection.listen(Listener("s", hear)):
+            for each in (b"1", b"bad", b"2"):
+                await connection.publish("s", each)
+            await until(lambda: heard == [b"1", b"2"])
+    finally:
+        await connection.close()
 
 
 async def test_a_subscription_stands_however_much_waits_to_be_sent_before_it(

@@ -42,7 +42,11 @@ def test_a_run_writes_rows_and_shows_them(
     assert main(["hash", "--quick", "--json", str(out)]) == 0
     machine, *rows = json.loads(out.read_text())
     assert machine["unit"] == "cores"
-    assert [row["case"] for row in rows] == ["8,192 tokens", "65,536 tokens"]
+    assert [row["case"] for row in rows] == [
+        f"{tokens} tokens, {form}"
+        for tokens in ("8,192", "65,536")
+        for form in ("in words", "in a list")
+    ]
     for each in (machine, *rows):
         assert list(each) == ["case", "ours", "peer", "ratio", "unit"]
         assert each["ours"] > 0

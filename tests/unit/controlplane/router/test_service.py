@@ -88,7 +88,9 @@ class Agent:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[tuple[RouterService, Agent, Bus, anyio.abc.TaskGroup]]:
+async def running(
+    metrics: CollectorRegistry | None = None,
+) -> AsyncIterator[tuple[RouterService, Agent, Bus, anyio.abc.TaskGroup]]:
     etcd = MemoryEtcd()
     store = etcd.connect()
     await store.put(KEYS.worker(WORKER), record("w").model_dump_json().encode())
@@ -99,7 +101,7 @@ async def running() -> AsyncIterator[tuple[RouterService, Agent, Bus, anyio.abc.
         settings = RouterSettings(snapshot_grace_s=0.01)
         core = RouterCore(settings, "r1", random.Random(0))
         service = RouterService(
-            settings, core, bus, SUBJECTS, view, RouterMetrics(CollectorRegistry())
+            settings, core, bus, SUBJECTS, view, RouterMetrics(metrics or CollectorRegistry())
         )
         endpoint = Endpoint("snapshot", SUBJECTS.snapshot(WORKER), agent.snapshot)
         async with hub.connect("agent").serve(ServiceInfo("agent", "1.0.0"), [endpoint]):
@@ -136,6 +138,17 @@ async def test_events_become_overlap(anyio_backend: str) -> None:
         reply = await route(bus)
         assert isinstance(reply, Chosen)
         assert reply.overlap_blocks == 4
+
+
+async def test_kr22_what_it_takes_and_expects_is_measured(anyio_backend: str) -> None:
+    metrics = CollectorRegistry()
+    async with running(metrics) as (service, agent, bus, _):
+        await agent.store(CHAIN)
+        await until(lambda: service.core.index.count(WORKER) == 4, "the batch was not applied")
+        await route(bus)
+        for measured in ("decision_seconds", "kv_lag_seconds", "predicted_hit_ratio"):
+            assert metrics.get_sample_value(f"tokenplane_router_{measured}_count") == 1
+        assert metrics.get_sample_value("tokenplane_router_predicted_hit_ratio_sum") == 1.0
 
 
 async def test_a_lost_batch_is_repaired_by_a_snapshot_in_chunks(anyio_backend: str) -> None:
