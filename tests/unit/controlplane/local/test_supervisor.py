@@ -92,6 +92,28 @@ async def test_a_child_that_never_gets_ready_is_given_up(tmp_path: Path) -> None
     assert "child.log" in {path.name for path in tmp_path.iterdir()}
 
 
+async def test_one_that_is_stopped_while_it_starts_has_failed_to_start(tmp_path: Path) -> None:
+    """A planner may withdraw an engine before it is ready."""
+    failed: list[str] = []
+    slow = SLEEPER.replace("'up'", "'loading'")
+    async with anyio.create_task_group() as tasks:
+        supervisor = Supervisor(tasks)
+
+        async def start() -> None:
+            with pytest.raises(ChildFailed) as raised:
+                await supervisor.start(spec(tmp_path, slow, start_s=600.0))
+            failed.append(str(raised.value))
+
+        async with anyio.create_task_group() as starting:
+            starting.start_soon(start)
+            await wait_until((tmp_path / "child.log").exists, "the child's first word")
+            child = supervisor.children["child"]
+            await wait_until(lambda: child.pid is not None, "a process")
+            pid = pid_of(child)
+            await supervisor.stop("child")
+        assert len(failed) == 1 and not supervisor.children and not psutil.pid_exists(pid)
+
+
 async def test_cancelling_the_parent_leaves_no_child(tmp_path: Path) -> None:
     async with anyio.create_task_group() as tasks:
         child = await Supervisor(tasks).start(spec(tmp_path, SLEEPER))
