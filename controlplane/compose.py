@@ -7,10 +7,11 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import anyio
 from anyio.abc import TaskStatus
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from controlplane.capacity import Kept, WorkerClass
 from controlplane.console.service import ConsoleService
@@ -80,6 +81,21 @@ class PlannerProcess(CommonSettings):
         PlannerSettings(), description="What is promised, and within which bounds"
     )
     scaler: ScalerSettings = Field(ScalerSettings(), description="Who acts on what is planned")
+    router: RouterSettings = Field(
+        RouterSettings(), description="As routers have it: when they let requests wait, or refuse"
+    )
+
+    @model_validator(mode="after")
+    def _capacity_comes_first(self) -> Self:
+        """Routers hold requests back above the load at which workers are added (AS19)."""
+        share, kv_max = self.router.busy_decode_share, self.planner.kv_max
+        if share and share <= kv_max:
+            raise ValueError(
+                f"router.busy_decode_share is {share:g}, and must be above planner.kv_max"
+                f" ({kv_max:g}), so that there are more workers before requests are refused;"
+                " raise the one or lower the other"
+            )
+        return self
 
 
 def router(argv: Sequence[str]) -> int:

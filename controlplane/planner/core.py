@@ -15,21 +15,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from controlplane.capacity import Capacities
+from controlplane.planner.bounds import Budget, Wanted, constrain
 from controlplane.planner.correction import Correction
 from controlplane.planner.demand import Demand
 from controlplane.planner.estimate import Engine, Load
 from controlplane.planner.fleet import Fleet, Stocks, Sums, add_up, least_to_lose, states
 from controlplane.planner.forecast import Bin, Forecast, History
-from controlplane.planner.plan import (
-    Budget,
-    PhaseMemory,
-    PhaseView,
-    PoolView,
-    Proposal,
-    Wanted,
-    constrain,
-    propose,
-)
+from controlplane.planner.phase import PhaseMemory, PhaseView, PoolView, Proposal
+from controlplane.planner.plan import propose
 from controlplane.planner.settings import PlannerSettings
 from controlplane.planner.transition import Transition
 from proto.ids import WorkerId
@@ -253,7 +246,11 @@ class PlannerCore:
         """The moment's flow of a model's requests."""
         model = self.model(name, now_s)
         sums = [s for (of, _), s in self._sums.items() if of == name]
-        model.demand.flow(sum(s.running + s.waiting for s in sums), now_s)
+        model.demand.flow(
+            sum(s.running + s.waiting for s in sums),
+            self.fleet.computed[name] + sum(s.queued_tokens for s in sums),
+            now_s,
+        )
         total, ticks = model.rate_sum
         tick_rate = model.demand.rate(self.settings.tick_s, now_s)
         model.rate_sum = total + tick_rate, ticks + 1
@@ -306,7 +303,13 @@ class PlannerCore:
         start_s = self._start_s(model)
         rate = demand.coming_rate(settings.rate_window_s, start_s, now_s)
         factor = model.correction.factor
-        base = demand.load(rate, settings.class_targets, settings.targets, now_s)
+        base = demand.load(
+            rate,
+            settings.class_targets,
+            settings.targets,
+            now_s,
+            window_s=settings.rate_window_s / 2,
+        )
         lately = model.stocks[role].lately(now_s)
         running = lately.running + demand.open_growth(GROWTH_WINDOW_S, now_s) * start_s
         now = replace(

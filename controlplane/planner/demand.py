@@ -24,7 +24,13 @@ estimates a second."""
 GAPS_MAX = 512
 BURSTINESS_MAX = 20.0
 SERVED = "completed"
-SURE = 2.5
+USUAL_RISE = 0.004
+"""Of a rate, in a second: a quarter more in a minute."""
+MIX_CHANGED = 1.5
+"""A mean prompt that is longer, or shorter, by this factor is no accident of the sample."""
+MIX_REQUESTS_MIN = 20
+GROWTH_MAX = 1.5
+"""Of the rate, while new workers start."""
 
 
 class Targets(NamedTuple):
@@ -55,6 +61,8 @@ class Flow(NamedTuple):
     """Requests in engines, by their load reports."""
     ended: int
     refused: int
+    prompt_tokens: int
+    """That engines have computed, or have waiting."""
 
     def since(self, before: Flow) -> int:
         """Requests that have arrived in between."""
@@ -106,40 +114,68 @@ class Demand:
             )
         )
 
-    def flow(self, open_requests: int, now_s: float) -> None:
-        """So many requests are in engines now; said once a tick."""
-        self._flows.append(Flow(now_s, open_requests, self._ended, self._refused))
+    def flow(self, open_requests: int, prompt_tokens: int, now_s: float) -> None:
+        """So many requests are in engines now, and so many prompt tokens have come to be computed
+        in all; said once a tick."""
+        self._flows.append(Flow(now_s, open_requests, self._ended, self._refused, prompt_tokens))
 
     def rate(self, window_s: float, now_s: float) -> float:
         """Requests that arrived a second, over about the last `window_s`."""
-        flows = self._flows
-        if len(flows) < 2:
+        if len(self._flows) < 2:
             return 0.0
-        latest = flows[-1]
-        first = next((f for f in flows if f.now_s >= now_s - window_s - 1e-6), flows[0])
-        if first.now_s >= latest.now_s:
-            first = flows[-2]
+        first, latest = self._window(window_s, now_s)
         return max(0.0, latest.since(first) / (latest.now_s - first.now_s))
 
-    def coming_rate(self, window_s: float, ahead_s: float, now_s: float) -> float:
-        """Requests a second to be reckoned with: the rate over the window, unless the last quarter
-        of it is above that for sure (by far more than its ticks scatter): then that
-        rate, and as much more as it will have grown in `ahead_s`, at most doubled."""
-        usual, recent = self.rate(window_s, now_s), self.rate(window_s / 4, now_s)
-        scatter = SURE * (self._dispersion * usual * window_s / 4) ** 0.5 / (window_s / 4)
-        if recent - usual <= scatter or not usual:
-            return usual
-        # The means of both windows lie so far apart.
-        slope = (recent - usual) / (window_s * 3 / 8)
-        return min(recent + slope * ahead_s, 2 * recent)
+    def _window(self, window_s: float, now_s: float) -> tuple[Flow, Flow]:
+        """Its first and last moment, at least one tick apart."""
+        flows, latest = self._flows, self._flows[-1]
+        first = next((f for f in flows if f.now_s >= now_s - window_s - 1e-6), flows[0])
+        return (first if first.now_s < latest.now_s else flows[-2]), latest
 
-    @property
-    def _dispersion(self) -> float:
-        """Variance by mean of the arrivals in a tick: 1 for a Poisson process."""
-        flows = list(self._flows)[-60:]
-        arrived = [later.since(earlier) for earlier, later in pairwise(flows)]
-        mean = float(np.mean(arrived)) if arrived else 0.0
-        return max(1.0, float(np.var(arrived)) / mean) if mean > 0 else 1.0
+    def _mix_change(self, sampled_tokens: float, window_s: float, now_s: float) -> float:
+        """By what factor the prompts that arrive now differ from the sampled ones, whose requests
+        have ended; 1 unless by far. As with the rate it is found by conservation: tokens that have
+        come to be computed, by requests that have come."""
+        if len(self._flows) < 2 or sampled_tokens <= 0:
+            return 1.0
+        first, latest = self._window(window_s, now_s)
+        served = latest.since(first) - (latest.refused - first.refused)
+        tokens = latest.prompt_tokens - first.prompt_tokens
+        if served < MIX_REQUESTS_MIN or tokens <= 0:
+            return 1.0
+        factor = tokens / served / sampled_tokens
+        return factor if not 1 / MIX_CHANGED < factor < MIX_CHANGED else 1.0
+
+    def coming_rate(self, window_s: float, ahead_s: float, now_s: float) -> float:
+        """Requests a second to be reckoned with in `ahead_s`: those of the last two thirds of the
+        window, and as much more as a rise will have brought by then, at most by half. A falling
+        rate is taken to stay."""
+        lately_s = window_s * 2 / 3
+        lately = self.rate(lately_s, now_s)
+        rise = self._rise(2 * window_s, now_s) * (lately_s / 2 + ahead_s)
+        return min(lately + rise, GROWTH_MAX * lately)
+
+    def _rise(self, window_s: float, now_s: float) -> float:
+        """By how much the rate rises a second: the slope of a straight line through the window's
+        ticks, drawn towards none by how unsure it is."""
+        flows = [f for f in self._flows if f.now_s >= now_s - window_s - 1e-6]
+        if len(flows) < 6:
+            return 0.0
+        ticks = list(pairwise(flows))
+        times = np.array([(a.now_s + b.now_s) / 2 for a, b in ticks])
+        spans = np.array([b.now_s - a.now_s for a, b in ticks])
+        rates = np.array([b.since(a) for a, b in ticks]) / spans
+        mean = float(rates.mean())
+        if mean <= 0:
+            return 0.0
+        times -= times.mean()
+        spread = float((times**2).sum())
+        slope = float((times * rates).sum()) / spread
+        left = rates - mean - slope * times
+        scatter2 = max(float((left**2).sum()) / (len(ticks) - 2), mean / float(spans.mean()))
+        error2 = scatter2 / spread
+        usual2 = (USUAL_RISE * mean) ** 2
+        return max(0.0, slope * usual2 / (usual2 + error2))
 
     @property
     def burstiness(self) -> float:
@@ -176,20 +212,31 @@ class Demand:
         return young[::-step][::-1]
 
     def load(
-        self, rate: float, targets: Mapping[str, Targets], default: Targets, now_s: float
+        self,
+        rate: float,
+        targets: Mapping[str, Targets],
+        default: Targets,
+        now_s: float,
+        *,
+        window_s: float = 0.0,
     ) -> Load:
-        """The sample as a load at this rate, with no regard to what is in engines."""
+        """The sample as a load at this rate, with no regard to what is in engines but for the
+        length of the prompts that have come in the last `window_s`, where that is another one."""
         sample = [each for each in self.recent(now_s) if each.prompt_tokens > 0]
         served = [each.output_tokens for each in sample if each.served and each.output_tokens]
         usual = float(np.median(served)) if served else 1.0
         promised = [targets.get(each.slo_class, default) for each in sample]
         output = _array([each.output_tokens if each.served else usual for each in sample])
         prompt = _array([each.prompt_tokens for each in sample])
+        new = np.maximum(1.0, prompt - _array([each.cached_tokens for each in sample]))
+        changed = 1.0
+        if window_s and len(new):
+            changed = self._mix_change(float(new.mean()), window_s, now_s)
         return Load(
             rate=rate,
             burstiness=self.burstiness,
-            prompt_tokens=prompt,
-            new_tokens=np.maximum(1.0, prompt - _array([each.cached_tokens for each in sample])),
+            prompt_tokens=prompt * changed,
+            new_tokens=np.maximum(1.0, new * changed),
             after_first=np.maximum(0.0, output - 1),
             ttft_ms=_array([each.ttft_ms for each in promised]),
             tpot_ms=_array([each.tpot_ms for each in promised]),

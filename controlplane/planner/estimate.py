@@ -26,7 +26,8 @@ of them with that share of its variance, as when every m-th arrival of a Poisson
 
 All of it is computed for each request of a sample and never for a mean one, so that the short half
 of a bimodal mix counts as itself (AS20). Attainment is told of reachable requests: those that an
-idle engine would serve in time.
+idle engine would serve in time, and with some to spare. No number of workers is of any help to the
+others, and on one that an idle engine only just serves in time no number could be built.
 """
 
 from __future__ import annotations
@@ -42,10 +43,13 @@ from controlplane.capacity import Curve
 from proto.workers import Role
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 IDLE = 1_000_000
 """So many workers that nobody waits."""
 WORKERS_MAX = 4_096
+REACH = 0.8
+"""Of its targets an idle engine takes at most so much for a request within reach."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,9 @@ def estimate(load: Load, engine: Engine, workers: int, role: Role, share: float)
     model = _Model(load, engine, workers, role)
     ttft_met, tpot_met = model.ttft_met(), model.tpot_met()
     return Estimate(
-        attainment=_of_reachable(float((ttft_met * tpot_met).mean()), reach.both),
-        ttft_met=_of_reachable(float(ttft_met.mean()), reach.ttft),
-        tpot_met=_of_reachable(float(tpot_met.mean()), reach.tpot),
+        attainment=_mean_of(ttft_met * tpot_met, reach),
+        ttft_met=_mean_of(ttft_met, reach),
+        tpot_met=_mean_of(tpot_met, reach),
         ttft_ms=model.ttft_tail_ms(share),
         tpot_ms=model.tpot_tail_ms(share),
         kv_share=model.kv_share,
@@ -134,27 +138,18 @@ def estimate(load: Load, engine: Engine, workers: int, role: Role, share: float)
 
 def reachable(load: Load, engine: Engine, role: Role) -> float:
     """Share of the requests that an idle engine serves within their targets."""
-    return _reach(load, engine, role).both if len(load) else 1.0
+    return float(_reach(load, engine, role).mean()) if len(load) else 1.0
 
 
-class _Reach(NamedTuple):
-    """Shares of the requests that an idle engine serves in time."""
-
-    both: float
-    ttft: float
-    tpot: float
-
-
-def _reach(load: Load, engine: Engine, role: Role) -> _Reach:
-    idle = _Model(load.at_rate(1e-9), engine, IDLE, role)
-    ttft_met, tpot_met = idle.ttft_met(), idle.tpot_met()
-    return _Reach(
-        float((ttft_met * tpot_met).mean()), float(ttft_met.mean()), float(tpot_met.mean())
-    )
+def _reach(load: Load, engine: Engine, role: Role) -> Flags:
+    """Which of the requests an idle engine serves in time, with some to spare."""
+    idle = _Model(load.at_rate(1e-9).tighter(REACH), engine, IDLE, role)
+    within: Flags = idle.ttft_met() * idle.tpot_met() > 0.5
+    return within
 
 
-def _of_reachable(met: float, possible: float) -> float:
-    return min(1.0, met / possible) if possible > 0.01 else 1.0
+def _mean_of(met: Floats, reach: Flags) -> float:
+    return float(met[reach].mean()) if reach.any() else 1.0
 
 
 def needed(load: Load, engine: Engine, role: Role, goal: float, kv_max: float) -> float:
@@ -163,12 +158,12 @@ def needed(load: Load, engine: Engine, role: Role, goal: float, kv_max: float) -
     if not len(load) or (load.rate <= 0 and not load.running and not load.queued_tokens):
         return 0.0
 
-    reach = _reach(load, engine, role).both
+    reach = _reach(load, engine, role)
 
     def holds(workers: int) -> bool:
         model = _Model(load, engine, workers, role)
-        met = float((model.ttft_met() * model.tpot_met()).mean())
-        return _of_reachable(met, reach) >= goal and model.kv_share <= kv_max
+        met = _mean_of(model.ttft_met() * model.tpot_met(), reach)
+        return met >= goal and model.kv_share <= kv_max
 
     high = 1
     while not holds(high):

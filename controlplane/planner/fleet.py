@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -43,6 +43,8 @@ class Fleet:
         self._capacities = capacities
         self._warm_up_s = warm_up_s
         self._accept: dict[str, float] = {}
+        self.computed: Counter[str] = Counter()
+        """Prompt tokens that engines have computed so far, by model."""
 
     def put(self, record: WorkerRecord, now_s: float) -> None:
         """A worker is there, or says something else of itself. Another engine version is another
@@ -64,6 +66,7 @@ class Fleet:
         if worker is None:
             return
         worker.report, worker.heard_s = report, now_s
+        self.computed[worker.record.model] += report.steps.prefill_tokens
         warm = now_s - worker.since_s >= self._warm_up_s
         if not warm or report.steps == IDLE or worker.record.state is not WorkerState.READY:
             return

@@ -21,105 +21,14 @@ this (`constrain`, AS13).
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from controlplane.planner.estimate import Engine, Estimate, Load, estimate, needed, reachable
-from controlplane.planner.mix import Option, cheapest
+from controlplane.planner.estimate import Estimate, estimate
+from controlplane.planner.phase import PhaseMemory, PhaseView, PoolView, Proposal, Rules
+from controlplane.planner.sizes import cheapest_of, holds, needs_of, smaller, within_reach
 from controlplane.planner.transition import Outcome, Transition, outcome
 from proto.scaling import Action, Reason
-from proto.workers import Role
-
-REACHABLE_MIN = 0.05
-"""Share of requests that an idle engine must serve in time, for more workers to be any help."""
-
-
-class Rules(NamedTuple):
-    """What an operator may turn; `controlplane.planner.settings` says what each does."""
-
-    goal: float
-    sensitivity: float
-    kv_max: float
-    down_after_s: float
-    ready_timeout_s: float
-    retry_s: float
-    outgrown: float
-
-    @property
-    def steady_goal(self) -> float:
-        """What a fleet is sized for: half of the misses allowed are left for what nobody could
-        have foreseen."""
-        return (1 + self.goal) / 2
-
-
-class PoolView(NamedTuple):
-    """One pool of the phase: who is there, what one of them can do, and what it costs."""
-
-    name: str
-    ready: int
-    starting: int
-    draining: int
-    engine: Engine | None
-    least: int
-    most: int
-    price: float = 0.0
-    accelerators: int = 1
-
-
-@dataclass(frozen=True)
-class PhaseView:
-    """All that a tick knows of one phase of one model."""
-
-    model: str
-    role: Role
-    pools: tuple[PoolView, ...]
-    load: Load
-    """That arrives now, and is there."""
-    expected: Load
-    """That is forecast."""
-    fresh: bool = True
-    """Enough of what is to be known is known."""
-    complete: bool = True
-    """All of it is."""
-
-    @property
-    def ready(self) -> dict[str, int]:
-        return {pool.name: pool.ready for pool in self.pools}
-
-    @property
-    def workers(self) -> int:
-        return sum(pool.ready for pool in self.pools)
-
-
-@dataclass
-class PhaseMemory:
-    """What is remembered of a phase from tick to tick."""
-
-    wanted: dict[str, int] = field(default_factory=dict)
-    decided: bool = False
-    """Somebody has decided: until then, who is there is who is wanted."""
-    transition: Transition | None = None
-    needs: deque[tuple[float, dict[str, float]]] = field(default_factory=deque)
-    """For scaling down: when, and how many of each pool would have held the load alone."""
-    short_s: float = -math.inf
-    """When those who are there were too few the last time."""
-    failed_until_s: float = -math.inf
-    """Until then no new workers are asked for, as the last ones never became ready."""
-    start_s: float = 0.0
-    """How long workers took to become ready, of late; 0: not known."""
-
-
-class Proposal(NamedTuple):
-    """What a phase wants before bounds and budget."""
-
-    action: Action
-    reason: Reason
-    wanted: dict[str, int]
-    needed: float
-    floor: int
-    now: Estimate
 
 
 def propose(view: PhaseView, memory: PhaseMemory, rules: Rules, now_s: float) -> Proposal:
@@ -132,16 +41,33 @@ def propose(view: PhaseView, memory: PhaseMemory, rules: Rules, now_s: float) ->
     if not engines:
         reason = Reason.NO_CAPACITY_MODEL if view.workers else Reason.NO_WORKERS
         return _hold(view, memory, reason)
-    needs = _needs(view, view.load, rules)
-    floors = _needs(view, view.expected, rules)
+    needs = needs_of(view, view.load, rules)
+    floors = needs_of(view, view.expected, rules)
+    reserved = _reserved(view, memory, needs, rules, now_s)
+    floors = {name: max(floor, reserved[name]) for name, floor in floors.items()}
     both = {name: max(needs[name], floors[name]) for name in needs}
     state = _State(view, memory, rules, now_s, needs, floors, both)
     if not view.fresh:
         return state.hold(Reason.STALE)
     _remember(state)
-    if not _holds(view.pools, both, view.ready):
+    if not holds(view.pools, both, view.ready):
         memory.short_s = now_s
     return _transition(state) or _up(state) or _down(state)
+
+
+def _reserved(
+    view: PhaseView, memory: PhaseMemory, needs: Mapping[str, float], rules: Rules, now_s: float
+) -> dict[str, float]:
+    """A share of what the largest load took that is remembered: what was there may be back before
+    engines have started. Whoever set up the first fleet knew of such a load."""
+    if not memory.peaks:
+        memory.peaks_s = now_s
+    faded = 0.5 ** ((now_s - memory.peaks_s) / rules.reserve_half_s)
+    memory.peaks_s = now_s
+    for name, need in needs.items():
+        before = memory.peaks.get(name, float(view.workers)) * faded
+        memory.peaks[name] = max(before, min(need, view.workers))
+    return {name: rules.reserve * memory.peaks[name] for name in needs}
 
 
 @dataclass(frozen=True)
@@ -193,17 +119,17 @@ def _transition(state: _State) -> Proposal | None:
             memory.transition = None
             memory.failed_until_s = now_s + rules.retry_s
             return state.proposal(Action.WITHDRAW, Reason.NEVER_READY, view.ready)
-        if _holds(view.pools, state.both, view.ready):
+        if holds(view.pools, state.both, view.ready):
             if now_s - memory.short_s >= rules.down_after_s / 2:
                 memory.transition = None
                 return state.proposal(Action.WITHDRAW, Reason.NOT_NEEDED_ANY_MORE, view.ready)
         elif _outgrown(state, transition):
             return None  # what replaces it, if the budget has anything for it
-    elif came is Outcome.OVERDUE or not _holds(view.pools, state.both, transition.wanted):
+    elif came is Outcome.OVERDUE or not holds(view.pools, state.both, transition.wanted):
         memory.transition = None
         if came is Outcome.OVERDUE:
             return state.proposal(Action.WITHDRAW, Reason.IN_TRANSITION, view.ready)
-        wanted = _cheapest(view.pools, state.both, at_least=transition.wanted)
+        wanted = cheapest_of(view.pools, state.both, at_least=transition.wanted)
         return state.proposal(Action.WITHDRAW, Reason.NEEDED_AFTER_ALL, wanted)
     return state.hold(Reason.IN_TRANSITION)
 
@@ -212,7 +138,7 @@ def _outgrown(state: _State, transition: Transition) -> bool:
     """What is on its way is too little by far, and has been begun."""
     if not transition.acknowledged:
         return False
-    wanted = _cheapest(state.view.pools, state.both, at_least=transition.wanted)
+    wanted = cheapest_of(state.view.pools, state.both, at_least=transition.wanted)
     coming = sum(transition.wanted.values())
     return sum(wanted.values()) >= max(coming + 2, coming * state.rules.outgrown)
 
@@ -220,13 +146,13 @@ def _outgrown(state: _State, transition: Transition) -> bool:
 def _up(state: _State) -> Proposal | None:
     view, memory = state.view, state.memory
     ready = view.ready
-    if _holds(view.pools, state.both, ready):
+    if holds(view.pools, state.both, ready):
         return None
     if state.now_s < memory.failed_until_s:
         return state.hold(Reason.NEVER_READY)
-    if not _reachable(view):
+    if not within_reach(view):
         return state.hold(Reason.TARGET_UNREACHABLE)
-    wanted = _cheapest(view.pools, state.both, at_least=ready)
+    wanted = cheapest_of(view.pools, state.both, at_least=ready)
     if sum(wanted.values()) <= view.workers:
         return state.hold(Reason.BUDGET)  # the bounds of the pools leave nothing to add
     if all(memory.wanted.get(name, 0) >= count for name, count in wanted.items()):
@@ -237,7 +163,7 @@ def _up(state: _State) -> Proposal | None:
 
 def _why_up(state: _State, pool: PoolView) -> Reason:
     """What is at risk, the worst first."""
-    if _holds(state.view.pools, state.needs, state.view.ready):
+    if holds(state.view.pools, state.needs, state.view.ready):
         return Reason.FORECAST_FLOOR
     now, rules = _estimate(state.view, pool, state.rules), state.rules
     if now.kv_share > rules.kv_max and min(now.ttft_met, now.tpot_met) >= rules.steady_goal:
@@ -251,39 +177,28 @@ def _down(state: _State) -> Proposal:
     if not view.complete:
         return state.hold(Reason.STALE)
     now = memory.needs[-1][1] if memory.needs else {}
-    if not _smaller(view, now, ready):
+    if not smaller(view, now, ready):
         idle = not state.view.load.rate and not state.view.load.running
         least = all(pool.ready <= pool.least for pool in view.pools)
         if least:
             return state.hold(Reason.MINIMUM if idle else Reason.TARGETS_MET)
         return state.hold(Reason.CONSOLIDATION_REFUSED)
     floored = {name: max(need, state.floors[name]) for name, need in now.items()}
-    if not _smaller(view, floored, ready):
+    if not smaller(view, floored, ready):
         return state.hold(Reason.CAPPED_BY_FORECAST)
     lately = _window_max(memory)
     long_enough = state.now_s - memory.needs[0][0] >= state.rules.down_after_s - 1e-6
     floored = {name: max(need, state.floors[name]) for name, need in lately.items()}
-    wanted = _smaller(view, floored, ready)
+    wanted = smaller(view, floored, ready)
     if not long_enough or not wanted:
         return state.hold(Reason.LOAD_TOO_YOUNG)
     return state.proposal(Action.DOWN, Reason.CONSOLIDATION, wanted)
 
 
-def _smaller(
-    view: PhaseView, needs: Mapping[str, float], ready: Mapping[str, int]
-) -> dict[str, int] | None:
-    """A part of those who are there that holds this, and is less than all; None if none is."""
-    if not needs:
-        return None
-    wanted = _cheapest(view.pools, needs, at_most=ready)
-    fewer = sum(wanted.values()) < sum(ready.values())
-    return wanted if fewer and _holds(view.pools, needs, wanted) else None
-
-
 def _remember(state: _State) -> None:
     """Keep what it takes to hold the tightened targets, for as long as scaling down looks back."""
     view, memory, rules = state.view, state.memory, state.rules
-    tight = _needs(view, view.load.tighter(rules.sensitivity), rules, rules.sensitivity)
+    tight = needs_of(view, view.load.tighter(rules.sensitivity), rules, rules.sensitivity)
     memory.needs.append((state.now_s, tight))
     while len(memory.needs) > 1 and memory.needs[1][0] <= state.now_s - rules.down_after_s:
         memory.needs.popleft()
@@ -297,146 +212,6 @@ def _window_max(memory: PhaseMemory) -> dict[str, float]:
     return lately
 
 
-def _needs(view: PhaseView, load: Load, rules: Rules, sensitivity: float = 1.0) -> dict[str, float]:
-    """How many of each pool would hold the load alone; infinite where none is enough."""
-    return {
-        pool.name: needed(
-            load, pool.engine, view.role, rules.steady_goal, rules.kv_max * sensitivity
-        )
-        for pool in view.pools
-        if pool.engine is not None
-    }
-
-
-def _holds(
-    pools: tuple[PoolView, ...], needs: Mapping[str, float], counts: Mapping[str, int]
-) -> bool:
-    """Whether so many of each pool carry the load between them."""
-    if not needs or max(needs.values()) <= 0:
-        return True
-    share = sum(counts.get(name, 0) / need for name, need in needs.items() if need > 0)
-    return share >= 1 - 1e-9
-
-
-def _cheapest(
-    pools: tuple[PoolView, ...],
-    needs: Mapping[str, float],
-    *,
-    at_least: Mapping[str, int] | None = None,
-    at_most: Mapping[str, int] | None = None,
-) -> dict[str, int]:
-    options = []
-    for pool in pools:
-        most = pool.most if at_most is None else min(pool.most, at_most.get(pool.name, 0))
-        least = pool.least if at_least is None else max(pool.least, at_least.get(pool.name, 0))
-        options.append(
-            Option(
-                pool.name,
-                needs.get(pool.name, math.inf),
-                pool.price,
-                pool.accelerators,
-                min(least, most),
-                most,
-            )
-        )
-    return cheapest(options)
-
-
-def _reachable(view: PhaseView) -> bool:
-    return any(
-        reachable(view.load, pool.engine, view.role) >= REACHABLE_MIN
-        for pool in view.pools
-        if pool.engine is not None
-    )
-
-
 def _estimate(view: PhaseView, pool: PoolView, rules: Rules) -> Estimate:
     assert pool.engine is not None
     return estimate(view.load, pool.engine, max(1, view.workers), view.role, rules.goal)
-
-
-class Wanted(NamedTuple):
-    """A phase and what it wants, on its way through the bounds."""
-
-    view: PhaseView
-    memory: PhaseMemory
-    proposal: Proposal
-
-
-class Budget(NamedTuple):
-    """Of all phases together; None: no limit."""
-
-    accelerators: int | None = None
-    cost_per_hour: float | None = None
-
-
-def constrain(wanted: list[Wanted], budget: Budget) -> list[Proposal]:
-    """Minimums, then the budget, after everything else (AS13). What goes down goes down; what is
-    there stays; what is to be added is added one by one, to whoever has least of what it needs."""
-    proposals = [_at_least(each) for each in wanted]
-    counts = [
-        {name: min(count, each.view.ready.get(name, 0)) for name, count in proposal.wanted.items()}
-        for each, proposal in zip(wanted, proposals, strict=True)
-    ]
-    for each, count in zip(wanted, counts, strict=True):
-        for pool in each.view.pools:
-            count[pool.name] = max(count.get(pool.name, 0), pool.least)
-    while True:
-        short = [
-            (_fill(each, counts[i]), i, pool)
-            for i, each in enumerate(wanted)
-            for pool in each.view.pools
-            if counts[i][pool.name] < proposals[i].wanted.get(pool.name, 0)
-            and _affordable(wanted, counts, pool, budget)
-        ]
-        if not short:
-            break
-        _, i, pool = min(short, key=lambda entry: entry[:2])
-        counts[i][pool.name] += 1
-    return [
-        _granted(each, proposal, count)
-        for each, proposal, count in zip(wanted, proposals, counts, strict=True)
-    ]
-
-
-def _at_least(each: Wanted) -> Proposal:
-    proposal = each.proposal
-    wanted = dict(proposal.wanted)
-    for pool in each.view.pools:
-        wanted[pool.name] = max(wanted.get(pool.name, 0), pool.least)
-    if wanted == proposal.wanted:
-        return proposal
-    if proposal.action is Action.HOLD and each.memory.transition is None:
-        return proposal._replace(action=Action.UP, reason=Reason.MINIMUM, wanted=wanted)
-    return proposal._replace(wanted=wanted)
-
-
-def _fill(each: Wanted, counts: Mapping[str, int]) -> float:
-    return sum(counts.values()) / max(1e-9, each.proposal.needed)
-
-
-def _affordable(
-    wanted: list[Wanted], counts: list[dict[str, int]], one_more: PoolView, budget: Budget
-) -> bool:
-    accelerators, cost = one_more.accelerators, one_more.price
-    for each, count in zip(wanted, counts, strict=True):
-        for pool in each.view.pools:
-            accelerators += count[pool.name] * pool.accelerators
-            cost += count[pool.name] * pool.price
-    within = budget.accelerators is None or accelerators <= budget.accelerators
-    return within and (budget.cost_per_hour is None or cost <= budget.cost_per_hour + 1e-9)
-
-
-def _granted(each: Wanted, proposal: Proposal, counts: dict[str, int]) -> Proposal:
-    if all(counts.get(name, 0) >= count for name, count in proposal.wanted.items()):
-        return proposal
-    ready, memory = each.view.ready, each.memory
-    if proposal.action is Action.UP:
-        grows = any(counts[name] > ready.get(name, 0) for name in counts)
-        coming = memory.transition.wanted if memory.transition else {}
-        if grows and counts != coming:
-            return proposal._replace(wanted=counts)
-        return proposal._replace(
-            action=Action.HOLD, reason=Reason.BUDGET, wanted=dict(memory.wanted)
-        )
-    return proposal

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.planner.demand import Targets
-from controlplane.planner.plan import Rules
+from controlplane.planner.phase import Rules
 from controlplane.runtime.live import LIVE
 from controlplane.runtime.settings import Group
 from proto.scaling import Pool
@@ -107,6 +107,15 @@ class PlannerSettings(Group):
         description="a change that is under way is replaced by one that is larger by this factor,"
         " and by at least two workers, where the load has outgrown it",
     )
+    reserve: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="share of the largest fleet that was needed that is kept in reserve",
+    )
+    reserve_half_s: float = Field(
+        14_400.0, gt=0, description="seconds in which half of that is forgotten"
+    )
     warm_up_s: float = Field(
         10.0, ge=0, description="of a worker's life, from which nothing is learned"
     )
@@ -150,6 +159,8 @@ class PlannerSettings(Group):
             ready_timeout_s=self.ready_timeout_s,
             retry_s=self.retry_s,
             outgrown=self.outgrown,
+            reserve=self.reserve,
+            reserve_half_s=self.reserve_half_s,
         )
 
     @property

@@ -14,7 +14,7 @@ from controlplane.capacity import Kept, WorkerClass
 from controlplane.planner.core import Model, PlannerCore
 from controlplane.planner.correction import Correction
 from controlplane.planner.forecast import Bin
-from controlplane.planner.plan import PhaseMemory
+from controlplane.planner.phase import PhaseMemory
 from controlplane.planner.transition import Transition
 from proto.workers import Role
 
@@ -29,6 +29,8 @@ class KeptPhase(msgspec.Struct, frozen=True):
     decided: bool
     transition: Transition | None
     start_s: float
+    peaks: dict[str, float] = {}
+    peaks_s: float = 0.0
 
 
 class KeptModel(msgspec.Struct, frozen=True):
@@ -94,7 +96,15 @@ def _kept(model: Model) -> KeptModel:
         began_s=model.history.began_s,
         factor=model.correction.factor,
         phases=[
-            KeptPhase(role, memory.wanted, memory.decided, memory.transition, memory.start_s)
+            KeptPhase(
+                role,
+                memory.wanted,
+                memory.decided,
+                memory.transition,
+                memory.start_s,
+                memory.peaks,
+                memory.peaks_s,
+            )
             for role, memory in model.phases.items()
         ],
     )
@@ -106,4 +116,6 @@ def _memory(kept: KeptPhase) -> PhaseMemory:
         decided=kept.decided,
         transition=kept.transition,
         start_s=kept.start_s,
+        peaks=dict(kept.peaks),
+        peaks_s=kept.peaks_s,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from controlplane.capacity import Curve
 from controlplane.planner.estimate import Engine, Load
-from controlplane.planner.plan import PhaseView, PoolView, Rules
+from controlplane.planner.phase import PhaseView, PoolView, Rules
 from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport, StepSums
 from proto.records import RequestRecord

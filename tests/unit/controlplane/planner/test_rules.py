@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from controlplane.planner.bounds import Budget, Wanted, constrain
 from controlplane.planner.core import PlannerCore
 from controlplane.planner.demand import Demand, Targets
 from controlplane.planner.estimate import Load, estimate, needed
 from controlplane.planner.forecast import WARM_BINS, Bin, History, forecast
-from controlplane.planner.plan import (
-    Budget,
-    PhaseMemory,
-    PhaseView,
-    Proposal,
-    Wanted,
-    constrain,
-    propose,
-)
+from controlplane.planner.phase import PhaseMemory, PhaseView, Proposal
+from controlplane.planner.plan import propose
 from controlplane.planner.settings import ClassTargets, PlannerSettings
 from controlplane.planner.transition import Transition
 from proto.scaling import Action, Reason, Scaled
@@ -386,6 +381,26 @@ def test_as13_fewer_than_the_minimum_are_filled_up() -> None:
     assert proposal.wanted == {"p": 3}
 
 
+def test_a_share_of_the_last_peak_stays_in_reserve_and_is_forgotten() -> None:
+    rules = RULES._replace(reserve=0.5, reserve_half_s=1_000.0)
+    quiet = with_ready(phase(load(0.1)), 12)
+    memory = PhaseMemory()
+
+    def after(seconds: float, view: PhaseView) -> Proposal:
+        return propose(view, memory, rules, seconds)
+
+    for now_s in range(0, 120, 5):
+        proposal = after(float(now_s), quiet)
+        if proposal.action is Action.DOWN:
+            break
+    assert proposal.wanted == {"p": 6}, "whoever set up twelve knew why"
+    memory.wanted = {"p": 6}
+    kept = after(120.0, with_ready(quiet, 6))
+    assert (kept.action, kept.reason) == (Action.HOLD, Reason.CAPPED_BY_FORECAST)
+    later = (after(1_000.0 + s, with_ready(quiet, 6)) for s in range(0, 100, 5))
+    assert next(p.wanted for p in later if p.action is Action.DOWN) == {"p": 3}
+
+
 def test_hw7_the_cheapest_mix_that_holds_is_chosen() -> None:
     fast = ENGINE._replace(curve=ENGINE.curve._replace(prefill_token_ms=0.02, decode_base_ms=12.0))
     slow, quick = pool("slow", ready=0, price=1.0, least=0), pool("quick", ready=0, price=9.0)
@@ -485,11 +500,40 @@ def test_as21_workers_that_do_not_speak_are_missing_data() -> None:
 
 def test_requests_that_were_turned_away_are_demand() -> None:
     demand = Demand(sample_s=600)
-    demand.flow(0, 0.0)
+    demand.flow(0, 0, 0.0)
     for i in range(100):
         demand.hear(record(i, i / 10, shed=True), i / 10)
-    demand.flow(0, 10.0)
+    demand.flow(0, 0, 10.0)
     assert demand.rate(10.0, 10.0) == pytest.approx(10.0)
+
+
+def test_prompts_of_another_length_are_seen_before_their_requests_have_ended() -> None:
+    def asked(tokens_each: int) -> float:
+        demand = Demand(sample_s=600)
+        for i in range(100):
+            demand.hear(record(i, i / 10), i / 10)
+        for second in range(0, 31, 5):
+            demand.flow(2 * second, 2 * second * tokens_each, 10.0 + second)
+        now = demand.load(2.0, {}, Targets(1, 1), 40.0, window_s=30.0)
+        return float(now.new_tokens.mean())
+
+    assert asked(2_100) == 2_000, "as sampled: no more than chance"
+    assert asked(100) == pytest.approx(100)
+    assert asked(16_000) == pytest.approx(16_000)
+
+
+def test_a_rise_is_carried_on_and_a_steady_rate_is_not() -> None:
+    def coming(rate: Callable[[int], float]) -> tuple[float, float]:
+        demand, count = Demand(sample_s=600), 0.0
+        for second in range(0, 180, 5):
+            count += 5 * rate(second)
+            demand.flow(int(count), 0, float(second))
+        return demand.rate(40.0, 175.0), demand.coming_rate(60.0, 30.0, 175.0)
+
+    steady, expected = coming(lambda _: 4.0)
+    assert expected == pytest.approx(steady, rel=0.05)
+    rising, expected = coming(lambda second: 1.0 + second * 0.04)
+    assert 1.15 * rising < expected <= 1.5 * rising
 
 
 def test_hw5_another_engine_version_is_learned_anew() -> None:
