@@ -22,14 +22,9 @@ from controlplane.cli.options import Names, OutPath
 from controlplane.planner.settings import PlannerSettings
 from controlplane.replay.elastic import Elastic, ElasticRun
 from controlplane.replay.fleet import MODEL
+from controlplane.replay.hindsight import Contest
 from controlplane.replay.names import PromptNamer, check_block_size
-from controlplane.replay.planning import (
-    ARMS,
-    Contest,
-    PlanReport,
-    arm_report,
-    compete,
-)
+from controlplane.replay.planning import ARMS, PlanReport, arm_report, compete
 from controlplane.replay.report import Targets
 from controlplane.replay.shapes import SHAPES, shaped
 from controlplane.replay.simulate import Scenario
