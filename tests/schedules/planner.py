@@ -16,7 +16,7 @@ from functools import cache
 from controlplane.capacity import Capacities, Kept, WorkerClass
 from controlplane.planner.core import PlannerCore
 from controlplane.planner.forecast import Forecast
-from controlplane.planner.plan import PhaseMemory
+from controlplane.planner.phase import PhaseMemory
 from controlplane.planner.settings import PlannerSettings
 from controlplane.planner.state import restore, state_of
 from controlplane.planner.transition import Transition

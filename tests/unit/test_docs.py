@@ -86,6 +86,7 @@ def test_every_setting_that_a_page_names_is_one() -> None:
 @pytest.mark.parametrize(
     ("page", "prefix", "count"),
     [
+        ("planner", "AS", 21),
         ("engines", "EN", 13),
         ("speculation", "SD", 13),
         ("hardware", "HW", 11),
