@@ -25,6 +25,7 @@ from proto.subjects import Subjects
 from tests.support.up import UpCluster, up
 
 OPTIONS = ("--roles", "2P3D", "--planner", "--profile", "h100", "--speed", "0.5", "--policy", "slo")
+READY_S = 240.0
 USERS = 10
 IMPATIENT_S = 0.15
 """After which one user in ten goes away, in the middle of a prefill if there is much to compute."""
@@ -82,7 +83,7 @@ def _admin_port(process: psutil.Process) -> str | None:
 @contextmanager
 def played(home: Path, targets: Path) -> Iterator[UpCluster]:
     """A cluster that has had its day: load, a bad hour for every part, and a planner's decision."""
-    with up(home, *OPTIONS) as cluster, ThreadPoolExecutor(USERS) as pool:
+    with up(home, *OPTIONS, ready_s=READY_S) as cluster, ThreadPoolExecutor(USERS) as pool:
         list_targets(cluster, targets)
         over = Event()
         try:
@@ -100,7 +101,7 @@ def _happen(cluster: UpCluster, targets: Path) -> None:
     time.sleep(3 * BREATH_S)
     for part in ("engine-3", "engine-0", "agent-1", "router-0", "etcd"):
         cluster.kill(part)
-        cluster.wait_ready()
+        cluster.wait_ready(READY_S)
         list_targets(cluster, targets)
         time.sleep(BREATH_S)
     anyio.run(_mumble, str(cluster.state["nats"]))
