@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from agents.adapters.protocol import DraftSwitch, EngineAdapter, EngineFacts
 from agents.drafts import Drafts
+from agents.evacuation import Evacuation
 from agents.handoff import Handoff
 from agents.hardware import hardware_of
 from agents.live import LiveSet
@@ -87,13 +88,6 @@ class AgentService:
         self._presence = Presence(
             store, Keys(process.cluster), worker, self._metrics, rng or random.Random()
         )
-        self._handoff = Handoff(
-            adapter.handoff,
-            subjects,
-            worker,
-            self._producer,
-            self._metrics,
-        )
         self._requests = RequestLog(bus, subjects, worker, settings.engine, self._metrics, clock)
         self._secret_mark = secret_mark(process.secret_bytes)
         self._watch = EngineWatch(
@@ -102,6 +96,23 @@ class AgentService:
             process.secret_bytes,
             Pace(settings.load_interval_s, settings.misses_max, settings.retry_s),
             Listener(cache_changed=self._outbox.wake, state_changed=self._tell),
+            self._metrics,
+        )
+        self._handoff = Handoff(
+            adapter.handoff,
+            subjects,
+            worker,
+            self._producer,
+            self._metrics,
+            self._watch.block_of,
+        )
+        self._evacuation = Evacuation(
+            settings.evacuate_s,
+            adapter.handoff,
+            self._watch,
+            bus,
+            subjects,
+            self._producer,
             self._metrics,
         )
         switch = adapter if isinstance(adapter, DraftSwitch) and settings.draft_switch else None
@@ -143,6 +154,9 @@ class AgentService:
             for part in (self._outbox, self._presence, self._watch):
                 tasks.start_soon(part.run)
             tasks.start_soon(self._report)
+            tasks.start_soon(
+                self._evacuation.run, WorkerId(self._settings.worker), self.incarnation
+            )
             task_status.started()
             await anyio.sleep_forever()
 
@@ -151,9 +165,12 @@ class AgentService:
         self._draining = self._leaving = True
         self._tell()
         idle_polls = 0
+        self._evacuation.begin()
         while self._watch.healthy and idle_polls < IDLE_POLLS:
             await self._watch.next_poll()
             idle_polls = idle_polls + 1 if self._idle() else 0
+        if self._watch.healthy:
+            await self._evacuation.ended()
         await self._presence.leave()
 
     async def _obey_drain(self, message: Message) -> bytes:
@@ -168,7 +185,12 @@ class AgentService:
         if wanted != self._draining:
             self._draining = wanted
             self._tell()
-        return self._producer.seal(DrainReply(self._draining, self._left()))
+            if wanted:
+                self._evacuation.begin()
+            else:
+                self._evacuation.forget()
+        evacuating = self._evacuation.under_way
+        return self._producer.seal(DrainReply(self._draining, self._left(), evacuating))
 
     def _left(self) -> int:
         load = self._watch.load

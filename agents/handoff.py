@@ -11,7 +11,7 @@ from functools import partial
 
 from opentelemetry.trace import SpanKind
 
-from agents.adapters.protocol import EngineAway, EngineHandoff
+from agents.adapters.protocol import EngineAway, EngineHandoff, EngineHash
 from agents.metrics import AgentMetrics
 from controlplane.runtime.tracing import extract, tracer
 from proto.codec import Producer, Reader, Unreadable
@@ -36,8 +36,10 @@ class Handoff:
         worker: WorkerId,
         producer: Producer,
         metrics: AgentMetrics,
+        block_of: Callable[[int], EngineHash | None],
     ) -> None:
         self._engine = engine
+        self._block_of = block_of
         self._subjects = subjects
         self._worker = worker
         self._producer = producer
@@ -86,3 +88,11 @@ class Handoff:
                 return self._engine.release
             case Verb.REPLICATE:
                 return self._engine.replicate
+            case Verb.OFFER:
+                return self._offer
+
+    async def _offer(self, command: Command) -> CommandReply:
+        block = self._block_of(command.tail)
+        if block is None:
+            return CommandReply(Outcome.GONE, "it is not cached any more")
+        return await self._engine.offer(command, block)

@@ -80,6 +80,12 @@ class AgentMetrics:
             ["verb", "outcome"],
             registry=registry,
         )
+        self.evacuations = Counter(
+            "tokenplane_agent_evacuations",
+            "Drains of which the engine's cache was to be moved to others, by what came of it.",
+            ["outcome"],
+            registry=registry,
+        )
         self.unreadable = Counter(
             "tokenplane_agent_unreadable_messages",
             "Messages on the bus that could not be read, by subject.",

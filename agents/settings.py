@@ -158,6 +158,12 @@ class AgentSettings(Group):
     misses_max: int = Field(
         4, ge=1, description="unanswered polls in a row after which the engine counts as unhealthy"
     )
+    evacuate_s: float = Field(
+        30.0,
+        ge=0,
+        description="how long a worker that drains stays for what it caches to be moved to others,"
+        " where its engine can do that; 0: it is not moved",
+    )
     retry_s: float = Field(
         1.0, gt=0, description="seconds between attempts to reach an engine that is not there"
     )

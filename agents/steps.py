@@ -13,7 +13,8 @@ Errors: a prompt counts when its first token comes, up to a few steps late, whic
 are seconds long; steps with larger batches weigh more in the mean gap; windows in which nothing was
 decoded tell no gap and are left out. All of the time is given as `decode_ms`, as it cannot be
 divided; who learns from it adds both parts anyway. Of an engine that tells no steps (SGLang), only
-what its drafts came to is told.
+what its drafts came to is told. How long prompts took vLLM tells beside it, for engines that only
+prefill, too: `prompt_ms`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class StepMeter:
 
 
 def _sums(did: EngineWork, kv_tokens: float, window_ms: float) -> StepSums:
+    prompt_ms = max(0.0, did.prompts_s) * 1000
     drafts = did.drafts or EngineDrafts(0, 0, 0)
     told = StepSums(
         decode_batch=max(0, did.generated_tokens - drafts.accepted_tokens),
@@ -59,6 +61,10 @@ def _sums(did: EngineWork, kv_tokens: float, window_ms: float) -> StepSums:
         drafted_tokens=drafts.drafted_tokens,
     )
     if not did.steps or not did.gaps:
+        if prompt_ms:
+            prefilled = max(0, did.prefill_tokens)
+            told = told if drafts.verifications else NOTHING
+            return structs.replace(told, prefill_tokens=prefilled, prompt_ms=prompt_ms)
         return told if drafts.verifications else NOTHING
     return structs.replace(
         told,
@@ -66,4 +72,5 @@ def _sums(did: EngineWork, kv_tokens: float, window_ms: float) -> StepSums:
         prefill_tokens=max(0, did.prefill_tokens),
         decode_kv_tokens=round(kv_tokens * did.steps),
         decode_ms=min(window_ms, did.steps * did.gaps_s / did.gaps * 1000),
+        prompt_ms=prompt_ms,
     )

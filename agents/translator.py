@@ -12,7 +12,7 @@ its name here and enters the `LiveSet`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import msgspec
@@ -33,6 +33,7 @@ from agents.references import References
 from agents.rooted import Rooted
 from proto.hashing import CHAIN_START, BlockHasher, ChainPoint, Scope
 from proto.kv import Tier
+from proto.transfers import Chain
 
 GHOSTS_MAX = 65_536
 """Names remembered of blocks that are not live."""
@@ -84,8 +85,35 @@ class Translator:
         self._rooted = Rooted()
         self._hasher = lru_cache(SCOPES_MAX)(lambda scope: BlockHasher(secret, scope, block_tokens))
         self._known: dict[EngineHash, _Known] = {}
+        self._by_name: dict[int, EngineHash] | None = None
+        """Kept once somebody has asked."""
         self._ghosts: dict[EngineHash, None] = {}  # known but not live, in the order they went
         self._orphans = Orphans(ORPHANS_MAX)
+
+    def block_of(self, name: int) -> EngineHash | None:
+        """A live block of this name, in the engine's words."""
+        if self._by_name is None:  # most agents are never asked
+            self._by_name = {known.name: block for block, known in self._known.items()}
+        block = self._by_name.get(name)
+        return block if block is not None and block in self._rooted else None
+
+    def chains_of(self, blocks: Iterable[EngineHash]) -> list[Chain]:
+        """The prefixes that end in these blocks, in the fleet's words; what is not live is left
+        out."""
+        told: set[EngineHash] = set()
+        return [self._chain(block, told) for block in blocks if block in self._rooted]
+
+    def _chain(self, tail: EngineHash, told: set[EngineHash]) -> Chain:
+        length = new = 0
+        root = self._known[tail].name
+        block: EngineHash | None = tail
+        while block is not None:
+            known = self._known[block]
+            new += block not in told
+            told.add(block)
+            root, block = known.name, known.parent
+            length += 1
+        return Chain(self._known[tail].name, length, new, root)
 
     @property
     def orphans(self) -> int:
@@ -105,6 +133,7 @@ class Translator:
                 self._forget_live()
                 self._orphans.clear()
                 self._known.clear()
+                self._by_name = None
                 self._ghosts.clear()
             case Lost():
                 self._forget_live()
@@ -211,6 +240,8 @@ class Translator:
         if block in self._known:
             return
         self._known[block] = known
+        if self._by_name is not None:
+            self._by_name[known.name] = block
         if self._tiers_of(block):
             self._root(block, known)
         else:
@@ -220,7 +251,9 @@ class Translator:
         while len(self._ghosts) > GHOSTS_MAX:
             oldest = next(iter(self._ghosts))
             del self._ghosts[oldest]
-            del self._known[oldest]
+            name = self._known.pop(oldest).name
+            if self._by_name is not None and self._by_name.get(name) == oldest:
+                del self._by_name[name]
 
 
 def _parts(run: Stored, scope: Scope) -> Iterator[tuple[int, int, Scope]]:

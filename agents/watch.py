@@ -18,6 +18,7 @@ from agents.adapters.protocol import (
     EngineAway,
     EngineEvent,
     EngineFacts,
+    EngineHash,
     EngineLoad,
     EngineUnfit,
     LossReason,
@@ -26,6 +27,7 @@ from agents.adapters.protocol import (
 from agents.live import LiveSet
 from agents.metrics import AgentMetrics
 from agents.translator import Translator
+from proto.transfers import Chain
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,14 @@ class EngineWatch:
     def orphans(self) -> int:
         """Blocks of the engine that cannot be named."""
         return self._translator.orphans if self._translator else 0
+
+    def block_of(self, name: int) -> EngineHash | None:
+        """A block that the engine caches, by its canonical name."""
+        return self._translator.block_of(name) if self._translator else None
+
+    def chains_of(self, blocks: Sequence[EngineHash]) -> list[Chain]:
+        """The prefixes that end in blocks of the engine's cache."""
+        return self._translator.chains_of(blocks) if self._translator else []
 
     async def run(self) -> None:
         """Watch until cancelled."""

@@ -18,3 +18,5 @@ class DrainReply(msgspec.Struct, frozen=True):
     draining: bool
     left: int
     """Requests that the engine has still to finish, as far as it says."""
+    evacuating: bool = False
+    """What it caches is being moved to others."""

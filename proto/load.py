@@ -26,6 +26,9 @@ class StepSums(msgspec.Struct, frozen=True, array_like=True):
     verifications: Count = 0
     """Sequences times steps with drafts."""
     drafted_tokens: Count = 0
+    prompt_ms: Span = 0.0
+    """What the prompts of `prefill_tokens` took, each from its scheduling to its first token: part
+    of the steps' time, where those are told, and told also where nothing was decoded."""
 
     @property
     def accept_length(self) -> float:

@@ -79,6 +79,17 @@ class Term(msgspec.Struct, frozen=True):
     """The filter that took the candidate out, empty if it took part."""
 
 
+class Elsewhere(msgspec.Struct, frozen=True):
+    """Another worker holds more of the prompt: it might be fetched from there."""
+
+    worker: WorkerId
+    tail: int
+    """The name of the last block of what it holds."""
+    blocks: Count
+    new_blocks: Count
+    """Of these, what the chosen worker lacks."""
+
+
 class Chosen(msgspec.Struct, frozen=True, tag="chosen"):
     """Go there; the router has booked the work until progress says otherwise."""
 
@@ -97,6 +108,8 @@ class Chosen(msgspec.Struct, frozen=True, tag="chosen"):
     """Every candidate, when the request asked for an explanation."""
     engine_choice: str = ""
     """Why workers of one engine came first; empty where no rule said so."""
+    elsewhere: Elsewhere | None = None
+    """None: nobody whom it could be fetched from holds much more."""
 
 
 class Rejected(msgspec.Struct, frozen=True, tag="rejected"):

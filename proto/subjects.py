@@ -15,6 +15,8 @@
 | `tp.<cluster>.agent.<worker>.<verb>` | `KvSnapshotRequest` | router -> one agent    |
 | `tp.<cluster>.agent.<worker>.<verb>` | `Command`           | coordinator -> one agent |
 | `tp.<cluster>.transfer.<verb>`       | `Begin`, `Report`   | gateway -> one coordinator |
+| `tp.<cluster>.transfer.move`         | `Move`              | gateway, router -> one coordinator |
+| `tp.<cluster>.transfer.evacuate`     | `Evacuate`          | agent -> one coordinator |
 | `tp.<cluster>.transitions`           | `Transition`        | coordinator -> everyone |
 | `tp.<cluster>.agent.<worker>.drain`  | `DrainRequest`      | operator -> one agent |
 | `tp.<cluster>.settings`              | `SettingsQuestion`  | anyone -> every process |

@@ -17,7 +17,7 @@ from typing import NewType
 import msgspec
 
 from proto.ids import RequestId, ServiceId, WorkerId
-from proto.numbers import Span
+from proto.numbers import Count, Span
 from proto.workers import HandoffOrder
 
 TicketId = NewType("TicketId", str)
@@ -73,6 +73,21 @@ class Verb(StrEnum):
     """Let staged blocks go."""
     REPLICATE = "replicate"
     """Fetch blocks from another engine, to have them, too."""
+    OFFER = "offer"
+    """Keep a cached prefix for another engine to fetch."""
+
+
+class Purpose(StrEnum):
+    """Why blocks are moved."""
+
+    HANDOFF = "handoff"
+    """A request is prefilled on one worker and decoded on another."""
+    FETCH = "fetch"
+    """A request goes to a worker that lacks what another one has of its prompt."""
+    REPLICATE = "replicate"
+    """A prefix is asked for more often than one worker should answer."""
+    EVACUATE = "evacuate"
+    """Its worker is leaving."""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -101,10 +116,15 @@ class Ticket(msgspec.Struct, frozen=True):
     request: RequestId
     model: str
     owner: ServiceId
-    """The gateway that carries the request."""
+    """The gateway that carries the request; the coordinator itself, where none does."""
     order: HandoffOrder
     prefill: End
+    """Who has the blocks, or is to compute them."""
     decode: End
+    """Who is to get them."""
+    purpose: Purpose = Purpose.HANDOFF
+    tail: int = 0
+    """Of a movement for its own sake: the canonical name of its last block."""
     state: State = State.PLANNED
     fence: int = 1
     """Grows when an end is replaced: what was said to the old one no longer counts."""
@@ -197,6 +217,75 @@ class Report(msgspec.Struct, frozen=True):
     """With `STAGE` and `TRANSFER`: how long ago the blocks may have been staged."""
 
 
+class Move(msgspec.Struct, frozen=True):
+    """Have a worker get a prefix that another one caches, if that beats computing it."""
+
+    request: RequestId
+    """The request that it is for, or a name of the asker's own."""
+    model: str
+    purpose: Purpose
+    source: WorkerId
+    tail: int
+    """The canonical name of the prefix' last block, which says all before it, too."""
+    blocks: Count
+    target: WorkerId = WorkerId("")
+    """"": whoever has most room."""
+    new_blocks: Count = 0
+    """What the target lacks of it, as far as is known; 0: all of it."""
+    exclude: tuple[WorkerId, ...] = ()
+    """Who has it already."""
+    within_s: Span = 0.0
+    """The asker waits no longer; 0: for as long as it takes."""
+
+
+class Moved(msgspec.Struct, frozen=True, tag="moved"):
+    """The target has it now."""
+
+    ticket: TicketId
+    target: WorkerId
+    kv_bytes: int
+    """What had to be fetched of it."""
+    seconds: float
+
+
+class Stays(msgspec.Struct, frozen=True, tag="stays"):
+    """It was not moved. `reason` is one of a few words."""
+
+    reason: str
+    detail: str = ""
+
+
+MoveReply = Moved | Stays
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """A prefix that a worker caches, by its last block."""
+
+    tail: int
+    blocks: Count
+    new_blocks: Count = 0
+    """Of these, those that no chain before it had."""
+    root: int = 0
+    """Its first block: chains that share it belong together."""
+
+
+class Evacuate(msgspec.Struct, frozen=True):
+    """A worker that takes no more requests says what it has that others could use, what was used
+    last first."""
+
+    worker: WorkerId
+    incarnation: int
+    model: str
+    chains: tuple[Chain, ...]
+
+
+class Evacuated(msgspec.Struct, frozen=True):
+    """What came of it."""
+
+    chains: int
+    kv_bytes: int
+
+
 class Stepped(msgspec.Struct, frozen=True, tag="stepped"):
     """Done, and this is the ticket now."""
 
@@ -256,6 +345,8 @@ class Command(msgspec.Struct, frozen=True):
     incarnation: int
     """Of the agent that is meant."""
     handle: bytes = b""
+    tail: int = 0
+    """With `OFFER`: the canonical name of the last block of what is wanted."""
 
 
 class Outcome(StrEnum):
@@ -275,3 +366,7 @@ class CommandReply(msgspec.Struct, frozen=True):
     outcome: Outcome
     detail: str = ""
     kv_bytes: int = 0
+    blocks: int = 0
+    """That are kept, or had to be fetched."""
+    handle: bytes = b""
+    """After `OFFER`: where they lie."""

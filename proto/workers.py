@@ -90,6 +90,8 @@ class KvTransfer(Record):
     """For how long it keeps blocks that nobody has fetched yet."""
     bootstrap: str = ""
     """`host:port` where a decode engine meets it, where both run at once."""
+    copies: bool = False
+    """It can be told to offer what it caches to another engine, and to fetch such an offer."""
 
 
 class WorkerRecord(Record):

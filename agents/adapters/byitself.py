@@ -7,8 +7,9 @@ engine's notice does, or their own lease.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from agents.adapters.protocol import EngineHash
 from proto.transfers import Command, CommandReply, Outcome
 
 
@@ -29,3 +30,11 @@ class ByItself:
     async def replicate(self, command: Command) -> CommandReply:
         del command
         return CommandReply(Outcome.FAILED, "it has no call for that")
+
+    async def offer(self, command: Command, block: EngineHash) -> CommandReply:
+        del command, block
+        return CommandReply(Outcome.FAILED, "it has no call for that")
+
+    async def latest(self, most: int) -> Sequence[EngineHash]:
+        del most
+        return ()

@@ -91,6 +91,8 @@ class EngineWork(msgspec.Struct, frozen=True):
     """Answers that have begun."""
     first_tokens_s: float = 0.0
     """Sum of the times that they were waited for."""
+    prompts_s: float = 0.0
+    """Times from a prompt's scheduling to its first token, summed; 0 where it does not tell."""
 
     def since(self, before: EngineWork) -> EngineWork:
         """What was done between two looks at one life."""
@@ -103,6 +105,7 @@ class EngineWork(msgspec.Struct, frozen=True):
             _drafts_since(self.drafts, before.drafts),
             self.first_tokens - before.first_tokens,
             self.first_tokens_s - before.first_tokens_s,
+            self.prompts_s - before.prompts_s,
         )
 
 
@@ -208,6 +211,12 @@ class EngineHandoff(Protocol):
 
     async def replicate(self, command: Command) -> CommandReply:
         """Fetch the blocks that the handle names from another engine, and cache them."""
+
+    async def offer(self, command: Command, block: EngineHash) -> CommandReply:
+        """Keep a cached prefix that ends in `block` for another engine; the reply says where."""
+
+    async def latest(self, most: int) -> Sequence[EngineHash]:
+        """The last blocks of what was used last, the latest first; empty if it cannot tell."""
 
 
 class EngineAdapter(Protocol):

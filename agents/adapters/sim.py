@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import anyio
 import msgspec
@@ -11,19 +12,22 @@ from agents.adapters.protocol import (
     EngineAway,
     EngineFacts,
     EngineHandoff,
+    EngineHash,
     EngineRefused,
     EngineUnfit,
 )
 from agents.adapters.vllm import VllmAdapter, VllmOptions
 from proto.transfers import Command, CommandReply, Outcome
 from proto.wire.errors import HttpError
-from proto.wire.ports import Frames, Http, HttpTimeouts
+from proto.wire.ports import NO_HEADERS, Frames, Headers, Http, HttpTimeouts
 from proto.workers import HandoffOrder, KvTransfer
 
 TIMEOUTS = HttpTimeouts(connect_s=1.0, first_byte_s=2.0, idle_s=2.0)
 REPLICATE_S = 60.0
 BODY_BYTES_MAX = 1 << 20
 SAY = {"prompt": "Say the same", "max_tokens": 24, "temperature": 0, "return_token_ids": True}
+
+T = TypeVar("T")
 
 
 class _Transfer(msgspec.Struct):
@@ -35,6 +39,7 @@ class _Transfer(msgspec.Struct):
     block_bytes: int
     lease_s: float
     bootstrap: str = ""
+    copies: bool = False
 
 
 class _Config(msgspec.Struct):
@@ -56,6 +61,17 @@ class _Said(msgspec.Struct):
 class _Answer(msgspec.Struct):
     known: bool
     bytes: int = 0
+    blocks: int = 0
+    error: str = ""
+    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Chain(msgspec.Struct):
+    block_hash: int | str
+
+
+class _Chains(msgspec.Struct):
+    chains: list[_Chain]
 
 
 class SimAdapter(VllmAdapter):
@@ -104,6 +120,7 @@ class SimAdapter(VllmAdapter):
             block_bytes=told.block_bytes,
             lease_s=told.lease_s,
             bootstrap=told.bootstrap,
+            copies=told.copies,
         )
         return msgspec.structs.replace(facts, transfer=transfer)
 
@@ -126,22 +143,62 @@ class SimHandoff:
 
     async def replicate(self, command: Command) -> CommandReply:
         patient = HttpTimeouts(connect_s=1.0, first_byte_s=REPLICATE_S, idle_s=REPLICATE_S)
-        answer = await self._post("/replicate_kv", command.handle, patient)
-        return CommandReply(Outcome.DONE if answer.known else Outcome.GONE, kv_bytes=answer.bytes)
+        named = {"x-request-id": command.request}
+        answer = await self._post("/replicate_kv", command.handle, patient, named)
+        outcome = Outcome.DONE if answer.known else Outcome.FAILED
+        return CommandReply(outcome, answer.error, kv_bytes=answer.bytes, blocks=answer.blocks)
 
-    async def _post(self, path: str, body: bytes, timeouts: HttpTimeouts) -> _Answer:
+    async def offer(self, command: Command, block: EngineHash) -> CommandReply:
+        body = msgspec.json.encode({"request_id": command.request, "block_hash": _told(block)})
+        answer = await self._post("/offer_kv", body, TIMEOUTS)
+        if not answer.known:
+            return CommandReply(Outcome.GONE)
+        handle = bytes(answer.kv_transfer_params)
+        return CommandReply(Outcome.DONE, blocks=answer.blocks, handle=handle)
+
+    async def latest(self, most: int) -> Sequence[EngineHash]:
+        answer = await self._exchange("GET", f"/kv_chains?limit={most}", b"", TIMEOUTS)
+        chains = _decoded(answer, "/kv_chains", _Chains).chains
+        return [_heard(chain.block_hash) for chain in chains]
+
+    async def _post(
+        self, path: str, body: bytes, timeouts: HttpTimeouts, named: Headers = NO_HEADERS
+    ) -> _Answer:
+        return _decoded(await self._exchange("POST", path, body, timeouts, named), path, _Answer)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        timeouts: HttpTimeouts,
+        named: Headers = NO_HEADERS,
+    ) -> bytes:
         url = self._url + path
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **named}
         try:
             with anyio.fail_after(timeouts.connect_s + timeouts.first_byte_s):
                 async with self._http.exchange(
-                    "POST", url, body=body, headers=headers, timeouts=timeouts
+                    method, url, body=body, headers=headers, timeouts=timeouts
                 ) as response:
                     answer = await response.read(limit_bytes=BODY_BYTES_MAX)
                     if response.status != 200:
-                        raise EngineAway(f"POST {url} answered {response.status}")
-            return msgspec.json.decode(answer, type=_Answer)
+                        raise EngineAway(f"{method} {url} answered {response.status}")
+            return answer
         except (HttpError, TimeoutError) as error:
-            raise EngineAway(f"POST {url}: {error}") from error
-        except msgspec.DecodeError as error:
-            raise EngineUnfit(f"{path} is not what it should answer: {error}") from error
+            raise EngineAway(f"{method} {url}: {error}") from error
+
+
+def _decoded(answer: bytes, path: str, shape: type[T]) -> T:
+    try:
+        return msgspec.json.decode(answer, type=shape)
+    except msgspec.DecodeError as error:
+        raise EngineUnfit(f"{path} is not what it should answer: {error}") from error
+
+
+def _told(block: EngineHash) -> int | str:
+    return block.hex() if isinstance(block, bytes) else block
+
+
+def _heard(block: int | str) -> EngineHash:
+    return bytes.fromhex(block) if isinstance(block, str) else block

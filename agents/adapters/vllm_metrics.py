@@ -27,6 +27,7 @@ GAPS = "vllm:inter_token_latency_seconds_count"
 GAPS_S = "vllm:inter_token_latency_seconds_sum"
 FIRSTS = "vllm:time_to_first_token_seconds_count"
 FIRSTS_S = "vllm:time_to_first_token_seconds_sum"
+PROMPTS_S = "vllm:request_prefill_time_seconds_sum"
 
 DRAFTS = "vllm:spec_decode_num_drafts_total"
 DRAFTED = "vllm:spec_decode_num_draft_tokens_total"
@@ -37,6 +38,7 @@ WORK_FAMILIES = frozenset({STEPS, PREFILLED, GENERATED, GAPS, GAPS_S})
 LOAD_FAMILIES = WORK_FAMILIES | DRAFT_FAMILIES | {
     FIRSTS, FIRSTS_S,
     RUNNING, WAITING, USAGE, PREEMPTIONS, QUERIED, CACHED, PROMPT_TOKENS, PROMPTS, PROCESS_START,
+    PROMPTS_S,
 }  # fmt: skip
 
 
@@ -97,6 +99,7 @@ def _work(values: Mapping[str, float]) -> EngineWork | None:
         drafts=_drafts(values),
         first_tokens=int(values.get(FIRSTS, 0)),
         first_tokens_s=values.get(FIRSTS_S, 0.0),
+        prompts_s=values.get(PROMPTS_S, 0.0),
     )
 
 

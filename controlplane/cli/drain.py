@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import anyio
+import msgspec
 from pydantic import AfterValidator, Field
 from pydantic_settings import CliPositionalArg
 
@@ -49,13 +50,14 @@ async def drain(settings: Drain) -> None:
     async with Cluster.connected(located(settings)) as cluster:
         reply = await cluster.drain(settings.worker, undo=settings.undo)
         with anyio.move_on_after(settings.wait_s):
-            while reply.draining and reply.left:
+            while reply.draining and (reply.left or reply.evacuating):
                 await anyio.sleep(POLL_S)
                 reply = await cluster.drain(settings.worker)
     if settings.as_json:
-        print(json.dumps({"draining": reply.draining, "left": reply.left}))
+        print(json.dumps(msgspec.to_builtins(reply)))
     elif reply.draining:
-        print(f"{settings.worker} is draining, {reply.left} requests left")
+        moving = ", what it caches is being moved" if reply.evacuating else ""
+        print(f"{settings.worker} is draining, {reply.left} requests left{moving}")
     else:
         print(f"{settings.worker} serves again")
     if settings.wait_s and reply.draining and reply.left:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.dialects import obstacle
+from controlplane.gateway.fetching import Fetching
 from controlplane.gateway.flight import CANCELLED, Flight, Sink
 from controlplane.gateway.journey import Gone, Journey, Means
 from controlplane.gateway.metrics import GatewayMetrics
@@ -32,11 +33,12 @@ log = logging.getLogger(__name__)
 
 
 class Told(NamedTuple):
-    """Who hears how it goes."""
+    """Who hears how it goes, and is asked."""
 
     tickets: Tickets
     teller: Teller
     metrics: GatewayMetrics
+    fetching: Fetching
 
 
 class Handover:
@@ -58,7 +60,9 @@ class Handover:
         self._told = told
         self._owner = owner
         prefill = PrefillLegs(http, routing, told.teller)
-        self._means = Means(attempts, prefill, view, routing, told.tickets, told.metrics, pulse)
+        self._means = Means(
+            attempts, prefill, view, routing, told.tickets, told.metrics, pulse, told.fetching
+        )
 
     def adopt(self, settings: GatewaySettings) -> None:
         """As `Attempts.adopt`."""
@@ -72,10 +76,12 @@ class Handover:
             if decided.reason:
                 outcome = "fallback" if decided.fallback else "local"
                 handovers.labels(outcome, decided.reason).inc()
+            await self._told.fetching.fetch(flight.request, self._model(chosen), chosen)
             await self._attempts.make(flight, chosen, leg, sink)
             return
+        ticket, prefill = decided
         try:
-            await Journey(self._means, flight, chosen, leg, sink, decided).travel()
+            await Journey(self._means, flight, chosen, leg, sink, ticket).travel(prefill)
         except Gone as reason:
             log.warning("request %s is prefilled where it decodes: %s", flight.request, reason)
             handovers.labels("fallback", "gone").inc()
@@ -83,8 +89,11 @@ class Handover:
         else:
             handovers.labels("remote", "").inc()
 
-    async def _decide(self, flight: Flight, chosen: Chosen, leg: Leg) -> Ticket | Local:
-        """A ticket; or no reason, where there is nothing to decide."""
+    async def _decide(
+        self, flight: Flight, chosen: Chosen, leg: Leg
+    ) -> tuple[Ticket, Chosen | None] | Local:
+        """A ticket, and the router's choice of who prefills, if it is of that one; or no reason,
+        where there is nothing to decide."""
         record = self._view.workers.get(chosen.worker)
         if record is None or not self._routing.splits(record):
             return Local("")
@@ -103,13 +112,17 @@ class Handover:
             exclude=tuple(flight.failed),
         )
         reply = await self._told.tickets.begin(asked)
-        decided = reply.ticket if isinstance(reply, Granted) else reply
-        ticket = decided if isinstance(decided, Ticket) else None
+        ticket = reply.ticket if isinstance(reply, Granted) else None
         if prefill is not None and (ticket is None or ticket.prefill.worker != prefill.worker):
             self._unwanted(flight, leg_request(flight.request), prefill.worker)
+            prefill = None
         if ticket is not None and ticket.decode.worker != chosen.worker:
             self._unwanted(flight, flight.request, chosen.worker)
-        return decided
+        return (reply.ticket, prefill) if isinstance(reply, Granted) else reply
+
+    def _model(self, chosen: Chosen) -> str:
+        record = self._view.workers.get(chosen.worker)
+        return record.model if record else ""
 
     def _unwanted(self, flight: Flight, request: RequestId, worker: WorkerId) -> None:
         """What a router has booked on the worker is done by another one, or by nobody."""

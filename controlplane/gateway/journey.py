@@ -18,6 +18,7 @@ import msgspec
 
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.dialects import Dialect, NoHandle, dialect_of
+from controlplane.gateway.fetching import Fetching
 from controlplane.gateway.flight import EngineFailed, Flight, Sink
 from controlplane.gateway.landing import Landing
 from controlplane.gateway.metrics import GatewayMetrics
@@ -57,6 +58,7 @@ class Means(NamedTuple):
     tickets: Tickets
     metrics: GatewayMetrics
     pulse: Pulse
+    fetching: Fetching
 
 
 class Journey:
@@ -75,10 +77,15 @@ class Journey:
         self._staged_s = 0.0
         """By our clock, since when its blocks may be staged."""
 
-    async def travel(self) -> None:
-        """Raises `Gone` if nothing has been sent to the client, and all that `Attempts.make`
+    async def travel(self, prefill: Chosen | None) -> None:
+        """`prefill` is what the router said of who prefills, if it is the ticket's choice, too.
+
+        Raises `Gone` if nothing has been sent to the client, and all that `Attempts.make`
         does; then the ticket has ended."""
         try:
+            if prefill is not None:
+                ticket = self._ticket
+                await self._to.fetching.fetch(self._flight.request, ticket.model, prefill)
             while not await self._both_legs():
                 pass
         except Gone:

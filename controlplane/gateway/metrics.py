@@ -94,6 +94,13 @@ class GatewayMetrics:
             ["outcome", "reason"],
             registry=registry,
         )
+        self.fetches = Counter(
+            "tokenplane_gateway_prefix_fetches",
+            "Requests whose worker might fetch some of the prompt from another one, by what came"
+            " of it",
+            ["outcome"],
+            registry=registry,
+        )
         self.drafts = Counter(
             "tokenplane_gateway_drafts",
             "Tokens drafted by speculative decoding, where engines tell of each request, by model,"

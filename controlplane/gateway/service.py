@@ -13,6 +13,7 @@ from controlplane.gateway.admission import Admission
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.directory import Directory
 from controlplane.gateway.dispatch import Dispatcher
+from controlplane.gateway.fetching import Fetching
 from controlplane.gateway.handover import Handover, Told
 from controlplane.gateway.health import Health
 from controlplane.gateway.http import Border, Front
@@ -71,7 +72,8 @@ class GatewayService:
         attempts = Attempts(settings, around.http, routing, self.health, teller)
         self._tickets = Tickets(bus, subjects, producer, settings.ticket_s)
         self._pulse = Pulse()
-        told = Told(self._tickets, teller, metrics)
+        fetching = Fetching(self._tickets, metrics, settings.fetch_s)
+        told = Told(self._tickets, teller, metrics, fetching)
         handover = Handover(attempts, around.http, view, routing, told, around.service, self._pulse)
         self.records = RecordWriter(bus, subjects, producer, metrics, settings.records_waiting_max)
         self._admission = Admission(settings, around.secret, anyio.current_time)

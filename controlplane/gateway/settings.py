@@ -67,6 +67,12 @@ class GatewaySettings(Group):
         description="how long the transfer coordinator may take to grant a ticket; then the decode"
         " worker prefills by itself",
     )
+    fetch_s: float = Field(
+        2.0,
+        ge=0,
+        description="how long a request may wait for its worker to fetch some of the prompt from"
+        " another one, where that is predicted to be quicker than computing it; 0: not at all",
+    )
     connect_s: float = Field(
         2.0, gt=0, json_schema_extra=LIVE, description="how long an engine may take to accept"
     )

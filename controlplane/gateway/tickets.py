@@ -14,8 +14,11 @@ from proto.transfers import (
     BeginReply,
     Denied,
     Local,
+    Move,
+    MoveReply,
     Report,
     ReportReply,
+    Stays,
     Step,
     Stepped,
     Ticket,
@@ -29,6 +32,8 @@ REPORT_S = 5.0
 TRIES = 3
 PAUSE_S = 0.3
 LATER_MAX = 4096
+GRACE_S = 0.25
+"""For the coordinator to answer in time that it will not be in time."""
 
 
 class Tickets:
@@ -37,11 +42,13 @@ class Tickets:
     def __init__(self, bus: Bus, subjects: Subjects, producer: Producer, begin_s: float) -> None:
         self._bus = bus
         self._begin_subject = subjects.transfer("begin")
+        self._move_subject = subjects.transfer("move")
         self._report_subject = subjects.transfer("report")
         self._producer = producer
         self._begin_s = begin_s
         self._begins = Reader[BeginReply](BeginReply)
         self._reports = Reader[ReportReply](ReportReply)
+        self._moves = Reader[MoveReply](MoveReply)
         self._later: list[tuple[Report, Headers]] = []
         self._news = anyio.Event()
 
@@ -56,6 +63,20 @@ class Tickets:
         except (BusError, Unreadable) as error:
             log.warning("no ticket for %s: %s", asked.request, error)
             return Local("no_coordinator", str(error), fallback=True)
+
+    async def move(self, asked: Move) -> MoveReply:
+        """Answered when it has been done, or will not be."""
+        try:
+            answer = await self._bus.request(
+                self._move_subject,
+                self._producer.seal(asked),
+                timeout_s=asked.within_s + GRACE_S,
+                headers=inject(),
+            )
+            return self._moves.open(answer.data).body
+        except (BusError, Unreadable) as error:
+            log.info("nothing is moved for %s: %s", asked.request, error)
+            return Stays("no_coordinator", str(error))
 
     async def report(self, said: Report, headers: Headers | None = None) -> Ticket | Denied:
         """What has come of it; said again where no answer came."""

@@ -57,6 +57,11 @@ class ClusterOptions(CommandSettings):
     prefill: Literal["cost", "bounds", "remote", "local"] = Field(
         "cost", description="of a split fleet: when another engine prefills, or none does"
     )
+    moves: bool = Field(
+        False,
+        description="let simulated engines that do both parts copy cached prefixes from each other"
+        " (docs/transfer.md); those of a split fleet always do",
+    )
     planner: bool = Field(
         False, description="let a planner decide how many engines there are, by their latencies"
     )
@@ -141,7 +146,7 @@ class ClusterOptions(CommandSettings):
     @property
     def disaggregated(self) -> bool:
         """Whether blocks go from engine to engine."""
-        return Role.PREFILL in self.engine_roles
+        return self.moves or Role.PREFILL in self.engine_roles
 
     @model_validator(mode="after")
     def _name_a_model(self) -> ClusterOptions:
@@ -386,7 +391,8 @@ def event_sockets(ports: EnginePorts) -> dict[str, str]:
 def _engine_argv(
     options: ClusterOptions, model: Path, mine: EnginePorts, role: Role
 ) -> tuple[str, ...]:
-    moves = () if role is Role.AGGREGATED else ("--kv-port", str(mine.kv))
+    alone = role is Role.AGGREGATED and not options.moves
+    moves = () if alone else ("--kv-port", str(mine.kv))
     return (
         *(sys.executable, "-m", "workers.sim", "--host", "127.0.0.1"),
         *("--port", str(mine.http)),

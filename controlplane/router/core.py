@@ -11,11 +11,15 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from controlplane.capacity import Capacities
 from controlplane.router.drain import Drain
+from controlplane.router.elsewhere import copy_wanted, elsewhere
 from controlplane.router.explain import Decisions, made, turned_away
 from controlplane.router.filters import Demand, demands
 from controlplane.router.fleet import Admission, Fleet, Rows
+from controlplane.router.heat import Heat
 from controlplane.router.index import PrefixIndex
 from controlplane.router.inhibition import Inhibitions
 from controlplane.router.ledger import Ledger
@@ -23,6 +27,7 @@ from controlplane.router.legs import for_leg
 from controlplane.router.overlap import Overlaps
 from controlplane.router.policies.base import (
     Candidates,
+    Overlap,
     State,
     Weighed,
     pick,
@@ -39,14 +44,11 @@ from proto.ids import WorkerId
 from proto.kv import KvBatch
 from proto.load import LoadReport
 from proto.progress import Booking, Progress, Withdrawn
-from proto.route import (
-    Chosen,
-    Rejected,
-    RouteRequest,
-    Verdict,
-)
+from proto.route import Chosen, Elsewhere, Rejected, RouteLeg, RouteRequest, Verdict
+from proto.transfers import Move
 from proto.workers import WorkerRecord
 
+HOT_MAX = 64
 INHIBITED = "inhibited"
 """Why a worker is passed over that has just failed somebody."""
 
@@ -78,6 +80,8 @@ class RouterCore:
         self._fleets: dict[str, Fleet] = {}
         self._drains: defaultdict[str, Drain] = defaultdict(Drain)
         self._models: dict[WorkerId, str] = {}
+        self._heat = Heat(settings.replicate_blocks_min)
+        self._hot: list[Move] = []
 
     def adopt(self, settings: RouterSettings) -> None:
         """Decide by other settings from now on; those that are no live ones stay."""
@@ -212,12 +216,19 @@ class RouterCore:
             new_prefill_tokens=max(1, request.prompt_tokens - cached_tokens),
             terms=kept.terms() if request.explain else (),
             engine_choice=kept.engine_choice,
+            elsewhere=self._elsewhere(request, fleet, int(rows[chosen]), overlap),
         )
         booking = booking_of(request, reply)
         self._book(booking, now_s)
+        self._note_heat(request, fleet, block_tokens, overlap, now_s)
         told = fleet.tells_of_cache(int(rows[chosen]))
         self._overlaps.expect(request, booking, block_tokens, now_s, told=told)
         return reply
+
+    def take_hot(self) -> list[Move]:
+        """Prefixes that others should have, too, since the last call."""
+        hot, self._hot = self._hot, []
+        return hot
 
     def kind(self, request: RouteRequest) -> Hashable:
         """Requests of one model and one kind can be served by the same workers."""
@@ -245,6 +256,38 @@ class RouterCore:
         fleet = self._fleets.get(model)
         busy, count = fleet.busy(WORKERS_TOLD) if fleet else ({}, 0)
         return all_busy(busy, count, self.wait_s(model, ahead, now_s), why)
+
+    def _elsewhere(
+        self, request: RouteRequest, fleet: Fleet, row: int, overlap: Overlap
+    ) -> Elsewhere | None:
+        """Whom the chosen worker might fetch some of the prompt from."""
+        tokens_min = self._settings.fetch_tokens_min
+        if not tokens_min or request.leg is RouteLeg.DECODE:
+            return None
+        return elsewhere(request, fleet, row, overlap, self.index, tokens_min)
+
+    def _note_heat(
+        self,
+        request: RouteRequest,
+        fleet: Fleet,
+        block_tokens: int,
+        overlap: Overlap,
+        now_s: float,
+    ) -> None:
+        """Count what is asked for; what is asked for too often should have another holder."""
+        per_s = self._settings.replicate_per_s
+        packed = request.blocks.get(block_tokens)
+        if not per_s or packed is None or request.leg is RouteLeg.DECODE:
+            return
+        held_blocks = int(overlap.held_tokens.max()) // block_tokens
+        names = np.frombuffer(packed, dtype="<u8")
+        for hot in self._heat.note(names, held_blocks, now_s):
+            if hot.per_s < per_s:
+                continue
+            wanted = copy_wanted(hot, request, fleet, self.index, names, per_s)
+            if wanted is not None and self._heat.may_copy(hot.tail, now_s):
+                self._hot = [*self._hot, wanted][-HOT_MAX:]
+            return  # the longest prefix that is hot; shorter ones are in it
 
     def _prefer(
         self, request: RouteRequest, fleet: Fleet, free: Admission

@@ -111,6 +111,12 @@ class RouterMetrics:
             "Workers whose blocks are not known for sure; a snapshot is on its way",
             registry=registry,
         )
+        self.replications = Counter(
+            "tokenplane_router_replications",
+            "Hot prefixes that the coordinator was asked to copy, by what came of it",
+            ["outcome"],
+            registry=registry,
+        )
         self.dropped = Gauge(
             "tokenplane_router_dropped_messages",
             "Messages lost since the start because they came faster than they were read",

@@ -19,6 +19,7 @@ from controlplane.router.explain import attributes_of
 from controlplane.router.listener import Listener
 from controlplane.router.metrics import RouterMetrics
 from controlplane.router.replicas import Replicas
+from controlplane.router.replication import Replication
 from controlplane.router.requests import booking_of, check
 from controlplane.router.room import WaitingRoom
 from controlplane.router.settings import RouterSettings
@@ -73,6 +74,7 @@ class RouterService:
         self._room = WaitingRoom(core, settings.waiting_max)
         self._listener = Listener(bus, subjects, core, self._repair, metrics, clock, self._room)
         self._replicas = Replicas(bus, subjects, core, self._producer)
+        self._replication = Replication(bus, subjects, self._producer, metrics)
         self._teller = Teller(settings, bus, subjects, core, self._producer, clock)
         self._waiting_at_once = LEAVING_AT_ONCE + settings.waiting_max
         self._requests = Reader[RouteRequest](RouteRequest)
@@ -86,6 +88,7 @@ class RouterService:
             try:
                 tasks.start_soon(self._housekeeping)
                 tasks.start_soon(self._teller.run)
+                tasks.start_soon(self._replication.run)
                 tasks.start_soon(self._replicas.tell)
                 tasks.start_soon(self._room.usher)
                 with anyio.move_on_after(FIRST_SNAPSHOTS_S):
@@ -171,6 +174,8 @@ class RouterService:
         self._count(request, reply, waited_s)
         if isinstance(reply, Chosen):
             self._replicas.note(booking_of(request, reply))
+        for hot in self.core.take_hot():
+            self._replication.note(hot)
         return self._producer.seal(reply)
 
     def _decide(self, request: RouteRequest, span: Span, now_s: float) -> Verdict:

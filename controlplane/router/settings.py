@@ -132,6 +132,23 @@ class RouterSettings(Group):
         description="which engine for which work, as JSON: a list of workload, prefer, exclude,"
         " need and reason (docs/router.md)",
     )
+    fetch_tokens_min: int = Field(
+        1024,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="a worker that lacks so many tokens of a prompt, which another one holds, may"
+        " fetch them from there (docs/transfer.md); 0: never",
+    )
+    replicate_per_s: float = Field(
+        2.0,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="a prefix that each of its holders is asked for so often a second is copied to"
+        " another worker, where engines can do that; 0: never",
+    )
+    replicate_blocks_min: int = Field(
+        32, ge=1, description="shorter prefixes are not copied, nor counted"
+    )
     snapshot_timeout_s: float = Field(
         5.0, gt=0, description="deadline of one snapshot chunk; then again after a growing pause"
     )

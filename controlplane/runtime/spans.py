@@ -65,6 +65,12 @@ ATTRIBUTES = {
     "tokenplane.denied": "why a report was refused",
     "tokenplane.state": "how far the movement has come",
     "tokenplane.step": "on an event: what was done to the ticket",
+    "tokenplane.purpose": "why a cached prefix is moved: `fetch`, `replicate`, `evacuate`",
+    "tokenplane.source": "who has it",
+    "tokenplane.target": "who gets it",
+    "tokenplane.kv_bytes": "bytes that had to be moved",
+    "tokenplane.chains": "prefixes that were moved",
+    "tokenplane.stays": "why it was not moved",
     "tokenplane.cause": "why a movement was ended by the coordinator",
 }
 
@@ -134,6 +140,34 @@ SPANS = (
         ),
     ),
     SpanSpec(
+        "gateway.fetch", "gateway", "gateway.request",
+        "The request waits for its worker to get what another one has of the prompt",
+        ("tokenplane.source", "tokenplane.worker", "tokenplane.outcome"),
+    ),
+    SpanSpec(
+        "router.replicate", "router", "nothing: it is a trace of its own",
+        "A prefix that is asked for often is to be copied to another worker",
+        ("tokenplane.source", "tokenplane.outcome"),
+    ),
+    SpanSpec(
+        "agent.evacuate", "agent", "nothing: it is a trace of its own",
+        "A worker drains, and leaves what it caches to others",
+        ("tokenplane.worker", "tokenplane.outcome"),
+    ),
+    SpanSpec(
+        "transfer.evacuate", "transfer", "agent.evacuate", "Its prefixes are moved, one by one",
+        ("tokenplane.source", "tokenplane.chains", "tokenplane.kv_bytes"),
+    ),
+    SpanSpec(
+        "transfer.move", "transfer", "gateway.fetch, router.replicate or transfer.evacuate",
+        "A cached prefix is moved, if that beats computing it. Each transition of its ticket is an"
+        " event on it",
+        (
+            "tokenplane.purpose", "tokenplane.request", "tokenplane.source", "tokenplane.target",
+            "tokenplane.ticket", "tokenplane.kv_bytes", "tokenplane.stays",
+        ),
+    ),
+    SpanSpec(
         "transfer.reserve", "transfer", "gateway.request",
         "May it be prefilled elsewhere, and by whom? Reserves the place that decodes",
         ("tokenplane.ticket", "tokenplane.prefill", "tokenplane.decode", "tokenplane.local"),
@@ -151,7 +185,7 @@ SPANS = (
     ),
     SpanSpec(
         "agent.*", "agent", "the step that it follows from",
-        "A command to an engine: `abort_prefill`, `abort_decode`, `release`, `replicate`",
+        "A command to an engine: `abort_prefill`, `abort_decode`, `release`, `offer`, `replicate`",
         ("tokenplane.ticket", "tokenplane.worker", "tokenplane.outcome"),
     ),
     SpanSpec(

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from controlplane.transfer.ticket import over
 from proto.ids import RequestId, WorkerId
-from proto.transfers import TERMINAL, State, Ticket, TicketId
+from proto.transfers import TERMINAL, Purpose, State, Ticket, TicketId
 
 _BEFORE_DECODE = frozenset({State.RESERVED, State.PREFILLING, State.STAGED, State.TRANSFERRING})
 _HOLDS_STAGED = frozenset({State.STAGED, State.TRANSFERRING})
@@ -86,7 +86,8 @@ class Book:
     def _count(self, ticket: Ticket, by: int) -> None:
         self.states[ticket.state] += by
         if ticket.state in _BEFORE_DECODE and not ticket.cancelling:
-            _add(self.reserved, ticket.decode.worker, by)
+            if ticket.purpose is Purpose.HANDOFF:
+                _add(self.reserved, ticket.decode.worker, by)
             _add(self.reserved_blocks, ticket.decode.worker, by * ticket.blocks)
         if ticket.state is State.TRANSFERRING:
             _add(self.transfers, ticket.prefill.worker, by)

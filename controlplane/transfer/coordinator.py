@@ -13,16 +13,21 @@ import msgspec
 from controlplane.transfer.book import Book
 from controlplane.transfer.cost import Rates, Side, keep_local
 from controlplane.transfer.fleet import Fleet, NoPair, Pair, Want, end
+from controlplane.transfer.movement import Route, copy_ticket, route
 from controlplane.transfer.settings import TransferSettings
 from controlplane.transfer.ticket import News, Refused, check_fence, check_legal, over, step
+from proto.ids import ServiceId
 from proto.load import LoadReport
 from proto.transfers import (
     TERMINAL,
     Begin,
     End,
     Local,
+    Move,
+    Purpose,
     Report,
     State,
+    Stays,
     Step,
     Ticket,
     TicketId,
@@ -136,6 +141,19 @@ class Coordinator:
             walk.go(Step.TRANSFER, now_s, settings)
         return walk
 
+    def move(
+        self, asked: Move, id: TicketId, owner: ServiceId, now_s: float
+    ) -> tuple[Walk, Route] | Stays:
+        """A ticket for a cached prefix, whose source is to offer it, and what that is predicted to
+        take; or why it had better stay."""
+        way = route(asked, self.fleet, self.book, self.rates, self._settings.worth)
+        if isinstance(way, Stays):
+            return way
+        walk = Walk(copy_ticket(asked, way, id, owner, now_s))
+        walk.go(Step.RESERVE, now_s, self._settings)
+        walk.go(Step.PREFILL, now_s, self._settings)
+        return walk, way
+
     def report(self, ticket: Ticket, said: Report, now_s: float) -> Walk:
         """What the owner's report makes of the ticket; nothing, if it was heard before.
         Raises `Refused`."""
@@ -220,7 +238,8 @@ class Coordinator:
             walk.go(Step.TRANSFER, now_s, self._settings)
 
     def _land(self, walk: Walk, said: Report, now_s: float) -> None:
-        moved = said.kv_bytes or walk.ticket.kv_bytes
+        handoff = walk.ticket.purpose is Purpose.HANDOFF
+        moved = said.kv_bytes or (walk.ticket.kv_bytes if handoff else 0)
         walk.ticket = msgspec.structs.replace(walk.ticket, kv_bytes=moved)
         walk.go(Step.LAND, now_s, self._settings)
         if walk.ticket.state is State.LANDED:

@@ -26,8 +26,10 @@ ASSUMED_BYTES_PER_S: Mapping[str, float] = {
 }
 """By distance, before a link was measured; Dynamo's documents give 450-900 GB/s for NVLink, 20-50
 for InfiniBand and 1-3 for TCP."""
-SAMPLE_BYTES_MIN = 1 << 16
+SAMPLE_BYTES_MIN = 4 << 20
 """A transfer of less tells of latency and not of bandwidth."""
+LATENCY_SHARE_MAX = 0.9
+"""Of what a large transfer took, that may have been latency."""
 
 
 class Choice(StrEnum):
@@ -47,31 +49,58 @@ class Bounds(NamedTuple):
     decode_pressure: float = 0.9
 
 
+class _Sums(NamedTuple):
+    """Prompt tokens and what they took, faded: an engine may tell of one a report later."""
+
+    tokens: float
+    ms: float
+
+
 class Rates:
     """What was measured of workers and links."""
 
     def __init__(self) -> None:
-        self._prefill: dict[str, float] = {}
+        self._prefill: dict[str, _Sums] = {}
         self._links: dict[str, float] = {}
+        self._latencies: dict[str, float] = {}
 
     def saw_steps(self, worker: str, steps: StepSums) -> None:
         """A load report tells of some prefill."""
-        if steps.prefill_tokens and steps.prefill_ms:
-            rate = steps.prefill_tokens / steps.prefill_ms * 1000
-            self._prefill[worker] = _blend(self._prefill.get(worker), rate)
+        took_ms = steps.prompt_ms or steps.prefill_ms
+        if steps.prefill_tokens or took_ms:
+            old = self._prefill.get(worker, _Sums(0.0, 0.0))
+            self._prefill[worker] = _Sums(
+                KEEP * old.tokens + steps.prefill_tokens, KEEP * old.ms + took_ms
+            )
 
     def saw_transfer(self, link: str, moved_bytes: int, seconds: float) -> None:
         """A transfer has landed."""
-        if moved_bytes >= SAMPLE_BYTES_MIN and seconds > 0:
-            self._links[link] = _blend(self._links.get(link), moved_bytes / seconds)
+        if seconds <= 0 or not moved_bytes:
+            return
+        if moved_bytes < SAMPLE_BYTES_MIN:
+            self._latencies[link] = _blend(self._latencies.get(link), seconds)
+            return
+        latency_s = min(self.latency_s(link), LATENCY_SHARE_MAX * seconds)
+        rate = moved_bytes / (seconds - latency_s)
+        self._links[link] = _blend(self._links.get(link), rate)
 
     def prefill_tokens_per_s(self, worker: str) -> float | None:
         """None while it has not prefilled anything that we know of."""
-        return self._prefill.get(worker)
+        known = self._prefill.get(worker)
+        return known.tokens / known.ms * 1000 if known and known.ms and known.tokens else None
 
     def link_bytes_per_s(self, link: str) -> float:
         """As measured, else as assumed of its distance, which begins its name."""
         return self._links.get(link) or ASSUMED_BYTES_PER_S[link.partition(":")[0]]
+
+    def latency_s(self, link: str) -> float:
+        """What a transfer takes there that is too small to matter; 0 while none was seen."""
+        return self._latencies.get(link, 0.0)
+
+    def moving_s(self, link: str, moved_bytes: int, ahead_bytes: int) -> float:
+        """How long a transfer would take, with what is ahead of it on its link."""
+        rate = self.link_bytes_per_s(link)
+        return self.latency_s(link) + (ahead_bytes + moved_bytes) / rate
 
     @property
     def links(self) -> Mapping[str, float]:

@@ -7,16 +7,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from controlplane.runtime.tracing import inject
+from controlplane.transfer.commander import Commander
 from controlplane.transfer.coordinator import Walk
 from controlplane.transfer.metrics import TransferMetrics
 from controlplane.transfer.shelf import Shelf
 from controlplane.transfer.ticket import Refused, settle
-from proto.codec import Producer, Reader, Unreadable
-from proto.subjects import Subjects
-from proto.transfers import Command, CommandReply, Duty, Outcome, Ticket
+from proto.codec import Unreadable
+from proto.transfers import Duty, Outcome, Ticket
 from proto.wire.errors import BusError
-from proto.wire.ports import Bus
 
 log = logging.getLogger(__name__)
 
@@ -29,22 +27,17 @@ class Duties:
 
     def __init__(
         self,
-        bus: Bus,
-        subjects: Subjects,
         shelf: Shelf,
-        producer: Producer,
+        commander: Commander,
         metrics: TransferMetrics,
         command_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self._bus = bus
-        self._subjects = subjects
         self._shelf = shelf
-        self._producer = producer
+        self._commander = commander
         self._metrics = metrics
         self._command_s = command_s
         self._clock = clock
-        self._replies = Reader[CommandReply](CommandReply)
 
     async def do(self, ticket: Ticket, duty: Duty) -> None:
         """Command the agent, and strike the duty off if that was obeyed or is void."""
@@ -74,22 +67,10 @@ class Duties:
             return False
 
     async def _command(self, ticket: Ticket, duty: Duty) -> str:
-        command = Command(
-            ticket.id,
-            ticket.fence,
-            duty.verb,
-            ticket.request,
-            duty.end.incarnation,
-            duty.handle,
-        )
         try:
-            answer = await self._bus.request(
-                self._subjects.agent(duty.end.worker, duty.verb),
-                self._producer.seal(command),
-                timeout_s=self._command_s,
-                headers=inject(),
+            reply = await self._commander.tell(
+                duty.end, duty.verb, ticket, self._command_s, duty.handle
             )
-            reply = self._replies.open(answer.data).body
         except (BusError, Unreadable) as error:
             log.warning("ticket %s: %s was not told to %s: %s",
                 ticket.id, duty.end.worker, duty.verb, error)  # fmt: skip

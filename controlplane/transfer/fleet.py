@@ -116,7 +116,7 @@ class Fleet:
         path = link(prefill, decode)
         side = Side(prefill.worker, want.to_compute(prefill.worker), self.loads.get(prefill.worker))
         computing_s = prefill_s(side, rates)
-        moving_s = (book.link_bytes[path] + moved) / rates.link_bytes_per_s(path)
+        moving_s = rates.moving_s(path, moved, book.link_bytes[path])
         seconds = None if computing_s is None else computing_s + moving_s
         return Pair(prefill, decode, path, moved, prompt_blocks, seconds)
 

@@ -23,6 +23,10 @@ class TransferMetrics:
         self.fallbacks = counter(
             "fallbacks", "Remote prefill was wanted and could not be had, by reason", "reason"
         )
+        self.moves = counter(
+            "moves", "Movements of cached prefixes that were asked for, by what came of it",
+            "purpose", "outcome",
+        )  # fmt: skip
         self.steps = counter("steps", "Steps of tickets", "step")
         self.failures = counter(
             "failures", "Tickets that failed, expired or were cancelled, by state and cause",

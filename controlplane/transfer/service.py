@@ -22,9 +22,11 @@ from controlplane.registry.membership import Change, Joined, Left, Updated
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.clock import steady_clock
 from controlplane.runtime.tracing import extract, inject, tracer
+from controlplane.transfer.commander import Commander
 from controlplane.transfer.coordinator import DECODE_FULL, Coordinator, Walk
 from controlplane.transfer.duties import Duties
 from controlplane.transfer.metrics import TransferMetrics
+from controlplane.transfer.moves import Hands, Moves
 from controlplane.transfer.settings import TransferSettings
 from controlplane.transfer.shelf import Shelf
 from controlplane.transfer.teller import Teller
@@ -37,8 +39,10 @@ from proto.transfers import (
     Begin,
     BeginReply,
     Denied,
+    Evacuate,
     Granted,
     Local,
+    Move,
     Report,
     ReportReply,
     State,
@@ -94,11 +98,16 @@ class TransferService:
         producer = Producer(service, new_incarnation(clock()), clock)
         self._producer = producer
         self._shelf = Shelf(bus, subjects, self.core.book, metrics)
-        self._duties = Duties(bus, subjects, self._shelf, producer, metrics, settings.duty_s, clock)
+        commander = Commander(bus, subjects, producer)
+        self._duties = Duties(self._shelf, commander, metrics, settings.duty_s, clock)
+        hands = Hands(self._hear, self._has_happened, self._new_id, clock)
+        self._moves = Moves(settings, service, self.core, self._shelf, commander, hands, metrics)
         self._teller = Teller(bus, subjects, producer, metrics)
         self._errands: MemoryObjectSendStream[Errand] | None = None
         self._begins = Reader[Begin](Begin)
         self._reports = Reader[Report](Report)
+        self._asked_moves = Reader[Move](Move)
+        self._evacuations = Reader[Evacuate](Evacuate)
         self._loads = Reader[LoadReport](LoadReport)
         self._changed = anyio.Event()
         self._leave = anyio.Event()
@@ -139,6 +148,8 @@ class TransferService:
         endpoints = [
             Endpoint("begin", subjects.transfer("begin"), self._begin, concurrency=256),
             Endpoint("report", subjects.transfer("report"), self._report, concurrency=512),
+            Endpoint("move", subjects.transfer("move"), self._move, concurrency=256),
+            Endpoint("evacuate", subjects.transfer("evacuate"), self._evacuate, concurrency=64),
             Endpoint("list", subjects.transfer("list"), self._list),
         ]
         service = ServiceInfo("tokenplane-transfer", VERSION, "coordinates movements of KV blocks")
@@ -188,8 +199,10 @@ class TransferService:
         return Granted(walk.ticket)
 
     def _plan(self, asked: Begin) -> Walk | Local:
-        id = TicketId(f"{self._rng.getrandbits(96):024x}")
-        return self.core.begin(asked, id, self._clock())
+        return self.core.begin(asked, self._new_id(), self._clock())
+
+    def _new_id(self) -> TicketId:
+        return TicketId(f"{self._rng.getrandbits(96):024x}")
 
     async def _report(self, message: Message) -> bytes:
         said = self._read(self._reports, message)
@@ -230,6 +243,20 @@ class TransferService:
             self.core.landed(walk.ticket, said)
         await self._has_happened(walk)
         return walk
+
+    async def _move(self, message: Message) -> bytes:
+        asked = self._read(self._asked_moves, message)
+        try:
+            return self._producer.seal(await self._moves.move(asked, message.headers))
+        except BusError as error:
+            raise RequestRefused(503, f"tickets cannot be stored: {error}") from error
+
+    async def _evacuate(self, message: Message) -> bytes:
+        said = self._read(self._evacuations, message)
+        try:
+            return self._producer.seal(await self._moves.evacuate(said, message.headers))
+        except BusError as error:
+            raise RequestRefused(503, f"tickets cannot be stored: {error}") from error
 
     async def _list(self, message: Message) -> bytes:
         del message

@@ -7,6 +7,7 @@ from pydantic import Field
 from controlplane.runtime.live import LIVE
 from controlplane.runtime.settings import Group
 from controlplane.transfer.cost import Bounds, Choice
+from controlplane.transfer.movement import Worth
 from controlplane.transfer.ticket import Patience
 
 
@@ -81,6 +82,17 @@ class TransferSettings(Group):
     lease_margin_s: float = Field(
         3.0, ge=0, description="a transfer must begin so long before its blocks' lease is over"
     )
+    move_margin: float = Field(
+        1.25,
+        ge=1,
+        description="a cached prefix is moved where computing it would take so many times as long",
+    )
+    move_overhead_s: float = Field(
+        0.01, ge=0, description="what any such movement takes, beside that of its bytes"
+    )
+    move_s: float = Field(
+        30.0, gt=0, description="a movement that no request waits for may take so long"
+    )
     sweep_s: float = Field(0.25, gt=0, description="how often deadlines are looked at")
     duty_s: float = Field(2.0, gt=0, description="deadline of one command to an agent")
     duty_retry_s: float = Field(
@@ -103,3 +115,7 @@ class TransferSettings(Group):
             cancel_s=self.cancel_s,
             lease_margin_s=self.lease_margin_s,
         )
+
+    @property
+    def worth(self) -> Worth:
+        return Worth(margin=self.move_margin, overhead_s=self.move_overhead_s)

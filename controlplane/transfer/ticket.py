@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from proto.transfers import TERMINAL, Duty, End, State, Step, Ticket, Verb
+from proto.transfers import TERMINAL, Duty, End, Purpose, State, Step, Ticket, Verb
 from proto.workers import HandoffOrder
 
 
@@ -58,6 +58,8 @@ class Patience(msgspec.Struct, frozen=True):
     planned_s: float = 5.0
     reserved_s: float = 5.0
     prefill_s: float = 120.0
+    offer_s: float = 5.0
+    """What takes the place of a prefill where blocks are there already."""
     transfer_s: float = 60.0
     landed_s: float = 30.0
     cancel_s: float = 5.0
@@ -241,7 +243,8 @@ def _deadline_s(ticket: Ticket, now_s: float, patience: Patience) -> float:
         case State.RESERVED:
             return now_s + patience.reserved_s
         case State.PREFILLING:
-            return now_s + patience.prefill_s
+            computed = ticket.purpose is Purpose.HANDOFF
+            return now_s + (patience.prefill_s if computed else patience.offer_s)
         case State.STAGED:
             return ticket.lease_until_s - patience.lease_margin_s
         case State.TRANSFERRING:

@@ -73,7 +73,8 @@ def test_the_settings_page_lists_what_may_change_while_a_process_runs() -> None:
 def test_every_setting_that_a_page_names_is_one() -> None:
     """Such as `router.policy`, or --router.policy. Spans are named alike, and modules, and what
     gateways ask a coordinator."""
-    others = [*(span.name for span in SPANS), "*.py", "transfer.begin", "transfer.report"]
+    asked = ("transfer.begin", "transfer.report", "transfer.move", "transfer.evacuate")
+    others = [*(span.name for span in SPANS), "*.py", *asked]
     unknown = {
         f"{page.name}: {name}"
         for page in (ROOT / "docs").glob("*.md")

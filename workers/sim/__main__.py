@@ -118,6 +118,11 @@ async def serve(options: argparse.Namespace) -> None:
         driver.mover = _mover(options, engine, driver)
         served = _served(options, engine, tokenizer, driver.mover)
         server = Server(served, tokenizer, driver, metrics)
+        if driver.mover is not None:
+            from workers.sim.copying import Copier, routes
+
+            driver.copier = Copier(driver, driver.mover, engine.block_tokens)
+            server.app.add_routes(routes(driver.copier))
         runner = web.AppRunner(
             server.app,
             access_log=None,
@@ -220,6 +225,7 @@ def _served(
             "tensor_parallel": 1,
             "block_bytes": profile.kv_token_bytes * engine.block_tokens,
             "lease_s": options.kv_lease_s,
+            "copies": True,
             "bootstrap": f"{host}:{port}",
         }
     return Served(options.model, context_tokens, info)

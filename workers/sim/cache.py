@@ -89,6 +89,12 @@ class BlockCache:
         """All cached names, in no particular order."""
         return list(self._holders)
 
+    def by_use(self) -> list[int]:
+        """All cached names, least recently used first; those in use come last. Whatever follows a
+        block comes before it."""
+        held = [name for name, holders in self._holders.items() if holders]
+        return [*self._idle, *reversed(held)]
+
     def match(self, names: Sequence[int], limit_blocks: int) -> int:
         """How many leading blocks are cached, of the first `limit_blocks` of `names`."""
         return self._first_missing(names, 0, min(limit_blocks, len(names)))

@@ -13,15 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from workers.sim.cache import RequestId
 from workers.sim.engine import Engine
 from workers.sim.events import EventEncoder, EventPublisher
 from workers.sim.generation import Generation
 from workers.sim.kvparams import OnFailure
+from workers.sim.library import WIRE_MASK, Chain, Library
 from workers.sim.metrics import Metrics
 from workers.sim.naming import BlockNamer
-from workers.sim.request import ProgressKind
+from workers.sim.request import ProgressKind, Sequenced
 
-if TYPE_CHECKING:  # it loads numpy, which an engine that hands nothing over does without
+if TYPE_CHECKING:  # they load numpy, which an engine that hands nothing over does without
+    from workers.sim.copying import Copier
     from workers.sim.mover import Mover
 
 CATCH_UP_S = 0.02
@@ -62,6 +65,11 @@ class Driver:
         """Also those that were cancelled: their blocks are theirs until the fetch has ended."""
         self.mover: Mover | None = None
         """Moves blocks between engines, where that is wanted; set before the first request."""
+        self.copier: Copier | None = None
+        """Moves them for no request, where there is a mover; set with it."""
+        self.library = Library(engine.block_tokens)
+        """What cached blocks are made from; kept where there is a mover."""
+        self._copies: dict[str, Chain] = {}
         self._clock = clock
         self._stood_still_s = 0.0
 
@@ -111,6 +119,42 @@ class Driver:
         """Nobody will fetch what was staged under this id any more."""
         self._engine.release(id, self._now_s())
         self._work.set()
+
+    # --- blocks for no request
+
+    def offer(self, id: str, names: Sequence[int]) -> int:
+        """Hold cached blocks for another engine, until `released`; as `Copies.offer`."""
+        now_s = self._now_s()
+        self._hand_out(now_s)
+        return self._engine.offer(id, names, now_s)
+
+    def accept(self, id: str, chain: Chain) -> int | None:
+        """Make room for blocks of another engine, until `copied`; as `Copies.accept`."""
+        now_s = self._now_s()
+        self._hand_out(now_s)
+        first = self._engine.accept(id, chain.names, now_s)
+        if first is not None:
+            self._copies[id] = chain
+            self._publish()  # what had to make room
+        return first
+
+    def copied(self, id: str, *, whole: bool) -> None:
+        """What was accepted has come, all of it, or will not. Subscribers hear of it at once."""
+        now_s = self._now_s()
+        self._hand_out(now_s)
+        self._engine.copied(id, now_s, whole=whole)
+        self._publish()
+        del self._copies[id]
+        self._work.set()
+
+    def leaves(self, most: int) -> list[tuple[int, int]]:
+        """As `Library.leaves`, of all that is cached."""
+        return self.library.leaves(self._engine.names_by_use(), most)
+
+    def wire_name(self, name: int) -> int | str:
+        """A block as events name it."""
+        told = self._events[0].name_of(name) if self._events else name & WIRE_MASK
+        return told.hex() if isinstance(told, bytes) else told
 
     def reset_cache(self) -> bool:
         """Forget cached blocks, unless in use. As with vLLM, subscribers hear of it with the
@@ -206,10 +250,16 @@ class Driver:
 
     def _publish(self) -> None:
         events = self._engine.take_cache_events()
+        if events and self.mover is not None:
+            self.library.learn(events, self._owner)
         if events and self._events:
             encoder, publisher = self._events
-            wire = encoder.encode(events, lambda owner: self._under_way[str(owner)])
-            publisher.publish(wire, time.time())
+            publisher.publish(encoder.encode(events, self._owner), time.time())
+
+    def _owner(self, id: RequestId) -> Sequenced:
+        """Whose tokens blocks were made from."""
+        generation = self._under_way.get(str(id))
+        return self._copies[str(id)] if generation is None else generation
 
     def _now_s(self) -> float:
         """The engine's time; never goes back."""

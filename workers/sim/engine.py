@@ -19,9 +19,11 @@ A driver in virtual time, at each moment `now_s` that matters to it:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.sim.cache import CacheEvent, RequestId
+from workers.sim.copies import Copies
 from workers.sim.request import Fetch, Progress, Request
 from workers.sim.scheduler import Scheduler, StepWork
 from workers.sim.speculation import Speculation, Tally
@@ -129,6 +131,7 @@ class Engine:
         if speculation is not None:
             capacity = max(1, int(capacity * (1 - speculation.draft_memory)))
         self._scheduler = Scheduler(profile, block_tokens, capacity, speculation)
+        self._copies = Copies(self._scheduler.cache)
         self._closed_form = closed_form
         self._flight: _Flight | None = None
         self._free_s = -math.inf
@@ -190,11 +193,34 @@ class Engine:
         self._interrupt(now_s)
 
     def release(self, id: RequestId, now_s: float) -> bool:
-        """Let the blocks of a staged request go; False if there are none."""
+        """Let the blocks go that are staged, or offered, under this id; False if there are none."""
         self._run_until(now_s)
-        known = self._scheduler.release(id)
+        known = self._scheduler.release(id) or self._copies.release(id)
         self._interrupt(now_s)
         return known
+
+    def offer(self, id: RequestId, names: Sequence[int], now_s: float) -> int:
+        """Hold cached blocks for another engine, until `release`; as `Copies.offer`."""
+        self._run_until(now_s)
+        held = self._copies.offer(id, names)
+        self._interrupt(now_s)
+        return held
+
+    def accept(self, id: RequestId, names: Sequence[int], now_s: float) -> int | None:
+        """Make room for blocks of another engine; as `Copies.accept`. `copied` is to follow."""
+        self._run_until(now_s)
+        first = self._copies.accept(id, names)
+        self._interrupt(now_s)
+        return first
+
+    def copied(self, id: RequestId, now_s: float, *, whole: bool) -> None:
+        """What was accepted has come, all of it, or will not."""
+        self._run_until(now_s)
+        if whole:
+            self._copies.landed(id)
+        else:
+            self._copies.lost(id)
+        self._interrupt(now_s)
 
     def next_event_s(self) -> float | None:
         """When something may next be visible: a first token, an end, a cache event; without
@@ -248,6 +274,10 @@ class Engine:
     def cached_names(self) -> list[int]:
         """Names of all cached blocks, in no particular order: what the events add up to."""
         return self._scheduler.cache.names()
+
+    def names_by_use(self) -> list[int]:
+        """The same, least recently used first."""
+        return self._scheduler.cache.by_use()
 
     def _run_until(self, now_s: float) -> None:
         while self._begin(before_s=now_s):

@@ -14,15 +14,15 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Protocol
 
 import msgspec
 import zmq
 import zmq.asyncio
 
 from workers.sim.cache import CacheEvent, Cleared, Removed, RequestId, Stored
+from workers.sim.request import Sequenced
 
 BATCHES_KEPT = 10_000
 LIVE_BATCHES_QUEUED = 100_000
@@ -47,16 +47,6 @@ class HashFormat(Enum):
 
     INT = "int"
     BYTES = "bytes"
-
-
-class Sequenced(Protocol):
-    """What must be known of the sequence whose blocks are announced."""
-
-    @property
-    def tokens(self) -> Sequence[int]: ...
-
-    @property
-    def cache_salt(self) -> str | None: ...
 
 
 class EventEncoder:
@@ -92,8 +82,8 @@ class EventEncoder:
             extra_keys[0] = [sequence.cache_salt]
         fields: dict[str, object] = {
             "type": "BlockStored",
-            "block_hashes": [self._hash(name) for name in event.names],
-            "parent_block_hash": None if event.parent is None else self._hash(event.parent),
+            "block_hashes": [self.name_of(name) for name in event.names],
+            "parent_block_hash": None if event.parent is None else self.name_of(event.parent),
             "token_ids": list(sequence.tokens[start:end]),
             "block_size": self._block_tokens,
             "lora_id": None,
@@ -108,7 +98,7 @@ class EventEncoder:
     def _removed(self, name: int) -> object:
         fields: dict[str, object] = {
             "type": "BlockRemoved",
-            "block_hashes": [self._hash(name)],
+            "block_hashes": [self.name_of(name)],
             "medium": _MEDIUM,
         }
         if self._maps:
@@ -118,7 +108,8 @@ class EventEncoder:
     def _write(self, fields: dict[str, object]) -> object:
         return fields if self._maps else list(fields.values())
 
-    def _hash(self, name: int) -> int | bytes:
+    def name_of(self, name: int) -> int | bytes:
+        """A block's name as it goes on the wire."""
         return name & (2**64 - 1) if self._ints else name.to_bytes(32, "big")
 
 

@@ -41,7 +41,7 @@ class Question(msgspec.Struct, omit_defaults=True):
     """What one engine asks of another."""
 
     op: str
-    """`read`, `done`, `alive`."""
+    """`read`, `done`, `alive`; `describe`: of what the blocks were made."""
     request_id: str = ""
     engine_id: str = ""
     pages: list[int] | None = None
@@ -59,6 +59,9 @@ class Answer(msgspec.Struct, omit_defaults=True):
     blocks: int = 0
     block_bytes: int = 0
     request_id: str = ""
+    tokens: list[int] | None = None
+    """To `describe`: of all blocks, the first one first."""
+    cache_salt: str | None = None
 
 
 class Content:

@@ -23,6 +23,7 @@ from workers.sim.kvframes import (
     receive,
     send,
 )
+from workers.sim.library import Chain
 from workers.sim.staging import NotStaged, Staging
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,12 @@ class KvServer:
 
     # --- for the engine's loop
 
-    def stage(self, id: str, names: list[int], room: int | None) -> list[int]:
+    def stage(
+        self, id: str, names: list[int], room: int | None, made_from: Chain | None = None
+    ) -> list[int]:
         """Keep blocks under a lease; returns their pages."""
         with self._changed:
-            pages = self._staging.stage(id, names, time.monotonic())
+            pages = self._staging.stage(id, names, time.monotonic(), made_from)
             if room is not None:
                 self._rooms[room] = id
                 self._changed.notify_all()
@@ -125,6 +128,9 @@ class KvServer:
         if asked.op == "read":
             self._read(connection, asked)
             return
+        if asked.op == "describe":
+            connection.sendall(pack(self._describe(asked)))
+            return
         with self._changed:
             if asked.op == "alive":
                 known = self._staging.extend(asked.request_id, time.monotonic())
@@ -133,6 +139,23 @@ class KvServer:
         if known and asked.op == "done":
             self._on_done(asked.request_id)
         connection.sendall(pack(Answer(known)))
+
+    def _describe(self, asked: Question) -> Answer:
+        try:
+            with self._changed:
+                chain = self._staging.made_from(asked.request_id, time.monotonic())
+        except NotStaged as error:
+            return Answer(False, str(error))
+        if chain is None:
+            return Answer(False, "these blocks belong to a request")
+        return Answer(
+            True,
+            blocks=len(chain.names),
+            block_bytes=self._content.block_bytes,
+            request_id=asked.request_id,
+            tokens=list(chain.tokens),
+            cache_salt=chain.cache_salt,
+        )
 
     def _read(self, connection: socket.socket, asked: Question) -> None:
         try:

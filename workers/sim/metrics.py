@@ -46,6 +46,9 @@ class Metrics:
         self._ttft = histogram("time_to_first_token_seconds", "Time to first token.", _TTFT_S)
         self._itl = histogram("inter_token_latency_seconds", "Time between tokens.", _ITL_S)
         self._e2e = histogram("e2e_request_latency_seconds", "Time of whole requests.", _E2E_S)
+        self._prefill = histogram("request_prefill_time_seconds", "Time in prefill.", _E2E_S)
+        self._prefill_s = 0.0
+        """That prompts have added to steps since the last first token."""
         self._steps = histogram("iteration_tokens_total", "Tokens per engine step.", _STEP_TOKENS)
 
         def counter(name: str, help: str) -> Counter:
@@ -71,6 +74,9 @@ class Metrics:
         if progress.kind is ProgressKind.FIRST_TOKEN:
             self._ttft.observe((progress.time_s - generation.arrived_s) / self._speed)
             self._prompt_tokens.inc(generation.prompt_tokens)
+            # vLLM: from its scheduling to its first token, the same while prompts take turns.
+            self._prefill.observe(self._prefill_s)
+            self._prefill_s = 0.0
         elif new_tokens:
             self._itl.observe((progress.time_s - generation.last_token_s) / self._speed)
         self._generation_tokens.inc(new_tokens)
@@ -80,6 +86,7 @@ class Metrics:
 
     def observe_steps(self, sums: StepSums) -> None:
         """Several steps at once (the engine was late) count with their mean."""
+        self._prefill_s += sums.prefill_ms / 1000 / self._speed
         tokens = sums.prefill_tokens + sums.decode_batch + sums.accepted_drafts
         for _ in range(sums.steps):
             self._steps.observe(tokens / sums.steps)

@@ -32,6 +32,7 @@ from workers.sim.kvframes import (
 from workers.sim.kvparams import KvParams
 from workers.sim.kvreader import KvReader
 from workers.sim.kvserver import KvServer
+from workers.sim.library import Chain
 from workers.sim.request import Fetch
 from workers.sim.staging import Staging
 
@@ -115,15 +116,24 @@ class Mover:
         assert asked is not None
         pages = self._server.stage(generation.id, names, asked.bootstrap_room)
         self._staged[generation.id] = generation.client_request
+        return self._where(generation.id, pages, generation.prompt_tokens)
+
+    def keep(self, id: str, chain: Chain, request: str) -> KvParams:
+        """The same for cached blocks that no request brought here; `request` may abort it."""
+        pages = self._server.stage(id, chain.names, None, chain)
+        self._staged[id] = request
+        return self._where(id, pages, len(chain.tokens))
+
+    def _where(self, id: str, pages: list[int], tokens: int) -> KvParams:
         host, port = self._server.address
         return KvParams(
             do_remote_prefill=True,
             remote_engine_id=self._engine_id,
-            remote_request_id=generation.id,
+            remote_request_id=id,
             remote_block_ids=[pages],
             remote_host=host,
             remote_port=port,
-            remote_num_tokens=generation.prompt_tokens,
+            remote_num_tokens=tokens,
             tp_size=1,
             transfer_mode="pull",
         )
@@ -163,7 +173,11 @@ class Mover:
     def give_up(self, generation: Generation) -> None:
         """Nobody wants its answer any more."""
         self._stop_beating(generation.id)
-        if reader := self._readers.get(generation.id):
+        self.stop_reading(generation.id)
+
+    def stop_reading(self, id: str) -> None:
+        """What is being read under this id is not wanted any more."""
+        if reader := self._readers.get(id):
             reader.abort()
 
     def decline(self, asked: KvParams | None) -> None:
@@ -174,29 +188,48 @@ class Mover:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _fetch(self, generation: Generation, what: Fetch, names: list[int]) -> None:
+    async def read(self, id: str, where: KvParams, question: Question, names: list[int]) -> int:
+        """Fetch blocks of another engine and let it have them back; how many bytes it was. Raises
+        `BrokenTransfer`. To be stopped by `stop_reading` alone, lest a thread go on."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        why = ""
+        assert where.address is not None
+        reader = self._readers[id] = KvReader(where.address, self._content)
         try:
-            moved = await loop.run_in_executor(
-                self._threads, self._reader(generation).read, *_question(generation, what, names)
-            )
-            self.counts.fetched_bytes += moved
-            self.counts.fetches += 1
-            self.counts.seconds += loop.time() - began_s
-        except BrokenTransfer as error:
+            moved = await loop.run_in_executor(self._threads, reader.read, question, names)
+        except BrokenTransfer:
             self.counts.failed += 1
-            why = str(error)
+            raise
         finally:
-            self._readers.pop(generation.id, None)
-        self._on_fetched(generation, why)
+            self._readers.pop(id, None)
+        self.counts.fetched_bytes += moved
+        self.counts.fetches += 1
+        self.counts.seconds += loop.time() - began_s
+        return moved
 
-    def _reader(self, generation: Generation) -> KvReader:
-        asked = generation.transfer
-        assert asked is not None and asked.address is not None
-        reader = self._readers[generation.id] = KvReader(asked.address, self._content)
-        return reader
+    async def ask(self, where: KvParams, question: Question) -> Answer:
+        """A word with another engine. Raises `BrokenTransfer`."""
+        assert where.address is not None
+        try:
+            async with asyncio.timeout(WORD_S):
+                reader, writer = await asyncio.open_connection(*where.address)
+                try:
+                    writer.write(pack(question))
+                    length = length_of(await reader.readexactly(4))
+                    return msgspec.json.decode(await reader.readexactly(length), type=Answer)
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, EOFError, msgspec.DecodeError) as error:
+            raise BrokenTransfer(f"{where.address} does not answer: {error}") from error
+
+    async def _fetch(self, generation: Generation, what: Fetch, names: list[int]) -> None:
+        asked, why = generation.transfer, ""
+        assert asked is not None
+        try:
+            await self.read(generation.id, asked, *_question(generation, what, names))
+        except BrokenTransfer as error:
+            why = str(error)
+        self._on_fetched(generation, why)
 
     async def _beat(self, asked: KvParams) -> None:
         while True:
@@ -208,18 +241,10 @@ class Mover:
             task.cancel()
 
     async def _say(self, op: str, asked: KvParams) -> None:
-        assert asked.address is not None
         question = Question(op, asked.remote_request_id or "", asked.remote_engine_id or "")
         try:
-            async with asyncio.timeout(WORD_S):
-                reader, writer = await asyncio.open_connection(*asked.address)
-                try:
-                    writer.write(pack(question))
-                    length = length_of(await reader.readexactly(4))
-                    answer = msgspec.json.decode(await reader.readexactly(length), type=Answer)
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError, EOFError, BrokenTransfer, msgspec.DecodeError) as error:
+            answer = await self.ask(asked, question)
+        except BrokenTransfer as error:
             log.info("%s was not told %s: %s", asked.address, op, error)
         else:
             log.debug("%s: %s %s", op, asked.remote_request_id, answer.ok)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from workers.sim.cache import RequestId
 
@@ -31,6 +31,16 @@ class Request:
     """Keep its blocks once it has ended, until they are released: another engine fetches them."""
     fetch: bool = False
     """Another engine has computed the prompt; its blocks come from there."""
+
+
+class Sequenced(Protocol):
+    """What must be known of the sequence whose blocks are announced."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def cache_salt(self) -> str | None: ...
 
 
 class Fetch(NamedTuple):

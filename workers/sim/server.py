@@ -227,9 +227,10 @@ class Server:
             for generation in call.generations:
                 self._driver.cancel(generation)
                 generation.fail("The request was aborted.")
-        mover = self._driver.mover
+        mover, copier = self._driver.mover, self._driver.copier
         staged = mover is not None and mover.release_of(asked.request_ids)
-        return _json({"known": bool(calls) or staged})
+        coming = copier is not None and copier.abort(asked.request_ids)
+        return _json({"known": bool(calls) or staged or coming})
 
     async def _release_kv(self, request: web.Request) -> web.Response:
         """Let blocks go that were staged; by the `kv_transfer_params` that told of them."""

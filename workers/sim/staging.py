@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from workers.sim.library import Chain
+
 
 class NotStaged(Exception):
     """These pages are not kept for that request: their lease is over, or they were released."""
@@ -22,6 +24,7 @@ class _Kept:
     owned: frozenset[int]
     until_s: float
     reads: int = 0
+    made_from: Chain | None = None
 
 
 class Staging:
@@ -43,12 +46,19 @@ class Staging:
         """In use."""
         return len(self._names)
 
-    def stage(self, id: str, names: Sequence[int], now_s: float) -> list[int]:
-        """Keep blocks for a request; returns the numbers of their pages."""
+    def stage(
+        self, id: str, names: Sequence[int], now_s: float, made_from: Chain | None = None
+    ) -> list[int]:
+        """Keep blocks for a request; returns the numbers of their pages. `made_from` is for readers
+        who do not know what they ask for."""
         assert id not in self._kept
         pages = [self._take(name) for name in names]
-        self._kept[id] = _Kept(pages, frozenset(pages), now_s + self.lease_s)
+        self._kept[id] = _Kept(pages, frozenset(pages), now_s + self.lease_s, made_from=made_from)
         return pages
+
+    def made_from(self, id: str, now_s: float) -> Chain | None:
+        """What was said of these blocks. Raises `NotStaged`."""
+        return self._live(id, now_s).made_from
 
     def pages_of(self, id: str, now_s: float) -> list[int]:
         """Raises `NotStaged`."""

@@ -27,8 +27,8 @@ from workers.sim.events import (
     EventFormat,
     EventPublisher,
     HashFormat,
-    Sequenced,
 )
+from workers.sim.request import Sequenced
 
 VERSION = "0.5.23"
 OLDER = "0.5.3"

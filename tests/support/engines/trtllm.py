@@ -21,7 +21,8 @@ from tests.support.engines.standin import (
 )
 from workers.sim.cache import CacheEvent, Cleared, Removed, RequestId, Stored
 from workers.sim.engine import StepSums
-from workers.sim.events import EventEncoder, EventFormat, EventPublisher, HashFormat, Sequenced
+from workers.sim.events import EventEncoder, EventFormat, EventPublisher, HashFormat
+from workers.sim.request import Sequenced
 
 VERSION = "1.3.0rc29"
 ITERATIONS_KEPT = 1000

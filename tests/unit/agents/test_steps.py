@@ -68,6 +68,13 @@ def test_a_window_that_tells_nothing_gives_nothing(second: EngineLoad) -> None:
     assert meter.take(second, WINDOW_S) == NOTHING
 
 
+def test_an_engine_that_only_prefills_tells_how_long_prompts_take() -> None:
+    meter = StepMeter()
+    meter.take(load(EngineWork(10, 100, 50, 40, 1.0, prompts_s=0.5)), 0.0)
+    told = meter.take(load(EngineWork(20, 900, 51, 40, 1.0, prompts_s=0.75)), WINDOW_S)
+    assert told == StepSums(prefill_tokens=800, prompt_ms=250)
+
+
 def test_a_simulated_engines_speed_is_learned_from_its_metrics_alone() -> None:
     """Scraped four times a second, as an agent does: the curve predicts decode steps and prompts
     within a fifth of what the engine's timing says."""

@@ -103,8 +103,9 @@ def test_dg4_a_worker_under_pressure_gets_no_long_prefill() -> None:
 def test_dg10_bandwidth_is_measured_and_small_transfers_tell_nothing() -> None:
     rates = Rates()
     assert rates.link_bytes_per_s("nvlink_domain:b>a") > rates.link_bytes_per_s("far:h")
-    rates.saw_transfer("far:h", 100, 1.0)
+    rates.saw_transfer("far:h", 100, 0.25)
     assert rates.links == {}
-    rates.saw_transfer("far:h", 2_000_000_000, 1.0)
-    rates.saw_transfer("far:h", 1_000_000_000, 1.0)
+    rates.saw_transfer("far:h", 2_000_000_000, 1.25)
+    rates.saw_transfer("far:h", 1_000_000_000, 1.25)
     assert rates.link_bytes_per_s("far:h") == pytest.approx(1.8e9)
+    assert rates.moving_s("far:h", 900_000_000, 900_000_000) == pytest.approx(1.25)

@@ -59,11 +59,13 @@ def path(made: World, ticket: Ticket) -> list[State]:
 
 
 async def test_a_movement_from_begin_to_release() -> None:
-    async with world() as made:
+    large = TRANSFER.model_copy(update={"block_bytes": 1 << 16})
+    fleet = record("p0", Role.PREFILL, transfer=large), record("d0", Role.DECODE, transfer=large)
+    async with world(*fleet) as made:
         ticket = await granted(made)
         assert ticket.state is State.PREFILLING
         assert (ticket.prefill.worker, ticket.decode.worker) == ("p0", "d0")
-        assert ticket.blocks == 256 and ticket.kv_bytes == 256 << 10
+        assert ticket.blocks == 256 and ticket.kv_bytes == 256 << 16
         ticket = await stepped(made, ticket, Step.TRANSFER, handle=b"where")
         assert ticket.state is State.TRANSFERRING and ticket.handle == b"where"
         await anyio.sleep(0.5)

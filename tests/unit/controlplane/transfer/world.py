@@ -22,6 +22,10 @@ from proto.transfers import (
     BeginReply,
     Command,
     CommandReply,
+    Evacuate,
+    Evacuated,
+    Move,
+    MoveReply,
     Outcome,
     Part,
     Report,
@@ -63,7 +67,14 @@ def record(worker: str, role: Role, **changes: object) -> WorkerRecord:
 
 
 def load(worker: str, **changes: int) -> LoadReport:
-    fields = {"running": 0, "waiting": 0, "queued_prefill_tokens": 0, "used_blocks": 0, **changes}
+    fields = {
+        "running": 0,
+        "waiting": 0,
+        "queued_prefill_tokens": 0,
+        "used_blocks": 0,
+        "live_blocks": 0,
+        **changes,
+    }
     return LoadReport(
         WorkerId(worker),
         fields["running"],
@@ -73,7 +84,7 @@ def load(worker: str, **changes: int) -> LoadReport:
         fields["used_blocks"],
         4096,
         0,
-        0,
+        fields["live_blocks"],
         0,
     )
 
@@ -89,6 +100,10 @@ class Agents:
 
     told: list[tuple[str, Verb]] = field(default_factory=list)
     outcome: Outcome = Outcome.DONE
+    answers: dict[Verb, CommandReply] = field(default_factory=dict)
+    """What differs from `outcome` alone."""
+    takes_s: float = 0.0
+    """To fetch."""
 
     @asynccontextmanager
     async def serving(self, bus: Bus, workers: list[str]) -> AsyncIterator[None]:
@@ -100,8 +115,11 @@ class Agents:
                 async def obey(
                     message: Message, worker: str = worker, producer: Producer = producer
                 ) -> bytes:
-                    self.told.append((worker, reader.open(message.data).body.verb))
-                    return producer.seal(CommandReply(self.outcome))
+                    verb = reader.open(message.data).body.verb
+                    self.told.append((worker, verb))
+                    if verb is Verb.REPLICATE:
+                        await anyio.sleep(self.takes_s)
+                    return producer.seal(self.answers.get(verb, CommandReply(self.outcome)))
 
                 endpoints = [
                     Endpoint(verb.value, SUBJECTS.agent(WorkerId(worker), verb), obey)
@@ -125,6 +143,18 @@ class Asker:
         sealed = self._producer.seal(asked)
         answer = await self._bus.request(SUBJECTS.transfer("begin"), sealed, timeout_s=DEADLINE_S)
         return self._begins.open(answer.data).body
+
+    async def move(self, asked: Move) -> MoveReply:
+        sealed = self._producer.seal(asked)
+        answer = await self._bus.request(SUBJECTS.transfer("move"), sealed, timeout_s=DEADLINE_S)
+        return Reader[MoveReply](MoveReply).open(answer.data).body
+
+    async def evacuate(self, said: Evacuate) -> Evacuated:
+        sealed = self._producer.seal(said)
+        answer = await self._bus.request(
+            SUBJECTS.transfer("evacuate"), sealed, timeout_s=DEADLINE_S
+        )
+        return Reader[Evacuated](Evacuated).open(answer.data).body
 
     async def report(self, ticket: Ticket, step: Step, **news: object) -> ReportReply:
         said = Report(ticket.id, ticket.fence, step, **news)  # type: ignore[arg-type]
