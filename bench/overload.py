@@ -36,7 +36,7 @@ SETTINGS = {
 }
 """A service that would rather refuse than let wait."""
 CALLERS_MOST = 48
-WARM_S, LEVEL_S = 12.0, 25.0
+WARM_S, LEVEL_S = 10.0, 20.0
 SHARES = (0.5, 0.8, 1.0, 1.5, 2.0, 3.0)
 GOODPUT_LEAST = 0.85
 """Of what was served at capacity, that must be served under any overload."""

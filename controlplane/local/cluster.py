@@ -237,6 +237,7 @@ class LocalCluster:
             "gateway_admin": admins[0],
             "gateway_admins": admins,
             "routers_admin": [f"{LOOPBACK_URL}:{port}" for port in self.ports.routers_admin],
+            "registry_admin": f"{LOOPBACK_URL}:{self.ports.registry_admin}",
             "console": self.console_url,
             "model": self.model,
             "engines": [f"http://127.0.0.1:{place.ports.http}" for place in self.engines.values()],

@@ -124,14 +124,14 @@ def test_cp6_planner_down_serving_goes_on(cluster: UpCluster) -> None:
 
 
 def test_cp6_etcd_down_the_last_topology_serves_and_is_flagged(cluster: UpCluster) -> None:
-    gateway = cluster.state["gateway_admin"]
+    registry = cluster.state["registry_admin"]
 
     def stale() -> bool:
-        return cluster.gauge(gateway, REGISTRY_STALE) == 1
+        return cluster.gauge(registry, REGISTRY_STALE) == 1
 
     assert not stale()
     with frozen(cluster, "etcd"):
-        cluster.wait_until(stale, "the gateway to say that its view is old")
+        cluster.wait_until(stale, "the registry to say that its view is old")
         served = [ask(cluster, new_prompt()) for _ in range(8)]
         assert all(answer.policy != FALLBACK for answer in served)
     cluster.wait_until(lambda: not stale(), "the view to be fed again")
