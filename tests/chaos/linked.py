@@ -27,7 +27,7 @@ from controlplane.local.cluster import Stages
 from controlplane.local.plan import Part
 from controlplane.local.ports import free_ports
 from tests.support.link import LOOPBACK, Link, Trouble
-from tests.support.up import UpCluster
+from tests.support.up import PATIENCE_S, UpCluster
 
 COMMAND = ("tests.chaos.linked",)
 NATS, ETCD = "TOKENPLANE_NATS__SERVERS", "TOKENPLANE_ETCD__ENDPOINTS"
@@ -64,7 +64,7 @@ class Way:
             own[ENGINE] = self._through(f"{part.name}>{engine}", own[ENGINE])
             for name in EVENTS:
                 own[name] = self._through(f"{part.name}>{engine} {name[-6:].lower()}", own[name])
-        return replace(part, environment=own)
+        return replace(part, environment=own, start_s=PATIENCE_S)
 
     def _through(self, name: str, address: str) -> str:
         """The address of the link of that name, which leads there."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from controlplane.local.layout import Layout
 from controlplane.local.plan import LOOPBACK_URL, Part
 from controlplane.local.ports import free_ports
 from controlplane.local.servers import find_binary
-from tests.support.up import UpCluster
+from tests.support.up import PATIENCE_S, UpCluster
 
 COMMAND = ("tests.chaos.replicated",)
 MEMBERS = 3
@@ -47,15 +47,14 @@ def arrange(ports: Ports, layout: Layout, stages: Stages) -> Stages:
         "TOKENPLANE_ETCD__ENDPOINTS": etcd,
     }
     servers = [*_nats(ports, layout.nats_data), *_etcd(ports, layout.etcd_data)]
-    return [
-        servers,
-        [
-            replace(part, environment={**part.environment, **told})
-            if told.keys() & part.environment.keys()
-            else part
-            for part in services
-        ],
-    ]
+    return [servers, [_told(part, told) for part in services]]
+
+
+def _told(part: Part, told: Mapping[str, str]) -> Part:
+    own = part.environment
+    if told.keys() & own.keys():
+        own = {**own, **told}
+    return replace(part, environment=own, start_s=PATIENCE_S)
 
 
 def _nats(ports: Ports, data: Path) -> Iterator[Part]:

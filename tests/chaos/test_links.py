@@ -28,7 +28,7 @@ from tests.chaos.linked import COMMAND, Links, clock_of, names
 from tests.chaos.load import Load, questions
 from tests.chaos.trial import descriptors, judge, nothing_left, suffer, told
 from tests.support.link import Trouble
-from tests.support.up import UpCluster, up
+from tests.support.up import PATIENCE_S, UpCluster, up
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
@@ -80,7 +80,7 @@ Mishap = Bad | Fault | Clock
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
     words = ("--engines", str(ENGINES), "--routers", "2", "--speed", "2")
-    with up(tmp_path_factory.mktemp("up"), *words, command=COMMAND) as running:
+    with up(tmp_path_factory.mktemp("up"), *words, ready_s=PATIENCE_S, command=COMMAND) as running:
         yield running
 
 

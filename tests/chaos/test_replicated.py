@@ -21,7 +21,7 @@ from tests.chaos.faults import Fault, How, inflict
 from tests.chaos.load import Load, Verdict, questions
 from tests.chaos.replicated import COMMAND, ETCD, MEMBERS, NATS, Members
 from tests.chaos.trial import at_rest, check_descriptors, descriptors, judge, suffer, told
-from tests.support.up import UpCluster, up
+from tests.support.up import PATIENCE_S, UpCluster, up
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
@@ -37,7 +37,7 @@ PROMPTS = [f"Chapter {n}. " + "Once upon a time there was a token. " * 60 for n 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
     words = ("--roles", "1P2D", "--prefill", "remote", "--speed", "2")
-    with up(tmp_path_factory.mktemp("up"), *words, command=COMMAND) as running:
+    with up(tmp_path_factory.mktemp("up"), *words, ready_s=PATIENCE_S, command=COMMAND) as running:
         yield running
 
 

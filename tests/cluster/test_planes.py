@@ -19,7 +19,7 @@ import pytest
 from controlplane.gateway.routing import FALLBACK
 from tests.chaos.linked import COMMAND, Links
 from tests.support.link import Trouble
-from tests.support.up import UpCluster, up
+from tests.support.up import PATIENCE_S, UpCluster, up
 
 pytestmark = [
     pytest.mark.cluster,
@@ -47,7 +47,11 @@ class Answer(NamedTuple):
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
     words = ("--engines", str(ENGINES), "--speed", "10", "--planner")
     with up(
-        tmp_path_factory.mktemp("up"), *words, command=COMMAND, TOKENPLANE_PLANNER__LEAST="2"
+        tmp_path_factory.mktemp("up"),
+        *words,
+        ready_s=PATIENCE_S,
+        command=COMMAND,
+        TOKENPLANE_PLANNER__LEAST="2",
     ) as running:
         yield running
 

@@ -20,6 +20,8 @@ import pytest
 READY_S = 60.0
 POLL_S = 0.05
 UP = ("controlplane.cli.main", "up")
+PATIENCE_S = 120.0
+"""What a process may take to start where many start at once, on a machine that is busy."""
 
 
 class UpCluster:
