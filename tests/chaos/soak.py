@@ -42,7 +42,7 @@ CHURN_S = 60.0
 LOOK_S = 10.0
 WARM_SHARE = 0.3
 """Of the time: caches fill and pools grow to what they need; slopes are of the rest."""
-BOUNDED = {"TOKENPLANE_ROUTER__DECISIONS_BYTES": str(4 << 20)}
+DECISIONS_BYTES = 4 << 20
 """What routers remember of their decisions, so little that it is full before slopes begin: with
 the usual 64 MiB it takes half of the hour, which looks like a leak."""
 GROWTH_MAX_MIB_PER_HOUR = 8.0
@@ -120,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--speed",
             str(asked.speed),
         )
-        with up(Path(home), *options, **BOUNDED) as cluster:
+        memory = str(DECISIONS_BYTES)
+        with up(Path(home), *options, TOKENPLANE_ROUTER__DECISIONS_BYTES=memory) as cluster:
             soak = anyio.run(_soak, cluster, asked.minutes * 60, random.Random(asked.seed))
     print(table(soak))
     if asked.json:
