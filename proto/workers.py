@@ -11,6 +11,10 @@ from proto.ids import WorkerId
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
+PROBE_PROMPT = "Are you there?"
+"""What a worker is asked to see whether it answers. Of more tokens than one: vLLM with its example
+of a KV connector dies of those that have one."""
+
 
 class Role(StrEnum):
     """Which phase a worker serves."""

@@ -29,7 +29,7 @@ from proto.progress import Phase
 from proto.route import Chosen
 from proto.wire.errors import HttpError
 from proto.wire.ports import Http, HttpTimeouts
-from proto.workers import WorkerRecord
+from proto.workers import PROBE_PROMPT, WorkerRecord
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class Health:
 
     async def _answers(self, known: WorkerRecord) -> bool:
         """Whether the worker says one token, or at least why not."""
-        body = msgspec.json.encode({"model": known.model, "prompt": "?", "max_tokens": 1})
+        body = msgspec.json.encode({"model": known.model, "prompt": PROBE_PROMPT, "max_tokens": 1})
         url = known.url + Api.COMPLETIONS.value
         headers = {"content-type": "application/json"}
         probe = self._http.exchange(

@@ -39,7 +39,7 @@ from controlplane.runtime.settings import (
 )
 from proto.wire.errors import HttpError
 from proto.wire.ports import Http, HttpTimeouts
-from proto.workers import Role
+from proto.workers import PROBE_PROMPT, Role
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class LocalCluster:
 
     async def _first_answer(self, http: Http) -> None:
         """Every part is ready; wait until all have heard of each other and a request is served."""
-        body = msgspec.json.encode({"model": self.model, "prompt": "?", "max_tokens": 1})
+        body = msgspec.json.encode({"model": self.model, "prompt": PROBE_PROMPT, "max_tokens": 1})
         while True:
             try:
                 async with http.exchange("POST", f"{self.url}/v1/completions", body=body) as answer:
