@@ -197,4 +197,3 @@ def test_without_its_prefill_engine_the_other_one_does_all_of_it(
     else:
         assert said.status_code >= 500 and said.json()["error"]["message"]
     assert answer_of(decode, prompts[0]) == expected[0]
-    cluster.wait_ready(READY_S)
