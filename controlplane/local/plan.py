@@ -240,7 +240,7 @@ class Part:
     environment: Mapping[str, str]
     files: Mapping[Path, str] = field(default_factory=dict)
     """To be written before it starts."""
-    start_s: float = 30.0
+    start_s: float = 60.0
     stop_s: float = 8.0
     family: bool = False
     """It starts processes of its own."""

@@ -46,7 +46,7 @@ class ChildSpec:
     log_path: Path
     ready: Probe
     environment: Mapping[str, str] = field(default_factory=dict)
-    start_s: float = 30.0
+    start_s: float = 60.0
     stop_s: float = 8.0
     family: bool = False
     """It starts processes of its own, which must not outlive us either."""
