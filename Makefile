@@ -28,8 +28,8 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# Everything goes wrong on purpose, for some minutes. CHAOS_SEED=7 plays another history. Then the
-# pure cores alone, a million histories of them.
+# Everything goes wrong on purpose: links, processes, leaders, tickets, a full disk. CHAOS_SEED=7
+# plays another history. Then the pure cores alone, a million histories of them.
 SCHEDULES := 1000000
 .PHONY: chaos
 chaos: $(READY)
