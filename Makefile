@@ -124,6 +124,7 @@ ROUTERS_NEED := setproctitle requests aiohttp httpx orjson uvicorn fastapi
 bench-peers:
 	$(call peer,sglang-router,sglang-router==0.3.2,$(ROUTERS_NEED))
 	$(call peer,vllm-router,vllm-router==0.1.17,$(ROUTERS_NEED))
+	$(call peer,http,uvicorn==0.54.0,click h11 httptools uvloop granian==2.8.9)
 	$(call peer,litellm,litellm==1.80.5,litellm[proxy]==1.80.5)
 	$(call peer,dynamo,ai-dynamo==1.6.1,ai-dynamo-runtime==1.6.1 aiohttp "kubernetes<33" msgspec \
 		"prometheus-client<1" pyzmq "redis<9" "transformers>=4.56" "zstandard<1")
