@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from controlplane.gateway.openai import Ask, ClientError
-from controlplane.gateway.pieces import PieceEncoder
+from controlplane.gateway.pieces import PieceEncoder, token_ids
 from proto.workers import ModelCard
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class ModelTokenizer:
     def encode(self, ask: Ask) -> array[int]:
         """Token ids of the prompt as the engine will see it. Raises `ClientError`."""
         if ask.text is not None:
-            return array("I", self._tokenizer.encode(ask.text).ids)
+            return token_ids(self._tokenizer, ask.text, special=True)
         return self._pieces.encode(self._render(ask))
 
     def decode(self, tokens: Sequence[int]) -> str:
