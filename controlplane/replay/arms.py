@@ -6,6 +6,7 @@ one of
 - `kv_delay_s`: how much later than the engine's step an agent hears what came of its cache;
 - `kv_loss`: the share of KV batches, and of snapshots asked for, that get lost on their way;
 - `roles`: who does what, as `2P2D`; the fleet then has as many workers;
+- `moves`: 1 lets cached prefixes go from engine to engine (docs/transfer.md);
 - `knowledge`: `events` (the rule), `approximate` (engines tell nothing of their caches) or
   `oracle` (no router at all; see `oracle`).
 
@@ -47,6 +48,7 @@ class Arm:
     kv_loss: float = 0.0
     roles: tuple[Role, ...] = ()
     """Empty: every worker does all."""
+    moves: bool = False
 
     def __post_init__(self) -> None:
         if not self.kv_delay_s >= 0:
@@ -69,6 +71,9 @@ def arm(text: str, targets: Targets | None = None) -> Arm:
     roles = parse_roles(given.pop("roles")) if "roles" in given else ()
     if roles and knowledge is not Knowledge.EVENTS:
         raise ValueError(f"{text}: a split fleet needs knowledge=events")
+    moves = given.pop("moves", "0") != "0"
+    if moves and (roles or knowledge is not Knowledge.EVENTS):
+        raise ValueError(f"{text}: moves are for fleets that do not split, with knowledge=events")
     kv_delay_s, kv_loss = float(given.pop("kv_delay_s", 0)), float(given.pop("kv_loss", 0))
     promised = {}
     if targets is not None:
@@ -78,4 +83,4 @@ def arm(text: str, targets: Targets | None = None) -> Arm:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{text}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return Arm(text, settings, knowledge, kv_delay_s, kv_loss, roles)
+    return Arm(text, settings, knowledge, kv_delay_s, kv_loss, roles, moves)

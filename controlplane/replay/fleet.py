@@ -40,6 +40,8 @@ class SimulatedWorker:
     ) -> None:
         self.worker = worker
         self.role = role
+        self.copies = False
+        """Whether cached blocks may go to other engines, and come from there."""
         self.engine = Engine(
             profile, block_tokens=block_tokens, blocks=blocks, speculation=speculation
         )
@@ -82,7 +84,12 @@ class SimulatedWorker:
                 topology={"rack": "replay"},
             ),
             role=self.role,
-            transfer=KvTransfer(connector="sim", layout=profile.name, block_bytes=self.block_bytes),
+            transfer=KvTransfer(
+                connector="sim",
+                layout=profile.name,
+                block_bytes=self.block_bytes,
+                copies=self.copies,
+            ),
         )
 
     def hear(self, events: Sequence[CacheEvent]) -> KvBatch:

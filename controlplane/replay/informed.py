@@ -24,6 +24,7 @@ from proto.kv import KvBatch
 from proto.load import LoadReport
 from proto.progress import Phase, Progress
 from proto.route import Rejected, RouteLeg, RouteRequest, Verdict
+from proto.transfers import Move
 from proto.workers import WorkerState
 from workers.sim.cache import CacheEvent
 
@@ -113,6 +114,10 @@ class Informed:
         if isinstance(reply, Rejected) and leg is not RouteLeg.PREFILL:
             self._open -= 1
         return reply
+
+    def take_hot(self) -> list[Move]:
+        """As `RouterCore.take_hot`."""
+        return self._core.take_hot()
 
     def dropped(self) -> None:
         """A request goes nowhere, and nobody is asked about it."""

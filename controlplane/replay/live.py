@@ -54,12 +54,13 @@ async def run_live(
     counts. `on_ended` is told how many have ended so far.
     """
     outcomes: dict[int, Outcome] = {}
+    gaps: list[tuple[float, int]] = []
     slots = anyio.Semaphore(target.concurrency)
     start_s = anyio.current_time() - (requests[0].arrival_s / target.speed if requests else 0.0)
 
     async def one(index: int, due_s: float) -> None:
         try:
-            outcomes[index] = await _serve(http, target, requests[index], due_s)
+            outcomes[index] = await _serve(http, target, requests[index], due_s, gaps)
         finally:
             slots.release()
         on_ended(len(outcomes))
@@ -70,7 +71,7 @@ async def run_live(
             await anyio.sleep_until(due_s)
             await slots.acquire()
             tasks.start_soon(one, index, due_s)
-    return Run(target.policy, [outcomes[i] for i in range(len(requests))], busy=None)
+    return Run(target.policy, [outcomes[i] for i in range(len(requests))], busy=None, gaps=gaps)
 
 
 async def served_model(http: Http, url: str, model: str | None) -> str:
@@ -134,6 +135,8 @@ class _Answer:
         self._pending = b""
         self._first_s: float | None = None
         self._last_s = 0.0
+        self.gaps: list[tuple[float, int]] = []
+        """Between events with news, in milliseconds, each counted once."""
         self._usage: _Usage | None = None
         self._done = False
 
@@ -175,12 +178,21 @@ class _Answer:
         if event.error is not None:
             raise _BadStream(f"the stream ended in an error: {event.error.message}")
         if event.choices:
-            self._first_s = now_s if self._first_s is None else self._first_s
+            if self._first_s is None:
+                self._first_s = now_s
+            else:
+                self.gaps.append(((now_s - self._last_s) * 1000, 1))
             self._last_s = now_s
         self._usage = event.usage or self._usage
 
 
-async def _serve(http: Http, target: LiveTarget, request: TraceRequest, due_s: float) -> Outcome:
+async def _serve(
+    http: Http,
+    target: LiveTarget,
+    request: TraceRequest,
+    due_s: float,
+    gaps: list[tuple[float, int]],
+) -> Outcome:
     timeouts = HttpTimeouts(first_byte_s=target.timeout_s, idle_s=target.timeout_s)
     exchange = http.exchange(
         "POST",
@@ -196,6 +208,7 @@ async def _serve(http: Http, target: LiveTarget, request: TraceRequest, due_s: f
             answer = _Answer()
             async for chunk in response.chunks():
                 answer.feed(chunk, anyio.current_time())
+            gaps += answer.gaps
             return answer.outcome(target, request, due_s)
     except (WireError, _BadStream) as error:
         return Outcome(Status.FAILED, detail=str(error))

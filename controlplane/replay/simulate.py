@@ -16,7 +16,8 @@ from itertools import cycle
 from typing import Protocol
 
 from controlplane.replay.arms import Arm, Knowledge
-from controlplane.replay.fleet import SimulatedWorker
+from controlplane.replay.copying import Copying
+from controlplane.replay.fleet import MODEL, SimulatedWorker
 from controlplane.replay.handover import TOO_LARGE, Handovers, Link, split
 from controlplane.replay.informed import Action, Informed
 from controlplane.replay.oracle import Oracle
@@ -26,7 +27,7 @@ from controlplane.transfer.settings import TransferSettings
 from proto.hashing import Words
 from proto.ids import WorkerId
 from proto.progress import Phase
-from proto.route import Rejected
+from proto.route import Rejected, RouteLeg
 from proto.speculation import accept_length
 from proto.workers import Role
 from workers.sim.cache import CacheEvent
@@ -110,6 +111,7 @@ class Simulation:
         self._agenda: list[tuple[float, int, Action]] = []
         self._chooser = self._make_chooser()
         self._handovers = self._split() if split(arm.roles) else None
+        self._copying = self._copier() if arm.moves else None
 
     def run(self) -> Run:
         requests = self._scenario.requests
@@ -122,6 +124,8 @@ class Simulation:
         self._chooser.check()
         if self._handovers is not None:
             self._handovers.check()
+        if self._copying is not None:
+            self._copying.check()
         outcomes = [self._outcomes[index] for index in range(len(requests))]
         span_s = self._last_token_s - start_s
         busy = self._busy(span_s)
@@ -142,7 +146,10 @@ class Simulation:
         )
 
     def _make_fleet(self) -> dict[WorkerId, SimulatedWorker]:
-        return _fleet(self._scenario, self._arm.roles)
+        fleet = _fleet(self._scenario, self._arm.roles)
+        for worker in fleet.values():
+            worker.copies = self._arm.moves
+        return fleet
 
     def _make_chooser(self) -> Chooser:
         scenario, arm = self._scenario, self._arm
@@ -162,6 +169,13 @@ class Simulation:
         )
         self._chooser.on_load = handovers.hear
         return handovers
+
+    def _copier(self) -> Copying:
+        assert isinstance(self._chooser, Informed), "arms see to that"
+        scenario = self._scenario
+        copying = Copying(self._fleet, scenario.transfer, scenario.link, self._at, self._touch)
+        self._chooser.on_load = copying.hear
+        return copying
 
     def _touch(self, worker: SimulatedWorker) -> None:
         self._touched[worker.worker] = worker
@@ -194,11 +208,18 @@ class Simulation:
         if self._handovers is not None:
             self._arrive_split(self._handovers, index, now_s)
             return
+        if self._copying is not None:
+            self._arrive_copying(self._copying, index, now_s)
+            return
         chosen = self._chooser.choose(index, request, names, now_s)
         if isinstance(chosen, Rejected):
             self._ended_on = None
             self._end(index, Outcome(Status.REJECTED, detail=chosen.detail))
             return
+        self._submit(index, chosen, now_s)
+
+    def _submit(self, index: int, chosen: WorkerId, now_s: float) -> None:
+        request, names = self._scenario.requests[index], self._scenario.names[index]
         worker = self._fleet[chosen]
         prompt_hashes: list[int] = names.tolist()
         try:
@@ -212,6 +233,22 @@ class Simulation:
             return
         self._open[index] = _Open(chosen)
         self._touched[chosen] = worker
+
+    def _arrive_copying(self, copying: Copying, index: int, now_s: float) -> None:
+        """What its worker lacks may come from another one first; hot prefixes are copied."""
+        assert isinstance(self._chooser, Informed)
+        request, names = self._scenario.requests[index], self._scenario.names[index]
+        reply = self._chooser.decide(index, request, names, now_s, RouteLeg.WHOLE)
+        if isinstance(reply, Rejected):
+            self._ended_on = None
+            self._end(index, Outcome(Status.REJECTED, detail=reply.detail))
+            return
+        prompt: list[int] = names.tolist()
+        copying.fetch(
+            index, MODEL, prompt, reply, partial(self._submit, index, reply.worker), now_s
+        )
+        for hot in self._chooser.take_hot():
+            copying.move(hot, prompt[: hot.blocks], None, now_s)
 
     def _arrive_split(self, handovers: Handovers, index: int, now_s: float) -> None:
         request, names = self._scenario.requests[index], self._scenario.names[index]

@@ -10,6 +10,7 @@ running streams, prefilling elsewhere holds up nobody but takes the transfer (DG
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -28,6 +29,7 @@ ASSUMED_BYTES_PER_S: Mapping[str, float] = {
 for InfiniBand and 1-3 for TCP."""
 SAMPLE_BYTES_MIN = 4 << 20
 """A transfer of less tells of latency and not of bandwidth."""
+LATE_SHARE, LATE_S = 0.25, 60.0
 LATENCY_SHARE_MAX = 0.9
 """Of what a large transfer took, that may have been latency."""
 
@@ -63,6 +65,8 @@ class Rates:
         self._prefill: dict[str, _Sums] = {}
         self._links: dict[str, float] = {}
         self._latencies: dict[str, float] = {}
+        self._late: dict[str, tuple[float, float]] = {}
+        """No faster than this, until then."""
 
     def saw_steps(self, worker: str, steps: StepSums) -> None:
         """A load report tells of some prefill."""
@@ -84,14 +88,32 @@ class Rates:
         rate = moved_bytes / (seconds - latency_s)
         self._links[link] = _blend(self._links.get(link), rate)
 
+    def saw_late(self, link: str, bytes_due: int, seconds: float, now_s: float) -> None:
+        """Nobody waits any more for a transfer that had not come by then: the link is slower than
+        that. How much is not known, and so guessed; for a while."""
+        if bytes_due >= SAMPLE_BYTES_MIN and seconds > 0:
+            rate = min(self.link_bytes_per_s(link), bytes_due / seconds * LATE_SHARE)
+            self._late[link] = rate, now_s + LATE_S
+
+    def forget_late(self, now_s: float) -> None:
+        """Links that were too slow a while ago may be tried again."""
+        self._late = {link: late for link, late in self._late.items() if late[1] > now_s}
+
     def prefill_tokens_per_s(self, worker: str) -> float | None:
         """None while it has not prefilled anything that we know of."""
         known = self._prefill.get(worker)
         return known.tokens / known.ms * 1000 if known and known.ms and known.tokens else None
 
     def link_bytes_per_s(self, link: str) -> float:
-        """As measured, else as assumed of its distance, which begins its name."""
-        return self._links.get(link) or ASSUMED_BYTES_PER_S[link.partition(":")[0]]
+        """As measured; else as the slowest that was measured of its distance, which begins its
+        name; else as assumed of that."""
+        late = self._late.get(link, (math.inf, 0.0))[0]
+        if link in self._links:
+            return min(self._links[link], late)
+        near = link.partition(":")[0]
+        seen = [*self._links.items(), *((other, rate) for other, (rate, _) in self._late.items())]
+        alike = (rate for other, rate in seen if other.partition(":")[0] == near)
+        return min(min(alike, default=ASSUMED_BYTES_PER_S[near]), late)
 
     def latency_s(self, link: str) -> float:
         """What a transfer takes there that is too small to matter; 0 while none was seen."""

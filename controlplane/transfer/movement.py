@@ -22,6 +22,8 @@ from proto.ids import RequestId, ServiceId, WorkerId
 from proto.transfers import TERMINAL, Move, Purpose, Stays, Ticket, TicketId
 from proto.workers import HandoffOrder, WorkerRecord, WorkerState
 
+PATIENCE, PATIENCE_S = 3.0, 0.05
+
 
 class Worth(NamedTuple):
     """When moving is worth it."""
@@ -44,6 +46,12 @@ class Route(NamedTuple):
     blocks: int
     moving_s: float
     computing_s: float
+
+    @property
+    def patience_s(self) -> float:
+        """How long a request waits: no longer than it would take to compute, and not for what takes
+        several times as long as predicted, as then the prediction was wrong."""
+        return min(self.computing_s, PATIENCE * self.moving_s + PATIENCE_S)
 
 
 def route(asked: Move, fleet: Fleet, book: Book, rates: Rates, worth: Worth) -> Route | Stays:

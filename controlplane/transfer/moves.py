@@ -152,10 +152,12 @@ class Moves:
         await self._shelf.add(walk)
         await self._hands.happened(walk)
         moved: Moved | None = None
-        cause = "late"
+        cause, patience_s = "late", self._patience_s(asked, way)
         try:
-            with anyio.move_on_after(self._patience_s(asked, way)):
+            with anyio.move_on_after(patience_s) as patience:
                 moved = await self._carry(walk.ticket)
+            if patience.cancelled_caught:
+                self._core.rates.saw_late(way.link, way.kv_bytes, patience_s, self._hands.clock())
         except Failed as failure:
             cause = str(failure)
         finally:
@@ -164,8 +166,7 @@ class Moves:
         return moved or Stays("failed", cause)
 
     def _patience_s(self, asked: Move, way: Route) -> float:
-        """A request waits no longer than it would take to compute what it waits for."""
-        patience_s = way.computing_s if asked.purpose is Purpose.FETCH else self._settings.move_s
+        patience_s = way.patience_s if asked.purpose is Purpose.FETCH else self._settings.move_s
         return min(patience_s, asked.within_s) if asked.within_s else patience_s
 
     async def _carry(self, ticket: Ticket) -> Moved:

@@ -275,6 +275,7 @@ class TransferService:
         while True:
             await anyio.sleep(self._settings.sweep_s)
             now_s = self._clock()
+            self.core.rates.forget_late(now_s)
             try:
                 for ticket in self.core.due(now_s):
                     await self._by_itself(ticket, Step.EXPIRE, f"{ticket.state} for too long")

@@ -64,6 +64,15 @@ class UpCluster:
     def model(self) -> str:
         return str(self.state["model"])
 
+    def environment(self) -> dict[str, str]:
+        """For a process that is to belong to the cluster, too."""
+        return {
+            "TOKENPLANE_CLUSTER": "test",
+            "TOKENPLANE_SECRET_FILE": str(self._state.parent / "secret"),
+            "TOKENPLANE_NATS__SERVERS": json.dumps([self.state["nats"]]),
+            "TOKENPLANE_ETCD__ENDPOINTS": json.dumps([self.state["etcd"]]),
+        }
+
     def pids(self) -> dict[str, int]:
         return {name: child["pid"] for name, child in self.state["children"].items()}
 
