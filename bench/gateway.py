@@ -159,8 +159,8 @@ async def _turn(rig: Rig, side: Side, requests: Sequence[bytes], callers: int) -
 
 
 def _cases(share: float) -> Iterator[Case]:
-    streams = int(max(2.0, 5 * share) * STREAMS)
-    requests = int(max(300, 1000 * share))
+    streams = int(max(2.0, 3 * share) * STREAMS)
+    requests = int(max(300, 600 * share))
 
     def streamed(number: int) -> Sequence[bytes]:
         rng = np.random.default_rng((1, number))

@@ -44,6 +44,11 @@ class PieceEncoder:
             tokens += ids if is_last else ids[:-1]
         return tokens
 
+    def unknown_chars(self, text: str) -> int:
+        """How much of a text is not known yet."""
+        with self._lock:
+            return sum(len(piece) for piece, _ in self._pieces(text) if piece not in self._known)
+
     def _pieces(self, text: str) -> Iterator[tuple[str, bool]]:
         start = 0
         for found in self._specials.finditer(text) if self._specials else ():

@@ -67,6 +67,8 @@ def test_of_a_longer_conversation_only_the_new_turn_is_tokenised() -> None:
     before = "<s>" + TEXT[0] + "<s>" + TEXT[1] + "<s>"
     pieces.encode(before)
     encoded = pieces.encoded_chars
+    assert pieces.unknown_chars(before) == 0
+    assert pieces.unknown_chars(before + TEXT[2]) == len("<s>" + TEXT[2])
     pieces.encode(before + TEXT[2])
     assert pieces.encoded_chars - encoded == len("<s>" + TEXT[2])
 
