@@ -12,8 +12,10 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 
 from workers.sim import responses, shapes
@@ -75,6 +77,10 @@ class _Call:
         return all(generation.finished for generation in self.generations)
 
 
+class _Handed(msgspec.Struct):
+    kv_transfer_params: KvParams | None = None
+
+
 class Server:
     """Handlers over one driver; `app` is what aiohttp serves."""
 
@@ -113,10 +119,11 @@ class Server:
         )
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, self._reader.completion(await request.read()))
+        ask = self._asked(self._reader.completion, await request.read())
+        return await self._answer(request, ask)
 
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, self._reader.chat(await request.read()))
+        return await self._answer(request, self._asked(self._reader.chat, await request.read()))
 
     async def _responses(self, request: web.Request) -> web.StreamResponse:
         ask = self._reader.response(await request.read())
@@ -176,6 +183,15 @@ class Server:
             self._calls[named].remove(call)
             if not self._calls[named]:
                 del self._calls[named]
+
+    def _asked(self, read: Callable[[bytes], Ask], body: bytes) -> Ask:
+        """What a client wants; blocks that wait for what is refused are not wanted."""
+        try:
+            return read(body)
+        except ApiError:
+            with suppress(msgspec.DecodeError):
+                self._decline(msgspec.json.decode(body, type=_Handed).kv_transfer_params)
+            raise
 
     def _call(self, request: web.Request, ask: Ask, kind: str) -> _Call:
         # Unique inside whatever a client sends: two calls of one X-Request-Id are two calls.

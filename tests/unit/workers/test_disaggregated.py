@@ -158,3 +158,12 @@ async def test_a_client_that_leaves_frees_both_sides() -> None:
         await client.at_rest(prefill)
         status, _ = await client.complete(decode)
         assert status == 200
+
+
+async def test_dg16_who_refuses_a_request_gives_its_blocks_back_at_once() -> None:
+    async with pair("--kv-lease-s", "600") as (client, prefill, decode):
+        _, staged = await client.complete(prefill, STAGE, max_tokens=1)
+        where = staged["kv_transfer_params"]
+        status, _ = await client.complete(decode, where, max_tokens=1_000_000)
+        assert status == 400
+        await client.at_rest(prefill)

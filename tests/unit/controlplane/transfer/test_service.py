@@ -295,3 +295,32 @@ async def test_load_tells_how_fast_a_worker_prefills_and_who_waits() -> None:
     async with world(*fleet) as made:
         await made.tell(load("p0", queued_prefill_tokens=50_000), load("p1"))
         assert (await granted(made)).prefill.worker == "p1"
+
+
+async def test_dg23_a_prefill_worker_holds_no_more_for_others_than_it_may() -> None:
+    async with world(staged_bytes_max=1) as made:
+        await stepped(made, await granted(made, "a"), Step.TRANSFER, handle=b"1")
+        reply = await made.asker.begin(begin("b"))
+        assert isinstance(reply, Local)
+        assert (reply.reason, reply.fallback) == ("staged_full", True)
+
+
+async def test_dg27_what_moves_and_what_does_not_is_counted() -> None:
+    async with world() as made:
+        done = await stepped(made, await granted(made, "a"), Step.TRANSFER, handle=b"1")
+        await anyio.sleep(0.1)
+        open_ = await stepped(made, await granted(made, "b"), Step.TRANSFER, handle=b"2")
+        await anyio.sleep(0.1)
+
+        def told(name: str, **labels: str) -> float | None:
+            return made.metrics[0].get_sample_value(f"tokenplane_transfer_{name}", labels)
+
+        assert (told("in_flight"), told("staged_bytes")) == (2, 2 * done.kv_bytes)
+        await stepped(made, done, Step.LAND, seconds=0.1)
+        await stepped(made, open_, Step.FAIL, cause="remote_disconnect")
+        await anyio.sleep(0.1)
+        assert told("bytes_total", link=done.link) == done.kv_bytes
+        failed = {"ended": "failed transferring", "cause": "remote_disconnect"}
+        assert told("failures_total", **failed) == 1
+        assert told("post_seconds_count") == 2
+        assert told("in_flight") == told("staged_bytes") == 0
