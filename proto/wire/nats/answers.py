@@ -49,8 +49,9 @@ class Answers:
         return told
 
     async def _listen(self) -> None:
-        self._inbox = self._client.new_inbox()
-        await self._client.hear(f"{self._inbox}.*", "", self._take)
+        inbox = self._client.new_inbox()
+        await self._client.hear(f"{inbox}.*", "", self._take)
+        self._inbox = inbox
 
     def _take(self, message: Message, reply: str) -> None:
         answer = self._awaited.get(message.subject)

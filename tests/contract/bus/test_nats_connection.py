@@ -140,7 +140,7 @@ async def test_tls_with_a_certificate_that_we_are_told_to_trust(tmp_path: Path) 
             await bus.publish("s", b"in")
             assert (await take(messages, 1))[0].data == b"in"
         with pytest.raises(BusUnavailable, match="certificate"):
-            await works(quick_settings(server, connect_s=0.3))
+            await works(quick_settings(server, connect_s=2.0))
 
 
 @pytest.mark.parametrize("greeting", [HTTP, ENDLESS], ids=["http", "endless"])
