@@ -194,7 +194,8 @@ class LocalCluster:
             log_path=self.layout.log(part.name),
             ready=_answers(http, part.ready_url),
             environment=part.environment,
-            start_s=part.start_s,
+            # While real engines load they keep every core busy.
+            start_s=part.start_s if self.engine is None else max(part.start_s, engines.CROWDED_S),
             stop_s=part.stop_s,
             family=part.family,
         )

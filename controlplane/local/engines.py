@@ -19,6 +19,8 @@ from workers.launch.spec import CannotLaunch, Command, Connector, EngineKind, En
 
 START_S = 900.0
 """Until an engine has loaded its model, which may be big, and the disk slow."""
+CROWDED_S = 180.0
+"""Until another part has started beside it."""
 STOP_S = 20.0
 
 

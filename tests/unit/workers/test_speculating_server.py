@@ -57,6 +57,20 @@ async def test_greedy_answers_are_token_for_token_the_same(
     assert said[0]["text"] == said[1]["text"]
 
 
+async def test_sampled_answers_are_the_same_seed_by_seed(
+    speculating: SimProcess, plain: SimProcess
+) -> None:
+    """SD4: so their distribution is, too; and they differ from seed to seed."""
+    drawn: list[list[list[int]]] = []
+    for engine in (speculating, plain):
+        async with client(engine) as c:
+            bodies = [{**BODY, "max_tokens": 12, "temperature": 1, "seed": s} for s in range(20)]
+            answers = [await c.post("/v1/completions", body) for body in bodies]
+            drawn.append([answer["choices"][0]["token_ids"] for answer in answers])
+    assert drawn[0] == drawn[1]
+    assert len({tuple(tokens) for tokens in drawn[0]}) > 10
+
+
 async def test_tokens_come_in_bursts_and_are_counted_as_vllm_counts(
     slowly_speculating: SimProcess,
 ) -> None:
