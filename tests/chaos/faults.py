@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tests.support.up import UpCluster
+from tests.support.up import PATIENCE_S, UpCluster
 
 FROZEN_S = 3.0
 """Longer than any heartbeat, shorter than a lease."""
@@ -65,8 +65,9 @@ def inflict(cluster: UpCluster, faults: Sequence[Fault], frozen_s: float = FROZE
     cluster.wait_until(
         lambda: all(cluster.pids()[part] not in (None, pids[part]) for part in gone),
         "another life of what has gone",
+        PATIENCE_S,
     )
-    cluster.wait_ready()
+    cluster.wait_ready(PATIENCE_S)
 
 
 SIGNALS = {How.KILL: signal.SIGKILL, How.FREEZE: signal.SIGSTOP, How.RESTART: signal.SIGTERM}

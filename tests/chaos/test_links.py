@@ -151,7 +151,7 @@ async def _happen(cluster: UpCluster, links: Links, mishaps: Sequence[Mishap]) -
                 tasks.start_soon(_set, cluster, each)
             else:
                 tasks.start_soon(_inflict, cluster, each)
-    await anyio.to_thread.run_sync(cluster.wait_ready)
+    await anyio.to_thread.run_sync(cluster.wait_ready, PATIENCE_S)
 
 
 async def _inflict(cluster: UpCluster, fault: Fault) -> None:
