@@ -186,7 +186,8 @@ class _World:
             planner.core.hear_scaled(scaled, self._network.now_s)
 
     def _served(self, now_s: float) -> RequestRecord:
-        bad = self._network.faults is not NONE and self._rng.random() < 0.05
+        quiet = self._network.faults is NONE
+        bad = not quiet and self._rng.random() < 0.05
         return RequestRecord(
             request=RequestId(f"r{next(self._requests)}"),
             model=MODEL,
@@ -194,7 +195,7 @@ class _World:
             slo_class="",
             arrived_s=now_s,
             outcome="completed",
-            prompt_tokens=self._rng.choice((1_500, 2_500)),
+            prompt_tokens=2_000 if quiet else self._rng.choice((1_500, 2_500)),
             output_tokens=50,
             cached_tokens=0,
             ttft_ms=90_000.0 if bad else 500.0,
