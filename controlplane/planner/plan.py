@@ -64,9 +64,8 @@ def _reserved(
         memory.peaks_s = now_s
     faded = 0.5 ** ((now_s - memory.peaks_s) / rules.reserve_half_s)
     memory.peaks_s = now_s
-    for name, need in needs.items():
-        before = memory.peaks.get(name, float(view.workers)) * faded
-        memory.peaks[name] = max(before, min(need, view.workers))
+    for name in needs:
+        memory.peaks[name] = memory.peaks.get(name, float(view.workers)) * faded
     return {name: rules.reserve * memory.peaks[name] for name in needs}
 
 
@@ -187,21 +186,31 @@ def _down(state: _State) -> Proposal:
     if not smaller(view, floored, ready):
         return state.hold(Reason.CAPPED_BY_FORECAST)
     lately = _window_max(memory)
-    long_enough = state.now_s - memory.needs[0][0] >= state.rules.down_after_s - 1e-6
     floored = {name: max(need, state.floors[name]) for name, need in lately.items()}
     wanted = smaller(view, floored, ready)
-    if not long_enough or not wanted:
+    if not _long_enough(state) or not wanted:
         return state.hold(Reason.LOAD_TOO_YOUNG)
     return state.proposal(Action.DOWN, Reason.CONSOLIDATION, wanted)
 
 
 def _remember(state: _State) -> None:
-    """Keep what it takes to hold the tightened targets, for as long as scaling down looks back."""
+    """Keep what it takes to hold the tightened targets, for as long as scaling down looks back;
+    what it took all that time is a peak to remember."""
     view, memory, rules = state.view, state.memory, state.rules
     tight = needs_of(view, view.load.tighter(rules.sensitivity), rules, rules.sensitivity)
     memory.needs.append((state.now_s, tight))
     while len(memory.needs) > 1 and memory.needs[1][0] <= state.now_s - rules.down_after_s:
         memory.needs.popleft()
+    if _long_enough(state):
+        for name in memory.peaks:
+            lasting = min(needs.get(name, 0.0) for _, needs in memory.needs)
+            memory.peaks[name] = max(memory.peaks[name], min(lasting, view.workers))
+
+
+def _long_enough(state: _State) -> bool:
+    """Needs are remembered for as long as it takes to believe in them."""
+    oldest_s = state.memory.needs[0][0]
+    return state.now_s - oldest_s >= state.rules.down_after_s - 1e-6
 
 
 def _window_max(memory: PhaseMemory) -> dict[str, float]:

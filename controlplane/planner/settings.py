@@ -114,7 +114,7 @@ class PlannerSettings(Group):
         description="share of the largest fleet that was needed that is kept in reserve",
     )
     reserve_half_s: float = Field(
-        14_400.0, gt=0, description="seconds in which half of that is forgotten"
+        43_200.0, gt=0, description="seconds in which half of that is forgotten"
     )
     warm_up_s: float = Field(
         10.0, ge=0, description="of a worker's life, from which nothing is learned"

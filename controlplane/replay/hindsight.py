@@ -25,7 +25,7 @@ from workers.sim.timing import attention_pairs
 
 BIN_S = 15.0
 SMOOTHED_S = (60.0, 180.0)
-FACTORS = 5
+FACTORS = 4
 """Halvings when a schedule's factor is sought."""
 FACTOR_RANGE = 1.0, 2.6
 
