@@ -97,6 +97,21 @@ docs: $(READY)
 site: $(READY)
 	$(BIN)/uv tool run --quiet --from mkdocs-material==9.7.0 mkdocs build --quiet
 
+# The planner against other rules, on every trace of docs/planner.md: figures and pictures. The hour of
+# real traffic is read from TRACE (docs/replay.md says where it is published).
+PLANNED := diurnal flash mixflip noise
+.PHONY: plans plan-hour
+plans: $(READY)
+	mkdir -p build; set -e; for name in $(PLANNED); do \
+		$(BIN)/tokenplane plan --replay $$name --most 24 --json build/plan-$$name.json \
+			--plot docs/images/plan-$$name.png; \
+	done
+
+plan-hour: $(READY)
+	mkdir -p build
+	$(BIN)/tokenplane plan --replay $(TRACE) --slo ttft=15s,tpot=100ms --least 4 --most 40 \
+		--json build/plan-hour.json --plot docs/images/plan-hour.png
+
 # Every query of every dashboard and alert before a real Prometheus, and docs/images/dashboard-*.png;
 # in some minutes. Needs prometheus, npm and Chromium.
 PANELS := tests/dashboards/panels

@@ -83,7 +83,9 @@ def fit(
     while model.curve is None:
         for interval in intervals:
             model.observe(interval)
-    return Profile(VERSION, worker_class, list(prompts), list(answers), model.curve, model.kept())
+    kept = model.kept()
+    model.restore(kept)  # what a planner begins with, which is fitted to all of it
+    return Profile(VERSION, worker_class, list(prompts), list(answers), model.curve, kept)
 
 
 def read(data: bytes) -> Mapping[WorkerClass, Kept]:
