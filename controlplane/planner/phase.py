@@ -86,7 +86,7 @@ class PhaseMemory:
     needs: deque[tuple[float, dict[str, float]]] = field(default_factory=deque)
     """For scaling down: when, and how many of each pool would have held the load alone."""
     short_s: float = -math.inf
-    """When those who are there were too few the last time."""
+    """When those who are there would have been too few for the tightened targets the last time."""
     failed_until_s: float = -math.inf
     """Until then no new workers are asked for, as the last ones never became ready."""
     start_s: float = 0.0

@@ -3,9 +3,9 @@
 Rules, in this order; the first that applies is the tick's word on the phase:
 
  1. Nothing is decided on missing data: stale reports hold, and never scale down (AS21).
- 2. A transition under way is watched: done, overdue (withdrawn, AS11), not wanted any more for
-    half of `down_after_s` (withdrawn), outgrown by the load (withdrawn for a larger one, which
-    goes on with what has been begun), or else nothing new is issued (AS10).
+ 2. A transition under way is watched: done, overdue (withdrawn, AS11), not wanted any more by
+    the measure of scaling down (withdrawn), outgrown by the load (withdrawn for a larger one,
+    which goes on with what has been begun), or else nothing new is issued (AS10).
  3. Up, when the workers there are do not hold the targets of the load that arrives now, or of what
     is forecast for when a new worker would be ready. The forecast is a floor; the load moves the
     fleet above it and never below (AS5, AS6). By as many as it takes, at least one (AS8).
@@ -50,7 +50,8 @@ def propose(view: PhaseView, memory: PhaseMemory, rules: Rules, now_s: float) ->
     if not view.fresh:
         return state.hold(Reason.STALE)
     _remember(state)
-    if not holds(view.pools, both, view.ready):
+    tight = {name: max(need, floors[name]) for name, need in memory.needs[-1][1].items()}
+    if not holds(view.pools, tight, view.ready):
         memory.short_s = now_s
     return _transition(state) or _up(state) or _down(state)
 
@@ -119,7 +120,7 @@ def _transition(state: _State) -> Proposal | None:
             memory.failed_until_s = now_s + rules.retry_s
             return state.proposal(Action.WITHDRAW, Reason.NEVER_READY, view.ready)
         if holds(view.pools, state.both, view.ready):
-            if now_s - memory.short_s >= rules.down_after_s / 2:
+            if now_s - memory.short_s >= rules.down_after_s:
                 memory.transition = None
                 return state.proposal(Action.WITHDRAW, Reason.NOT_NEEDED_ANY_MORE, view.ready)
         elif _outgrown(state, transition):

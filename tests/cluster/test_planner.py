@@ -15,13 +15,13 @@ from tests.unit.agents.reader import wait_until
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.xdist_group("planner"),
 ]
 
 TOKENS = 80
 QUIET_PER_S, BUSY_PER_S = 0.5, 8.0
-BUSY_S_MAX, QUIET_S_MAX = 90.0, 90.0
+BUSY_S_MAX, QUIET_S_MAX = 90.0, 120.0
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
         TOKENPLANE_PLANNER__DOWN_AFTER_S="10",
         TOKENPLANE_PLANNER__RATE_WINDOW_S="10",
         TOKENPLANE_PLANNER__RESERVE_HALF_S="10",
+        # Above what a machine that is short of CPU adds: latencies that are missed are load, too.
+        TOKENPLANE_PLANNER__TTFT_MS="2000",
+        TOKENPLANE_PLANNER__TPOT_MS="200",
     ) as running:
         yield running
 

@@ -330,6 +330,19 @@ def test_as11_a_scale_up_that_never_becomes_ready_does_not_wedge_it() -> None:
     assert withdrawn.wanted == {"p": 1} and memory.transition is None
 
 
+def test_a_load_that_flutters_about_the_border_does_not_withdraw_what_is_starting() -> None:
+    """Whoever is there must hold the tightened targets, and for long, as for scaling down."""
+    busy = phase(load(8.0))
+    view = with_ready(busy, enough(busy) - 1)
+    loads = (replace(view, load=load(rate)) for rate in np.arange(8.0, 1.0, -0.25))
+    view_calm = next(each for each in loads if enough(each) < enough(busy))
+    memory = PhaseMemory()
+    begin(memory, propose(view, memory, RULES, 0.0), view)
+    for now_s in range(5, 300, 5):
+        proposal = propose(view_calm, memory, RULES, float(now_s))
+        assert (proposal.action, proposal.reason) == (Action.HOLD, Reason.IN_TRANSITION)
+
+
 def test_load_that_comes_back_withdraws_a_scale_down() -> None:
     view = phase(load(1.0), pool(ready=10))
     proposal, memory = settled(view)
