@@ -15,6 +15,7 @@ from tests.unit.agents.reader import wait_until
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.chaos,  # minutes of load: `make test` leaves it out
     pytest.mark.timeout(300),
     pytest.mark.xdist_group("planner"),
 ]
@@ -30,6 +31,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
     with up(
         tmp_path_factory.mktemp("up"),
         *options,
+        ready_s=120.0,
         TOKENPLANE_PLANNER__TICK_S="1",
         TOKENPLANE_PLANNER__DOWN_AFTER_S="10",
         TOKENPLANE_PLANNER__RATE_WINDOW_S="10",
