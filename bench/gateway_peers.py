@@ -81,7 +81,9 @@ async def _litellm(rig: Rig, at: Path, engines: Sequence[str], model: Path) -> S
         }
         for engine in engines
     ]
-    config.write_text(json.dumps({"model_list": entries}))
+    # One that was asked for more than it can do would refuse everything for a while afterwards.
+    calm = {"disable_cooldowns": True, "num_retries": 0}
+    config.write_text(json.dumps({"model_list": entries, "router_settings": calm}))
     words = (str(at / "litellm"), "--config", str(config), "--host", LOOPBACK, "--port", str(port))
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     await rig.start(LITELLM, words, f"http://{LOOPBACK}:{port}/health/liveliness", quiet)
