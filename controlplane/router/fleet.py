@@ -234,6 +234,7 @@ class Fleet:
         chosen = slice(len(rows)) if every else rows
         columns = self._columns[:, chosen]
         lately_tokens, booked_s = self._lately[:, chosen]
+        rested_s = now_s - booked_s
         return Candidates(
             workers=workers,
             block_tokens=columns[_BLOCK_TOKENS],
@@ -243,9 +244,10 @@ class Fleet:
             requests=columns[_REQUESTS],
             capacity_tokens=columns[_CAPACITY],
             step_tokens=columns[_STEP],
-            prefill_rate=lately_tokens * np.exp((booked_s - now_s) / LATELY_S) / LATELY_S,
+            prefill_rate=lately_tokens * np.exp(rested_s / -LATELY_S) / LATELY_S,
             curves=self._curves[:, chosen],
             accept_length=self._accept_length[chosen],
+            rested_s=rested_s,
         )
 
     def limit(self, limits: BusyLimits) -> None:

@@ -10,6 +10,7 @@ over a few dozen would take.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Candidates:
     accept_length: Floats | float = 1.0
     """Tokens that a step brings each running answer, on average; more than 1 where the engine
     speculates (SD9)."""
+    rested_s: Floats | float = math.inf
+    """How long ago it was last given a prompt."""
 
     def __len__(self) -> int:
         return len(self.workers)

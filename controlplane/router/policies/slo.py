@@ -9,6 +9,7 @@ For each candidate, in milliseconds, from the capacity curve of its class (`cont
 
     broken  = streams * (good(pace before) - good(pace after))
             + 1 - good(TTFT) * good(pace after)
+            + young * SHORT                       a short answer, that our prompt would stop
 
     cost    = latency + BROKEN_MS * broken        less a head start where the session is
 
@@ -17,12 +18,19 @@ as predictions are wrong. So a worker that keeps its promises only just is spare
 overload one that keeps none any more takes what nobody could serve in time: goodput is lost once
 and not everywhere. The latency term keeps that worker from being given everything.
 
+Where a fleet has time to spare, what breaks a promise is none of the averages: it is a long prompt
+that stops an answer of a few tokens, which ends before it has made up for that. Nobody knows which
+answers will be short, but those are the ones that were begun a moment ago. `young` says that the
+worker's last one was, and for how long our prompt would stop it; so equals take turns.
+
 The pace of a worker that spends the share `busy` of its time on prompts is its decode step divided
 by `1 - busy`; the rate of prompts is what was booked in the last seconds. Where an engine
 speculates, a step brings an answer more than one token, and its pace is better by that much.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -43,6 +51,10 @@ WIDTH = 0.15
 LATELY_S = 10.0
 LEFT = 0.5
 """Of a running answer, on average, when another request comes."""
+YOUNG_S = 1.0
+"""Short answers are over by then."""
+SHORT = 1 / 30
+"""Of answers, those which a stop of `YOUNG_S` breaks: fewer than some 25 tokens."""
 
 
 def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
@@ -70,7 +82,9 @@ def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
     pace_ms, pace_after_ms = np.array((step_ms, step_ms + slower_ms)) / (per_step * (1 - busy))
 
     own_ms = ttft_ms + pace_after_ms * output
-    harm_ms = streams * (uncached * token_ms + slower_ms * (output * LEFT) / per_step)
+    stop_ms = uncached * token_ms
+    harm_ms = streams * (stop_ms + slower_ms * (output * LEFT) / per_step)
+    young = np.exp(-candidates.rested_s / YOUNG_S) * np.minimum(stop_ms / (1000 * YOUNG_S), 1.0)
     before, after, in_time = good(
         np.array(
             (
@@ -81,6 +95,7 @@ def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
         )
     )
     broken = streams * (before - after) + (1 - in_time * after)
+    broken += SHORT * young * np.minimum(streams, 1)
     costs: Floats = own_ms + harm_ms + knobs.slo_broken_ms * broken
     if prompt.home is not None:
         costs -= token_ms * head_start_tokens(prompt, candidates, state)
@@ -91,9 +106,9 @@ def slo(prompt: Prompt, candidates: Candidates, state: State) -> Weighed:
 def _known(curves: Floats) -> Floats | None:
     """Curves without gaps: who is not known yet is taken to be like the others on average. None if
     nobody is known."""
-    unknown = np.isnan(curves)
-    if not unknown.any():
+    if not math.isnan(curves[0].sum()):
         return curves
+    unknown = np.isnan(curves)
     if unknown.all():
         return None
     mean = np.nanmean(curves, axis=1, keepdims=True)

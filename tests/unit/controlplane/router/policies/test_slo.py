@@ -77,6 +77,25 @@ def test_no_worker_is_given_everything_however_lost_it_is() -> None:
     assert best(LOST._replace(queued=120_000), EDGE, slo_broken_ms=30_000) == "edge"
 
 
+def test_an_answer_that_has_just_begun_is_not_stopped_where_equals_are() -> None:
+    """The first was given a prompt half a second ago, the second two. Who answers nobody, or would
+    be stopped for a moment only, has none to spare."""
+
+    def apart(prompt: Prompt, *rows: Row) -> float:
+        candidates = replace(table(*rows), rested_s=np.array([0.5, 2.0]))
+        just, before = slo(prompt, candidates, State(random.Random(0), RouterSettings().knobs))[0]
+        return float(just - before)
+
+    long, short = of_length(20_000), of_length(200)
+    a, b = Row("just", requests=5), Row("before", requests=5)
+    assert apart(long, a, b) > 20 * apart(short, a, b) > 0
+    assert apart(long, Row("just"), Row("before")) == 0
+
+
+def of_length(tokens: int) -> Prompt:
+    return Prompt(tokens=tokens, expected_output_tokens=200)
+
+
 def test_hw7_a_slow_class_gets_what_it_can_carry() -> None:
     slow = Curve(44.0, 0.12, 0.2, 3e-4)
     fast = [Row("fast", requests=n) for n in (0, 14)]
