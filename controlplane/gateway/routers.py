@@ -9,6 +9,7 @@ withdrawn: it would wait, and be booked, for nobody.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 import anyio
 import msgspec
@@ -35,7 +36,9 @@ NOBODY = WorkerId("")
 
 
 class Routers:
-    """The routers of a cluster, as one gateway sees them."""
+    """The routers of a cluster, as one gateway sees them. `told` returns when they have been told
+    all that has happened to requests: who has just been answered and asks again is to find its
+    worker free."""
 
     def __init__(
         self,
@@ -44,8 +47,10 @@ class Routers:
         subjects: Subjects,
         metrics: GatewayMetrics,
         producer: Producer,
+        told: Callable[[], Awaitable[None]],
     ) -> None:
         self.adopt(settings)
+        self._told = told
         self._bus = bus
         self._subjects = subjects
         self._metrics = metrics
@@ -61,6 +66,7 @@ class Routers:
         """What a router decides, within `queue_s` and a little. Raises `BusError`, `Unreadable`;
         then, and when it is cancelled, the request is withdrawn."""
         kept, unanswered = NOBODY, True
+        await self._told()
         try:
             verdict, unanswered = await self._ask_until_decided(route)
             kept = verdict.worker if isinstance(verdict, Chosen) else NOBODY

@@ -21,7 +21,7 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, Tenant
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import step, tracer
-from proto.codec import Producer, Unreadable
+from proto.codec import Unreadable
 from proto.constraints import UNCONSTRAINED, Constraints
 from proto.engine_choice import EngineRules
 from proto.hashing import BlockHasher, Scope, pack
@@ -35,9 +35,7 @@ from proto.route import (
     RouteRequest,
     Verdict,
 )
-from proto.subjects import Subjects
 from proto.wire.errors import BusError, RequestRefused
-from proto.wire.ports import Bus
 from proto.workers import Role, WorkerRecord, WorkerState
 
 log = logging.getLogger(__name__)
@@ -66,18 +64,16 @@ class Routing:
         self,
         settings: GatewaySettings,
         secret: bytes,
-        bus: Bus,
-        subjects: Subjects,
         view: RegistryView,
         metrics: GatewayMetrics,
-        producer: Producer,
+        routers: Routers,
     ) -> None:
         self._settings = settings
         self._secret = secret
         self._view = view
         self._rules = EngineRules(settings.engine_rules)
         self._metrics = metrics
-        self._routers = Routers(settings, bus, subjects, metrics, producer)
+        self._routers = routers
         self._hashers: dict[tuple[Scope, int], BlockHasher] = {}
         self._in_flight: Counter[WorkerId] = Counter()
         self._inhibited: dict[WorkerId, float] = {}

@@ -21,6 +21,7 @@ from controlplane.gateway.idempotency import Answers
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.pulse import Pulse
 from controlplane.gateway.records import RecordWriter
+from controlplane.gateway.routers import Routers
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.telling import Teller
@@ -66,7 +67,8 @@ class GatewayService:
         self._metrics = metrics
         producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
         self._teller = teller = Teller(bus, subjects, producer)
-        routing = Routing(settings, around.secret, bus, subjects, view, metrics, producer)
+        routers = Routers(settings, bus, subjects, metrics, producer, teller.settled)
+        routing = Routing(settings, around.secret, view, metrics, routers)
         self.routing = routing
         self.health = Health(settings, around.http, routing, view, metrics, teller)
         attempts = Attempts(settings, around.http, routing, self.health, teller)

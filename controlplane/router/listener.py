@@ -23,7 +23,7 @@ from proto.kv import KvBatch
 from proto.load import LoadReport
 from proto.progress import Bookings, Progress, Withdrawn
 from proto.subjects import Subjects
-from proto.wire.ports import Bus, Subscription
+from proto.wire.ports import Bus, Message, Subscription
 from proto.workers import WorkerRecord
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Listener:
         self._clock = clock
         self._room = room
         self._subscriptions: dict[str, Subscription] = {}
+        self._hear: dict[str, Callable[[Message], None]] = {}
 
     @asynccontextmanager
     async def listening(self, tasks: TaskGroup) -> AsyncIterator[None]:
@@ -83,6 +84,13 @@ class Listener:
                 self._repair.forget(record.worker)
         self._room.stir()
 
+    def hear_progress(self) -> None:
+        """Take in what has been told of requests until now. Questions are answered where they are
+        read: who has just been served and asks again is to find its worker free."""
+        kind = Progress.__name__
+        while (message := self._subscriptions[kind].take()) is not None:
+            self._hear[kind](message)
+
     def dropped(self) -> dict[str, int]:
         """Messages lost since the start because they came faster than they were read, by kind."""
         return {kind: each.dropped for kind, each in self._subscriptions.items()}
@@ -100,19 +108,23 @@ class Listener:
         self._subscriptions[kind.__name__] = messages
         self._metrics.unreadable.labels(kind.__name__)  # there from the start, so that 1 is a rise
 
+        def hear(message: Message) -> None:
+            try:
+                take(reader.open(message.data))
+            except (Unreadable, ValueError) as error:
+                self._metrics.unreadable.labels(kind.__name__).inc()
+                log.debug("skipping a message on %s: %s", message.subject, error)
+
         async def follow() -> None:
             taken_bytes = 0
             async for message in messages:
-                try:
-                    take(reader.open(message.data))
-                except (Unreadable, ValueError) as error:
-                    self._metrics.unreadable.labels(kind.__name__).inc()
-                    log.debug("skipping a message on %s: %s", message.subject, error)
+                hear(message)
                 taken_bytes += len(message.data) + MESSAGE_BYTES
                 if taken_bytes >= TURN_BYTES:
                     taken_bytes = 0
                     await checkpoint()
 
+        self._hear[kind.__name__] = hear
         tasks.start_soon(follow)
 
     def _keep_lane(self, tasks: TaskGroup, record: WorkerRecord) -> None:

@@ -137,6 +137,7 @@ class RouterService:
     def _answer_at_once(self, message: Message) -> bytes | None:
         """The answer, unless the request has to wait for a worker."""
         request = self._open(message)
+        self._listener.hear_progress()
         now_s = anyio.current_time()
         if not request.waited_s:
             self.core.failed(request.exclude, now_s)

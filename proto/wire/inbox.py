@@ -49,6 +49,10 @@ class Inbox(Generic[Item]):
         self._waiting.append(item)
         self._wake()
 
+    def take(self) -> Item | None:
+        """The next item, if one waits."""
+        return self._waiting.popleft() if self._waiting else None
+
     def close(self) -> None:
         """There will be no more."""
         self._closed = True

@@ -136,6 +136,9 @@ class Subscription(Protocol):
     def waiting(self) -> int:
         """Messages that have arrived and were not taken yet."""
 
+    def take(self) -> Message | None:
+        """The next message, if one waits."""
+
     def __aiter__(self) -> AsyncIterator[Message]: ...
 
 

@@ -90,7 +90,7 @@ def test_events(cluster: UpCluster, home: Path) -> None:
 def test_a_drained_worker_gets_nothing_until_it_serves_again(cluster: UpCluster) -> None:
     words = ("drain", "engine-0", "--cluster", "test", "--json")
     said = cluster.tokenplane(*words, "--wait_s", "20").stdout
-    assert json.loads(said) == {"draining": True, "left": 0}
+    assert json.loads(said) == {"draining": True, "left": 0, "evacuating": False}
 
     def served_by() -> set[str]:
         told = cluster.tokenplane("explain", ask(cluster), "--cluster", "test", "--json").stdout

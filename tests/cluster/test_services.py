@@ -30,7 +30,8 @@ def test_every_part_is_a_service_and_a_scaler_goes_on_with_the_planners_trace(
 ) -> None:
     def scaled(spans: Sequence[ReceivedSpan]) -> bool:
         done = [span for span in spans if span.name == "scaler.scale"]
-        return any(span.attributes.get("tokenplane.outcome") == "done" for span in done)
+        ended = any(span.attributes.get("tokenplane.outcome") == "done" for span in done)
+        return ended and {deed.parent_id for deed in done} <= {span.span_id for span in spans}
 
     options = ("--roles", "1P1D", "--planner", "--speed", "10")
     with otlp_receiver() as collector, up(tmp_path, *options, "--otlp", collector.endpoint) as ours:

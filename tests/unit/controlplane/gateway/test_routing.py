@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -12,7 +12,7 @@ from controlplane.gateway.openai import ClientError
 from controlplane.gateway.routing import Hints
 from proto.codec import Producer, Reader
 from proto.ids import Incarnation, RequestId, WorkerId
-from proto.progress import Withdrawn
+from proto.progress import Phase, Progress, Withdrawn
 from proto.route import ALL_BUSY, NO_WORKER, Queued, Rejected
 from proto.workers import WorkerRecord
 from tests.unit.controlplane.gateway.test_dispatch import (
@@ -48,6 +48,26 @@ async def test_who_is_queued_asks_again_with_what_is_left_of_its_patience(
         assert third.deadline_s == pytest.approx(3.0 - third.waited_s)
         assert {route.attempt for route in ours.routed} == {1}
         assert first.answer_s < SETTINGS.route_s / 2  # or it would be taken for dead
+
+
+async def test_routers_hear_of_an_end_before_they_are_asked_again(anyio_backend: str) -> None:
+    reader, known = Reader[Progress](Progress), list[list[Phase]]()
+    async with (
+        world() as ours,
+        ours.hub.connect("router").subscribe(SUBJECTS.every_progress) as heard,
+    ):
+
+        async def answer() -> AsyncGenerator[bytes]:
+            told = iter(heard.take, None)
+            known.append([reader.open(each.data).body.phase for each in told if each])
+            async for piece in whole():
+                yield piece
+
+        ours.engine("a", answer)
+        await ours.serve(Client())
+        await ours.serve(Client())
+    assert Phase.ENDED not in known[0]
+    assert Phase.ENDED in known[1]
 
 
 async def test_when_all_are_busy_for_too_long_the_client_is_told_when_to_come_again(
