@@ -18,6 +18,7 @@ import msgspec
 
 from proto.ids import RequestId, ServiceId, WorkerId
 from proto.numbers import Count, Span
+from proto.route import Elsewhere
 from proto.workers import HandoffOrder
 
 TicketId = NewType("TicketId", str)
@@ -236,6 +237,14 @@ class Move(msgspec.Struct, frozen=True):
     """Who has it already."""
     within_s: Span = 0.0
     """The asker waits no longer; 0: for as long as it takes."""
+
+
+def fetch(
+    request: RequestId, model: str, target: WorkerId, there: Elsewhere, within_s: float = 0.0
+) -> Move:
+    """What a router has seen elsewhere, for the worker that it chose."""
+    what = there.worker, there.tail, there.blocks
+    return Move(request, model, Purpose.FETCH, *what, target, there.new_blocks, within_s=within_s)
 
 
 class Moved(msgspec.Struct, frozen=True, tag="moved"):

@@ -14,7 +14,7 @@ from controlplane.gateway.tickets import Tickets
 from controlplane.runtime.tracing import tracer
 from proto.ids import RequestId
 from proto.route import Chosen
-from proto.transfers import Move, Moved, Purpose
+from proto.transfers import Moved, fetch
 
 spans = tracer("tokenplane.gateway")
 
@@ -32,17 +32,7 @@ class Fetching:
         there = chosen.elsewhere
         if there is None or not self._patience_s:
             return False
-        asked = Move(
-            request,
-            model,
-            Purpose.FETCH,
-            there.worker,
-            there.tail,
-            there.blocks,
-            chosen.worker,
-            there.new_blocks,
-            within_s=self._patience_s,
-        )
+        asked = fetch(request, model, chosen.worker, there, self._patience_s)
         with spans.start_as_current_span("gateway.fetch", kind=SpanKind.CLIENT) as span:
             span.set_attribute("tokenplane.source", there.worker)
             span.set_attribute("tokenplane.worker", chosen.worker)

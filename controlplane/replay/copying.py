@@ -20,7 +20,7 @@ from controlplane.transfer.settings import TransferSettings
 from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport
 from proto.route import Chosen
-from proto.transfers import Move, Purpose, Report, Stays, Step, Ticket, TicketId
+from proto.transfers import Move, Report, Stays, Step, Ticket, TicketId, fetch
 
 WORDS_S = 0.003
 """Between gateway, coordinator, two agents and two engines, beside the bytes."""
@@ -79,16 +79,7 @@ class Copying:
         if there is None:
             then(now_s)
             return
-        asked = Move(
-            RequestId(f"r{index}"),
-            model,
-            Purpose.FETCH,
-            there.worker,
-            there.tail,
-            there.blocks,
-            chosen.worker,
-            there.new_blocks,
-        )
+        asked = fetch(RequestId(f"r{index}"), model, chosen.worker, there)
         if not self.move(asked, names[: there.blocks], then, now_s):
             then(now_s)
 

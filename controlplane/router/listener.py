@@ -57,7 +57,7 @@ class Listener:
         self._clock = clock
         self._room = room
         self._subscriptions: dict[str, Subscription] = {}
-        self._hear: dict[str, Callable[[Message], None]] = {}
+        self._take_progress: Callable[[], None]
 
     @asynccontextmanager
     async def listening(self, tasks: TaskGroup) -> AsyncIterator[None]:
@@ -67,7 +67,7 @@ class Listener:
             follow = partial(self._follow, stack, tasks)
             await follow(subjects.every_kv, KvBatch, partial(self._on_kv, tasks))
             await follow(subjects.every_load, LoadReport, partial(self._on_load, tasks))
-            await follow(subjects.every_progress, Progress, self._on_progress)
+            self._take_progress = await follow(subjects.every_progress, Progress, self._on_progress)
             await follow(subjects.every_ledger, Bookings, self._on_bookings)
             await follow(subjects.withdrawn, Withdrawn, self._on_withdrawn)
             yield
@@ -87,9 +87,7 @@ class Listener:
     def hear_progress(self) -> None:
         """Take in what has been told of requests until now. Questions are answered where they are
         read: who has just been served and asks again is to find its worker free."""
-        kind = Progress.__name__
-        while (message := self._subscriptions[kind].take()) is not None:
-            self._hear[kind](message)
+        self._take_progress()
 
     def dropped(self) -> dict[str, int]:
         """Messages lost since the start because they came faster than they were read, by kind."""
@@ -102,7 +100,8 @@ class Listener:
         subject: str,
         kind: type[T],
         take: Callable[[Envelope[T]], None],
-    ) -> None:
+    ) -> Callable[[], None]:
+        """Returns what takes in, at once, all that waits."""
         reader = Reader[T](kind)
         messages = await stack.enter_async_context(self._bus.subscribe(subject))
         self._subscriptions[kind.__name__] = messages
@@ -124,8 +123,12 @@ class Listener:
                     taken_bytes = 0
                     await checkpoint()
 
-        self._hear[kind.__name__] = hear
+        def catch_up() -> None:
+            while (message := messages.take()) is not None:
+                hear(message)
+
         tasks.start_soon(follow)
+        return catch_up
 
     def _keep_lane(self, tasks: TaskGroup, record: WorkerRecord) -> None:
         lane = self._repair.lanes.setdefault(record.worker, Lane(record.worker))

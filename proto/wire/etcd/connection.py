@@ -18,6 +18,8 @@ import msgspec
 from proto.wire.errors import LeaseLost, StoreError, StoreRefused, StoreUnavailable
 from proto.wire.etcd.protocol import messages, stubs
 
+Headers = tuple[tuple[str, str], ...]
+
 CLOSE_S = 2.0
 LAST_EVENTS_S = 0.02
 """gRPC hands the ends of calls that a closing channel cancels to the event loop a moment later, and
@@ -120,21 +122,27 @@ class Connection:
             await channel.close()
             self._abandoned.remove(channel)
 
-    async def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Headers of every call: refuse a member cut off from its leader; who we are."""
+    async def ready(self) -> tuple[grpc.aio.Channel, Headers]:
+        """A channel, and a call's headers: refuse a member cut off from its leader; who we are.
+
+        To be used before anything else is waited for: another task may give the channel up
+        meanwhile, and a closed one takes no call. Raises gRPC's error or `StoreUnavailable`.
+        """
         if self.settings.user is None:
-            return (("hasleader", "true"),)
+            return self.channel(), (("hasleader", "true"),)
         async with self._authenticating:
             if self._token is None:
                 request = messages.AuthenticateRequest(
                     name=self.settings.user, password=self.settings.password or ""
                 )
                 # etcd hashes passwords slowly, and a fleet that starts at once makes it slower.
-                reply = await stubs.AuthStub(self.channel()).Authenticate(
-                    request, timeout=2 * self.settings.attempt_s
-                )
+                async with honest_cancellation():
+                    reply = await stubs.AuthStub(self.channel()).Authenticate(
+                        request, timeout=2 * self.settings.attempt_s
+                    )
                 self._token = str(reply.token)
-        return (("hasleader", "true"), ("token", self._token))
+            token = self._token
+        return self.channel(), (("hasleader", "true"), ("token", token))
 
     def forget_token(self, error: grpc.aio.AioRpcError) -> bool:
         """True if the error says that our token is not good (any more)."""
@@ -159,9 +167,10 @@ class Connection:
             while True:
                 channel = self.channel()
                 try:
+                    channel, headers = await self.ready()
                     async with honest_cancellation():
                         return await getattr(stub(channel), method)(
-                            request, timeout=self.settings.attempt_s, metadata=await self.metadata()
+                            request, timeout=self.settings.attempt_s, metadata=headers
                         )
                 except StoreUnavailable:
                     if not repeat:

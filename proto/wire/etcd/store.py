@@ -84,9 +84,8 @@ class EtcdStore:
             channel = self._connection.channel()
             call = None
             try:
-                call = stubs.LeaseStub(channel).LeaseKeepAlive(
-                    metadata=await self._connection.metadata()
-                )
+                channel, headers = await self._connection.ready()
+                call = stubs.LeaseStub(channel).LeaseKeepAlive(metadata=headers)
                 while True:
                     await self._beat(call, lease)
                     backoff.reset()

@@ -120,10 +120,9 @@ class Watch:
         )
         call = None
         try:
+            channel, headers = await connection.ready()
             # Without wait_for_ready a broken stream would be opened again in a hot loop.
-            call = stubs.WatchStub(channel).Watch(
-                metadata=await connection.metadata(), wait_for_ready=True
-            )
+            call = stubs.WatchStub(channel).Watch(metadata=headers, wait_for_ready=True)
             first = await converse(
                 call,
                 messages.WatchRequest(create_request=create),

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import grpc.aio
 import pytest
 
 from proto.wire.errors import StoreRefused, StoreUnavailable
-from proto.wire.etcd.connection import EtcdSettings
+from proto.wire.etcd.connection import Connection, EtcdSettings, Headers
+from proto.wire.etcd.protocol import messages, stubs
 from proto.wire.etcd.store import EtcdStore
 from proto.wire.memory.store import MemoryEtcd
 from proto.wire.ports import Deleted, Put, Stale, Synced, WatchEvent
@@ -114,6 +116,28 @@ async def test_a_frozen_server_is_noticed_and_calls_have_an_end(tmp_path: Path) 
             etcd.thaw()
             await until_synced(events)
             assert await store.get("/w/a") is None
+
+
+async def test_a_channel_that_is_given_up_meanwhile_is_not_called(tmp_path: Path) -> None:
+    class Interrupted(Connection):
+        """Another task gives its channel up while a call waits to be told who we are."""
+
+        interrupted = False
+
+        async def ready(self) -> tuple[grpc.aio.Channel, Headers]:
+            if not self.interrupted:
+                self.interrupted = True
+                await self.abandon(self.channel())
+            return await super().ready()
+
+    with etcd_server(tmp_path) as etcd:
+        connection = Interrupted(EtcdSettings(endpoints=(etcd.endpoint,)))
+        question = messages.RangeRequest(key=b"/w/a")
+        try:
+            reply = await connection.call(stubs.KVStub, "Range", question)
+        finally:
+            await connection.close()
+        assert reply.count == 0
 
 
 async def test_another_member_takes_over(tmp_path: Path) -> None:
