@@ -53,12 +53,13 @@ async def up(options: Up, arrange: Callable[[Stages], Stages] = as_planned) -> N
             tasks.start_soon(_obey_signals, working, hurry)
             console.print("starting NATS, etcd, engines, agents and services ...")
             async with run_cluster(options, http, hurry=hurry, arrange=arrange) as cluster:
+                if options.planner:
+                    await tasks.start(_scale, cluster, http)
+                cluster.say_complete()
                 if options.as_json:
                     print(json.dumps(cluster.state()), flush=True)
                 else:
                     console.print(_welcome(cluster), soft_wrap=True)
-                if options.planner:
-                    await tasks.start(_scale, cluster, http)
                 if console.is_terminal and not (options.plain or options.as_json):
                     await _live_view(cluster, console)
                 await anyio.sleep_forever()

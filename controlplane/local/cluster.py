@@ -77,7 +77,7 @@ class LocalCluster:
         self.engine = engines.find_engine(options)
         self._arrange = arrange
         self.complete = False
-        """Everything has been started once and was ready then."""
+        """Everything runs that belongs to it; said by whoever runs it (`say_complete`)."""
         self._changed = anyio.Event()
         fixed = [check_free(options.port, "gateway")] if options.port else []
         console = _console_port(options)
@@ -135,6 +135,9 @@ class LocalCluster:
                 f"everything has started, but nothing was answered within {FIRST_ANSWER_S:g} s; "
                 f"the logs are in {self.layout.log('gateway').parent}"
             )
+
+    def say_complete(self) -> None:
+        """Nothing is still to be started, not beside the processes either."""
         self.complete = True
         self.changed()
 
