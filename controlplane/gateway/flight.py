@@ -74,6 +74,8 @@ class Flight:
     """Between what the stream has brought and what it brought next, each of one or more tokens."""
     output_tokens: int = 0
     cached_tokens: int | None = None
+    prefill_usage: Usage | None = None
+    """By the engine that prefilled for the one that answers; only it knows what it had cached."""
     accepted_drafts: int | None = None
     """Of its tokens, brought by speculative decoding; None where nobody says."""
     rejected_drafts: int = 0
@@ -110,7 +112,7 @@ class Flight:
         if usage is not None:
             self.prompt_tokens = usage.prompt or self.prompt_tokens
             self.output_tokens = usage.completion
-            self.cached_tokens = usage.cached_tokens
+            self.cached_tokens = (self.prefill_usage or usage).cached_tokens
             self.accepted_drafts = usage.accepted_drafts
             self.rejected_drafts = usage.rejected_drafts
 

@@ -71,6 +71,7 @@ class Handover:
     async def make(self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink) -> None:
         """As `Attempts.make`."""
         handovers = self._told.metrics.handovers
+        flight.prefill_usage = None
         decided = await self._decide(flight, chosen, leg)
         if isinstance(decided, Local):
             if decided.reason:
@@ -85,6 +86,7 @@ class Handover:
         except Gone as reason:
             log.warning("request %s is prefilled where it decodes: %s", flight.request, reason)
             handovers.labels("fallback", "gone").inc()
+            flight.prefill_usage = None
             await self._attempts.make(flight, chosen, leg, sink)
         else:
             handovers.labels("remote", "").inc()

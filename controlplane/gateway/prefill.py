@@ -11,6 +11,7 @@ from controlplane.gateway.attempt import JSON
 from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight
 from controlplane.gateway.migration import Leg
 from controlplane.gateway.routing import Routing, leg_request
+from controlplane.gateway.sse import usage_of
 from controlplane.gateway.telling import Teller
 from controlplane.runtime.tracing import inject, step, tracer
 from proto.ids import WorkerId
@@ -62,6 +63,7 @@ class PrefillLegs:
             raise PrefillRefused(f"the prefill engine answered {status}")
         if status != 200:
             raise EngineFailed("prefill_refused", f"HTTP {status}")
+        flight.prefill_usage = usage_of(answer)
         return answer
 
     @contextmanager

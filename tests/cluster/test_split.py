@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 
 from tests.support.otlp_receiver import OtlpReceiver, otlp_receiver
@@ -19,6 +20,8 @@ pytestmark = [
     pytest.mark.xdist_group("split"),
 ]
 
+HELD = 1488
+"""Tokens of the whole blocks before the last token of 1,500."""
 LEAVE_S = 0.15
 CLIENTS = 24
 
@@ -88,6 +91,23 @@ def test_dg28_many_leave_in_the_middle_and_the_next_one_is_served(cluster: UpClu
         client.join()
     assert len(ask(cluster, 101)["choices"][0]["text"]) > 0
     cluster.wait_until(lambda: at_rest(cluster), "blocks back to where they were")
+
+
+def test_what_was_cached_is_what_the_prefilling_engine_had(
+    cluster: UpCluster, traces: OtlpReceiver
+) -> None:
+    """Whoever decodes gets the blocks from elsewhere, and counts them its own way or not at all."""
+    ask(cluster, 11)
+    _, decoding = cluster.state["engines"]
+    assert httpx.post(f"{decoding}/reset_prefix_cache").status_code == 200
+    answer = ask(cluster, 11)
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] < HELD
+    cluster.wait_until(lambda: HELD in _cached(traces), f"a request with {HELD} cached tokens")
+
+
+def _cached(traces: OtlpReceiver) -> list[object]:
+    name = "gen_ai.usage.cache_read.input_tokens"
+    return [span.attributes.get(name) for span in traces.spans if span.name == "gateway.request"]
 
 
 def _names_by_trace(traces: OtlpReceiver) -> dict[str, set[str]]:
