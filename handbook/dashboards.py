@@ -70,7 +70,10 @@ def fleet() -> str:
     w = Words(catalogue())
     gateway, agent = "tokenplane_gateway", "tokenplane_agent"
     tokens = f"{gateway}_tokens_total"
-    prompt = w.rate(tokens, where='{kind="prompt"}')
+
+    def of_kind(kind: str) -> str:
+        return w.rate(tokens, where=f'{{kind="{kind}"}}')
+
     found, looked_for = (w.rate(f"{agent}_{kind}_prompt_tokens") for kind in ("cached", "queried"))
     return _dashboard("fleet", "Tokenplane: fleet", [
         Panel("Time to first token", "s", w.tails(f"{gateway}_time_to_first_token_seconds")),
@@ -88,8 +91,8 @@ def fleet() -> str:
         Panel("Tokens", "short", [Query(w.rate(tokens, "kind"), "{{kind}}")], "Per second."),
         Panel("Prompt found in cache", "percentunit", [
             Query(f"{found} / {looked_for}", "as engines count"),
-            Query(f"{w.rate(tokens, where=_KIND_CACHED)} / {prompt}", "as engines tell clients"),
-            Query(f"{w.rate(tokens, where=_KIND_PREDICTED)} / {prompt}", "as routers predicted"),
+            Query(f"{of_kind('cached')} / {of_kind('told')}", "as engines tell in answers"),
+            Query(f"{of_kind('predicted')} / {of_kind('prompt')}", "as routers predicted"),
         ]),
         Panel("KV blocks", "percentunit", [
             Query(_share(w, "used_blocks"), "used"), Query(_share(w, "live_blocks"), "cached"),
@@ -111,9 +114,6 @@ def fleet() -> str:
             Query(f"3600 * {w.rate(f'{agent}_cost_dollars_total', 'hardware')}", "{{hardware}}"),
         ], "An hour, of accelerators whose price is known."),
     ])  # fmt: skip
-
-
-_KIND_CACHED, _KIND_PREDICTED = '{kind="cached"}', '{kind="predicted"}'
 
 
 def _share(w: Words, blocks: str) -> str:

@@ -34,7 +34,7 @@ One hit rate for all caches would say nothing. Each has its own:
 | cache | hits | of |
 |---|---|---|
 | an engine's prefix cache, as the engine counts | `tokenplane_agent_cached_prompt_tokens` | `tokenplane_agent_queried_prompt_tokens` |
-| the same, as engines tell in their answers | `tokenplane_gateway_tokens_total{kind="cached"}` | `tokenplane_gateway_tokens_total{kind="prompt"}` |
+| the same, as engines tell in their answers | `tokenplane_gateway_tokens_total{kind="cached"}` | `tokenplane_gateway_tokens_total{kind="told"}` |
 | the same, as the router predicted it | `tokenplane_gateway_tokens_total{kind="predicted"}` | `tokenplane_gateway_tokens_total{kind="prompt"}` |
 
 There is no semantic cache: similar questions are never given each other's answers. Answers that are

@@ -55,7 +55,9 @@ class Accounting:
         label = model if served(self._view, model) else "unknown"
         metrics.requests.labels(label, flight.outcome).inc()
         metrics.tokens.labels(label, "prompt").inc(flight.prompt_tokens)
-        metrics.tokens.labels(label, "cached").inc(flight.cached_tokens or 0)
+        if flight.cached_tokens is not None:
+            metrics.tokens.labels(label, "told").inc(flight.prompt_tokens)
+            metrics.tokens.labels(label, "cached").inc(flight.cached_tokens)
         metrics.tokens.labels(label, "predicted").inc(flight.predicted_cached_tokens)
         metrics.tokens.labels(label, "output").inc(flight.output_tokens)
         metrics.duration_s.labels(label, flight.outcome).observe(

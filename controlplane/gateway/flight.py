@@ -109,10 +109,11 @@ class Flight:
 
     def saw_usage(self, usage: Usage | None) -> None:
         """The engine's own count is better than ours."""
+        if told := self.prefill_usage or usage:
+            self.cached_tokens = told.cached_tokens
         if usage is not None:
             self.prompt_tokens = usage.prompt or self.prompt_tokens
             self.output_tokens = usage.completion
-            self.cached_tokens = (self.prefill_usage or usage).cached_tokens
             self.accepted_drafts = usage.accepted_drafts
             self.rejected_drafts = usage.rejected_drafts
 

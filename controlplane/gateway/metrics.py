@@ -82,8 +82,8 @@ class GatewayMetrics:
         )
         self.tokens = Counter(
             "tokenplane_gateway_tokens",
-            "Tokens of served requests: prompt, of it cached (as the engine said) and predicted (as"
-            " the router thought), and output",
+            "Tokens of served requests: prompt; of it predicted, by the router, to be cached; told,"
+            " prompts of requests whose engine said what was cached, and of those cached; output",
             ["model", "kind"],
             registry=registry,
         )
