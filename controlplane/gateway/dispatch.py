@@ -32,11 +32,13 @@ from controlplane.gateway.routing import Hints, Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tokenizer import Tokenizers
 from controlplane.gateway.transcript import Transcript
+from controlplane.registry.membership import Change, Joined, Updated
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import step, tracer
 from proto.ids import RequestId
 from proto.route import Chosen, Rejected
 from proto.wire.errors import RequestRefused
+from proto.workers import WorkerState
 
 log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
@@ -97,6 +99,18 @@ class Dispatcher:
         self._routing.adopt(settings)
         self._budget.share = settings.retry_share
         self._pools.requests_max = settings.pool_requests_max
+
+    def hear(self, change: Change) -> None:
+        """A change of the fleet: a worker that is ready now may be well where others failed."""
+        match change:
+            case Joined(record):
+                renewed = True
+            case Updated(record, before):
+                renewed = (before.state, before.incarnation) != (record.state, record.incarnation)
+            case _:
+                return
+        if renewed and record.state is WorkerState.READY:
+            self._pools.renewed(record.model)
 
     async def serve(self, request: RequestId, ask: Ask, hints: Hints, sink: Sink) -> str:
         """Returns the outcome when the sink has the whole answer, or its one error event.

@@ -62,11 +62,11 @@ class Breaker:
     def report(self, attempt: Attempt, now_s: float) -> None:
         """How an attempt went. While it is open only probes count: what else ends now was begun
         before."""
-        if attempt.ok is None:
-            return
         if self._next_probe_s is not None:
             if attempt.probe:
                 self._judge(attempt.ok, now_s)
+            return
+        if attempt.ok is None:
             return
         self._turn(now_s)
         self._now[attempt.ok] += 1
@@ -74,8 +74,15 @@ class Breaker:
         if failed >= FAILURES_MIN and failed >= FAILURE_SHARE * (failed + fine):
             self._next_probe_s = now_s + self._open_s
 
-    def _judge(self, ok: bool, now_s: float) -> None:
-        if ok:
+    def renewed(self, now_s: float) -> None:
+        """Something has come that may be well: the next attempt finds out."""
+        if self._next_probe_s is not None:
+            self._next_probe_s, self._open_s = now_s, OPEN_FIRST_S
+
+    def _judge(self, ok: bool | None, now_s: float) -> None:
+        if ok is None:  # it was not decided: the next one is to
+            self._next_probe_s = now_s
+        elif ok:
             self._next_probe_s, self._open_s = None, OPEN_FIRST_S
             self._now, self._before = [0, 0], [0, 0]
         else:
@@ -116,6 +123,11 @@ class Pools:
             self._under_way[model] -= 1
             if not self._under_way[model]:
                 del self._under_way[model]
+
+    def renewed(self, model: str) -> None:
+        """A worker of this model has come, or come back."""
+        if breaker := self._breakers.get(model):
+            breaker.renewed(self._now_s())
 
     @contextmanager
     def attempt(self, model: str) -> Iterator[Attempt]:

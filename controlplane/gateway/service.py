@@ -64,7 +64,7 @@ class GatewayService:
 
     def __init__(self, settings: GatewaySettings, around: Surroundings) -> None:
         bus, subjects, view, metrics = around.bus, around.subjects, around.view, around.metrics
-        self._metrics = metrics
+        self._metrics, self._view = metrics, view
         producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
         self._teller = teller = Teller(bus, subjects, producer)
         routers = Routers(settings, bus, subjects, metrics, producer, teller.settled)
@@ -110,12 +110,16 @@ class GatewayService:
                 await self._teller.settled()
 
     async def behind(self) -> None:
-        """What is written behind the requests' backs, until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.records.run)
-            tasks.start_soon(self._tickets.run)
-            tasks.start_soon(self._pulse.run)
-            tasks.start_soon(self._teller.run)
+        """What is heard and written behind the requests' backs, until cancelled."""
+        unsubscribe = self._view.subscribe(self.dispatcher.hear)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.records.run)
+                tasks.start_soon(self._tickets.run)
+                tasks.start_soon(self._pulse.run)
+                tasks.start_soon(self._teller.run)
+        finally:
+            unsubscribe()
 
     async def _follow_tenants(self, *, task_status: TaskStatus[None]) -> None:
         assert self._directory is not None

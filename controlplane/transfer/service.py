@@ -52,7 +52,7 @@ from proto.transfers import (
     TicketId,
     Tickets,
 )
-from proto.wire.errors import BusError, RequestRefused
+from proto.wire.errors import BusError, BusTimeout, BusUnavailable, RequestRefused
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo, Subscription
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,7 @@ class TransferService:
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Read the tickets, answer, see to deadlines; until cancelled, or drained."""
-        known = await self._shelf.open()
-        log.info("%d tickets were found", known)
+        log.info("%d tickets were found", await self._find_tickets())
         errands_in, errands_out = anyio.create_memory_object_stream[Errand](ERRANDS)
         self._errands = errands_in
         async with anyio.create_task_group() as tasks, errands_in, errands_out:
@@ -142,6 +141,14 @@ class TransferService:
         """Leave the group of replicas; what has been asked is answered."""
         self._leave.set()
         await self._left.wait()
+
+    async def _find_tickets(self) -> int:
+        """However long it takes until the store of tickets answers."""
+        while True:
+            try:
+                return await self._shelf.open()
+            except (BusTimeout, BusUnavailable) as error:
+                log.warning("waiting for the tickets: %s", error)
 
     async def _serve(self, task_status: TaskStatus[None]) -> None:
         subjects = self._subjects

@@ -88,6 +88,26 @@ def test_a_pool_that_stays_broken_is_asked_less_and_less() -> None:
     assert waits == sorted(waits) and waits[-1] == OPEN_MAX_S
 
 
+def test_who_has_come_back_is_tried_at_once_and_others_wait() -> None:
+    breaker = broken()
+    goes(breaker, False, OPEN_FIRST_S)
+    breaker.renewed(1.5)
+    probe = passed(breaker, 1.5)
+    assert wait_s(breaker, 1.5) > 0, "only one"
+    probe.ok = True
+    breaker.report(probe, 1.6)
+    assert breaker.closed
+    breaker.renewed(1.7)
+    assert breaker.closed
+
+
+def test_a_probe_that_decided_nothing_costs_no_pause() -> None:
+    breaker = broken()
+    goes(breaker, None, OPEN_FIRST_S)
+    goes(breaker, True, OPEN_FIRST_S)
+    assert breaker.closed
+
+
 def test_a_probe_that_takes_long_or_teaches_nothing_is_followed_by_another() -> None:
     breaker = broken()
     passed(breaker, OPEN_FIRST_S)

@@ -274,6 +274,22 @@ async def test_a_coordinator_that_starts_anew_goes_on_with_what_there_is() -> No
         tasks.cancel_scope.cancel()
 
 
+async def test_a_coordinator_that_cannot_read_the_tickets_yet_waits_until_it_can() -> None:
+    async with world() as made, anyio.create_task_group() as tasks:
+        ticket = await granted(made)
+        fresh = made.service("transfer-new", made.services[0]._settings)
+        fresh._bus.cut()  # type: ignore[attr-defined]
+
+        async def mend() -> None:
+            await anyio.sleep(60)
+            fresh._bus.mend()  # type: ignore[attr-defined]
+
+        tasks.start_soon(mend)
+        await tasks.start(run, fresh)
+        assert fresh.core.book.get(ticket.id) is not None
+        tasks.cancel_scope.cancel()
+
+
 async def test_several_replicas_make_each_step_once() -> None:
     async with world(replicas=3, prefill_s=2.0, duty_retry_s=30.0) as made:
         tickets = [await granted(made, f"r{n}") for n in range(30)]
