@@ -33,8 +33,8 @@ test: $(READY)
 SCHEDULES := 1000000
 .PHONY: chaos
 chaos: $(READY)
-	$(BIN)/python -m pytest -m chaos -s
-	$(BIN)/python -m tests.schedules --count $(SCHEDULES)
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m chaos -s
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.schedules --count $(SCHEDULES)
 
 # Bad input from everywhere: messages, frames, bodies, records, traces, settings. A seed is told where
 # one goes wrong.

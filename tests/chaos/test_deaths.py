@@ -1,9 +1,10 @@
 """A thousand deaths: every part of a split fleet dies at every state that a ticket comes to.
 
     make chaos                                      # with everything else that is broken on purpose
-    python -m pytest -m chaos tests/chaos/test_deaths.py -s
+    PYTHONHASHSEED=0 python -m pytest -m chaos tests/chaos/test_deaths.py -s
 
-In virtual time; a seed that fails is printed, and plays the same history again.
+In virtual time; seeds are printed, and one plays the same history again (the order of Python's sets
+belongs to it, hence the variable).
 """
 
 from __future__ import annotations
