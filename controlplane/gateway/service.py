@@ -29,11 +29,14 @@ from controlplane.gateway.tickets import Tickets
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.clock import steady_clock
 from controlplane.runtime.looplag import watch_loop
+from controlplane.runtime.outbox import Outbox
 from proto.codec import Producer
 from proto.ids import ServiceId, new_incarnation
 from proto.subjects import Keys, Subjects
 from proto.wire.ports import Bus, Http, HttpServing, Store
 
+GATHER_S = 0.002
+"""Progress that comes within it leaves together."""
 FAREWELL_S = 1.0
 """What it takes at most to tell routers and agents of requests that end with the process."""
 
@@ -66,8 +69,9 @@ class GatewayService:
         bus, subjects, view, metrics = around.bus, around.subjects, around.view, around.metrics
         self._metrics, self._view = metrics, view
         producer = Producer(around.service, new_incarnation(around.clock()), around.clock)
-        self._teller = teller = Teller(bus, subjects, producer)
-        routers = Routers(settings, bus, subjects, metrics, producer, teller.settled)
+        self._outbox = Outbox(bus, producer, gather_s=GATHER_S)
+        teller = Teller(self._outbox, subjects)
+        routers = Routers(settings, bus, subjects, metrics, producer, self._outbox.settled)
         routing = Routing(settings, around.secret, view, metrics, routers)
         self.routing = routing
         self.health = Health(settings, around.http, routing, view, metrics, teller)
@@ -107,7 +111,7 @@ class GatewayService:
                     await anyio.sleep_forever()
         finally:
             with anyio.move_on_after(FAREWELL_S, shield=True):
-                await self._teller.settled()
+                await self._outbox.settled()
 
     async def behind(self) -> None:
         """What is heard and written behind the requests' backs, until cancelled."""
@@ -117,7 +121,7 @@ class GatewayService:
                 tasks.start_soon(self.records.run)
                 tasks.start_soon(self._tickets.run)
                 tasks.start_soon(self._pulse.run)
-                tasks.start_soon(self._teller.run)
+                tasks.start_soon(self._outbox.run)
         finally:
             unsubscribe()
 
@@ -128,6 +132,6 @@ class GatewayService:
     async def drain(self) -> None:
         """Refuse new requests, finish what is under way, store what is to be remembered."""
         await self._border.drain()
-        await self._teller.settled()
+        await self._outbox.settled()
         await self._tickets.settled()
         await self.records.settled()

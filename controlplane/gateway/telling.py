@@ -1,42 +1,21 @@
-"""What a gateway tells routers and agents of its requests. Best effort: see `proto.progress`.
-
-Nobody waits for it: what is told within a few milliseconds leaves together, as a message costs the
-sender little and a write to its socket much.
-"""
+"""What a gateway tells routers and agents of its requests. Best effort: see `proto.progress`."""
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-
-import anyio
-
 from controlplane.gateway.flight import Flight
-from controlplane.runtime.tracing import inject
-from proto.codec import Producer
+from controlplane.runtime.outbox import Outbox
 from proto.ids import RequestId, WorkerId
 from proto.progress import Phase, Progress
 from proto.route import Chosen
 from proto.subjects import Subjects
-from proto.wire.errors import BusError
-from proto.wire.ports import Bus, Headers
-
-log = logging.getLogger(__name__)
-
-GATHER_S = 0.002
-WAITING_MAX = 16_384
-"""What is too much is dropped: bookings expire by themselves."""
 
 
 class Teller:
-    """Publishes progress."""
+    """Says progress; what is too much is dropped: bookings expire by themselves."""
 
-    def __init__(self, bus: Bus, subjects: Subjects, producer: Producer) -> None:
-        self._bus = bus
+    def __init__(self, outbox: Outbox, subjects: Subjects) -> None:
+        self._outbox = outbox
         self._subjects = subjects
-        self._producer = producer
-        self._waiting: deque[tuple[Progress, Headers]] = deque()
-        self._news = anyio.Event()
 
     def tell(
         self,
@@ -62,28 +41,5 @@ class Teller:
         probe = RequestId(f"probe-{worker}")
         self._say(Progress(probe, worker, 1, Phase.ENDED, 0, why, worker_failed=True))
 
-    async def run(self) -> None:
-        """Publish until cancelled."""
-        while True:
-            await self._news.wait()
-            self._news = anyio.Event()
-            await anyio.sleep(GATHER_S)
-            await self.settled()
-
-    async def settled(self) -> None:
-        """All that was told has been published."""
-        while self._waiting:
-            progress, headers = self._waiting.popleft()
-            try:
-                await self._bus.publish(
-                    self._subjects.progress(progress.worker),
-                    self._producer.seal(progress),
-                    headers=headers,
-                )
-            except BusError as error:
-                log.debug("progress of %s was not told: %s", progress.request, error)
-
     def _say(self, progress: Progress) -> None:
-        if len(self._waiting) < WAITING_MAX:
-            self._waiting.append((progress, inject()))
-            self._news.set()
+        self._outbox.put(self._subjects.progress(progress.worker), progress)

@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 REPORT_S = 5.0
 TRIES = 3
-PAUSE_S = 0.3
+PATIENT_TRIES = 6
+"""Where nobody waits: some ten seconds, in which a coordinator comes back."""
+PAUSE_FIRST_S = 0.3
 LATER_MAX = 4096
 GRACE_S = 0.25
 """For the coordinator to answer in time that it will not be in time."""
@@ -78,11 +80,13 @@ class Tickets:
             log.info("nothing is moved for %s: %s", asked.request, error)
             return Stays("no_coordinator", str(error))
 
-    async def report(self, said: Report, headers: Headers | None = None) -> Ticket | Denied:
+    async def report(
+        self, said: Report, headers: Headers | None = None, tries: int = TRIES
+    ) -> Ticket | Denied:
         """What has come of it; said again where no answer came."""
         headers = inject() if headers is None else headers
-        why = ""
-        for _ in range(TRIES):
+        why, pause_s = "", PAUSE_FIRST_S
+        for _ in range(tries):
             try:
                 answer = await self._bus.request(
                     self._report_subject,
@@ -95,7 +99,8 @@ class Tickets:
             except (BusError, Unreadable) as error:
                 why = str(error)
                 log.warning("ticket %s: %s was not told: %s", said.ticket, said.step, error)
-                await anyio.sleep(PAUSE_S)
+                await anyio.sleep(pause_s)
+                pause_s *= 2
         return Denied("no_coordinator", why)
 
     def give_up(self, ticket: Ticket, step: Step, cause: str) -> None:
@@ -115,7 +120,7 @@ class Tickets:
                 await self._news.wait()
                 self._news = anyio.Event()
                 while self._later:
-                    tasks.start_soon(self.report, *self._later.pop(0))
+                    tasks.start_soon(self.report, *self._later.pop(0), PATIENT_TRIES)
 
     async def settled(self) -> None:
         """All that was to be reported later has been."""

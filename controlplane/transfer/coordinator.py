@@ -324,6 +324,9 @@ def _heard_before(ticket: Ticket, said: Report) -> bool:
     """The answer to this very report was lost on its way."""
     if said.step in (Step.FAIL, Step.CANCEL):
         return ticket.state in TERMINAL or (ticket.cancelling and said.step is Step.CANCEL)
+    if said.step in (Step.OTHER_PREFILL, Step.OTHER_DECODE) and said.fence == ticket.fence - 1:
+        replaced = ticket.prefill if said.step is Step.OTHER_PREFILL else ticket.decode
+        return ticket.state not in TERMINAL and replaced.worker not in said.exclude
     if said.fence != ticket.fence:
         return False
     if said.step is Step.LAND:

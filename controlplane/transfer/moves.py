@@ -60,7 +60,7 @@ class Hands:
     """What the service lends: how tickets are reported on, and told of."""
 
     hear: Callable[[Report], Awaitable[ReportReply]]
-    happened: Callable[[Walk], Awaitable[None]]
+    happened: Callable[[Walk], None]
     new_id: Callable[[], TicketId]
     clock: Callable[[], float]
 
@@ -150,7 +150,7 @@ class Moves:
         walk, way = decided
         walk.ticket = msgspec.structs.replace(walk.ticket, trace=inject())
         await self._shelf.add(walk)
-        await self._hands.happened(walk)
+        self._hands.happened(walk)
         moved: Moved | None = None
         cause, patience_s = "late", self._patience_s(asked, way)
         try:

@@ -21,6 +21,7 @@ from opentelemetry.trace import SpanKind
 from controlplane.registry.membership import Change, Joined, Left, Updated
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.clock import steady_clock
+from controlplane.runtime.outbox import Outbox
 from controlplane.runtime.tracing import extract, inject, tracer
 from controlplane.transfer.commander import Commander
 from controlplane.transfer.coordinator import DECODE_FULL, Coordinator, Walk
@@ -102,7 +103,8 @@ class TransferService:
         self._duties = Duties(self._shelf, commander, metrics, settings.duty_s, clock)
         hands = Hands(self._hear, self._has_happened, self._new_id, clock)
         self._moves = Moves(settings, service, self.core, self._shelf, commander, hands, metrics)
-        self._teller = Teller(bus, subjects, producer, metrics)
+        self._outbox = Outbox(bus, producer, gather_s=0)
+        self._teller = Teller(self._outbox, subjects, metrics)
         self._errands: MemoryObjectSendStream[Errand] | None = None
         self._begins = Reader[Begin](Begin)
         self._reports = Reader[Report](Report)
@@ -127,6 +129,7 @@ class TransferService:
             unsubscribe = self._view.subscribe(self._on_change)
             try:
                 async with self._bus.subscribe(self._subjects.every_load) as loads:
+                    tasks.start_soon(self._outbox.run)
                     tasks.start_soon(self._hear_loads, loads)
                     tasks.start_soon(self._follow)
                     tasks.start_soon(self._sweep)
@@ -141,6 +144,7 @@ class TransferService:
         """Leave the group of replicas; what has been asked is answered."""
         self._leave.set()
         await self._left.wait()
+        await self._outbox.settled()
 
     async def _find_tickets(self) -> int:
         """However long it takes until the store of tickets answers."""
@@ -202,7 +206,7 @@ class TransferService:
         walk = reply
         walk.ticket = msgspec.structs.replace(walk.ticket, trace=inject())
         await self._shelf.add(walk)
-        await self._has_happened(walk)
+        self._has_happened(walk)
         return Granted(walk.ticket)
 
     def _plan(self, asked: Begin) -> Walk | Local:
@@ -248,7 +252,7 @@ class TransferService:
         )
         if said.step is Step.LAND and walk.made:
             self.core.landed(walk.ticket, said)
-        await self._has_happened(walk)
+        self._has_happened(walk)
         return walk
 
     async def _move(self, message: Message) -> bytes:
@@ -307,16 +311,16 @@ class TransferService:
             span.set_attribute("tokenplane.ticket", ticket.id)
             span.set_attribute("tokenplane.cause", cause)
             try:
-                await self._has_happened(await self._shelf.change(ticket.id, make))
+                self._has_happened(await self._shelf.change(ticket.id, make))
             except Refused as refusal:
                 log.debug("ticket %s did not %s: %s", ticket.id, what, refusal)
 
-    async def _has_happened(self, walk: Walk) -> None:
+    def _has_happened(self, walk: Walk) -> None:
         """A walk is stored: tell everyone, and do what is owed."""
         if not walk.made:
             return
         self._wake()
-        await self._teller.tell(walk)
+        self._teller.tell(walk)
         if walk.owes:
             self._send(walk.ticket, claim=False)
 

@@ -85,7 +85,13 @@ class Shelf:
             if known is None:
                 raise Unknown(f"there is no ticket {id}")
             ticket, revision = known
-            walk = make(ticket)
+            try:
+                walk = make(ticket)
+            except Refused:
+                # Another replica may have gone on, and the book not have heard of it yet.
+                if await self._read(id) in (known, None):
+                    raise
+                continue
             if walk.ticket == ticket:
                 return walk
             if await self._write(walk.ticket, revision):

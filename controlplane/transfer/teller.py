@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 from opentelemetry import trace
 
-from controlplane.runtime.tracing import inject
+from controlplane.runtime.outbox import Outbox
 from controlplane.transfer.coordinator import Coordinator, Walk
 from controlplane.transfer.metrics import TransferMetrics
-from proto.codec import Producer
 from proto.subjects import Subjects
 from proto.transfers import State, Step, Ticket, Transition
-from proto.wire.errors import BusError
-from proto.wire.ports import Bus
-
-log = logging.getLogger(__name__)
 
 _BAD_ENDS = frozenset({State.FAILED, State.EXPIRED, State.CANCELLED})
 
@@ -23,16 +16,13 @@ _BAD_ENDS = frozenset({State.FAILED, State.EXPIRED, State.CANCELLED})
 class Teller:
     """Tells of what has been stored."""
 
-    def __init__(
-        self, bus: Bus, subjects: Subjects, producer: Producer, metrics: TransferMetrics
-    ) -> None:
-        self._bus = bus
+    def __init__(self, outbox: Outbox, subjects: Subjects, metrics: TransferMetrics) -> None:
+        self._outbox = outbox
         self._subject = subjects.transitions
-        self._producer = producer
         self._metrics = metrics
 
-    async def tell(self, walk: Walk) -> None:
-        """Every step that was made, in order. What the bus does not take is lost."""
+    def tell(self, walk: Walk) -> None:
+        """Every step that was made, in order."""
         span = trace.get_current_span()
         for transition in walk.made:
             self._count(transition, walk.ticket)
@@ -40,11 +30,7 @@ class Teller:
                 f"{transition.before} -> {transition.after}",
                 {"tokenplane.ticket": transition.ticket, "tokenplane.step": transition.step},
             )
-            try:
-                sealed = self._producer.seal(transition)
-                await self._bus.publish(self._subject, sealed, headers=inject())
-            except BusError as error:
-                log.debug("a transition of %s was not told: %s", transition.ticket, error)
+            self._outbox.put(self._subject, transition)
 
     def gauge(self, core: Coordinator) -> None:
         """Bring the gauges up to date."""

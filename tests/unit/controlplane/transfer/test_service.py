@@ -17,6 +17,7 @@ from proto.transfers import (
     Local,
     Outcome,
     Part,
+    Report,
     State,
     Step,
     Stepped,
@@ -248,7 +249,42 @@ async def test_a_report_whose_answer_was_lost_may_be_made_again() -> None:
             assert (await stepped(made, ticket, Step.TRANSFER, handle=b"h")).sequence == 4
         for _ in range(2):
             assert (await stepped(made, ticket, Step.LAND)).state is State.RELEASED
+        await anyio.sleep(0.1)
         assert len(path(made, ticket)) == 6
+
+
+async def test_asking_again_for_another_worker_after_a_lost_answer_gets_the_same_one() -> None:
+    fleet = (*(record(f"p{n}", Role.PREFILL) for n in (0, 1)), record("d0", Role.DECODE))
+    async with world(*fleet, record("d1", Role.DECODE)) as made:
+        ticket = await granted(made)
+        other = {"exclude": (ticket.prefill.worker,)}
+        for _ in range(2):
+            again = await stepped(made, ticket, Step.OTHER_PREFILL, **other)
+            assert (again.fence, again.state) == (ticket.fence + 1, State.PREFILLING)
+        ticket = await stepped(made, again, Step.TRANSFER, handle=b"h")
+        other = {"exclude": (ticket.decode.worker,)}
+        for _ in range(2):
+            again = await stepped(made, ticket, Step.OTHER_DECODE, **other)
+            assert (again.fence, again.decode.worker) == (ticket.fence + 1, "d1")
+
+
+async def test_a_replica_that_is_behind_looks_again_before_it_refuses() -> None:
+    fleet = (*(record(f"p{n}", Role.PREFILL) for n in (0, 1)), record("d0", Role.DECODE))
+    async with world(*fleet, replicas=2) as made:
+        first = await granted(made)
+        await anyio.sleep(0.1)
+        behind = made.services[1]
+        before = behind.core.book.get(first.id)
+        assert before is not None
+        second = await stepped(made, first, Step.OTHER_PREFILL, exclude=(first.prefill.worker,))
+        await anyio.sleep(0.1)
+        behind.core.book.drop(first.id)
+        behind.core.book.put(*before)
+        said = Report(second.id, second.fence, Step.TRANSFER, handle=b"h")
+        reply = await behind._hear(said)
+        assert isinstance(reply, Stepped) and reply.ticket.state is State.TRANSFERRING
+        late = await behind._hear(msgspec.structs.replace(said, fence=first.fence))
+        assert isinstance(late, Denied) and late.reason == "fenced"
 
 
 async def test_a_second_begin_of_a_request_ends_its_first_ticket() -> None:
