@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anyio
 
@@ -43,7 +45,8 @@ from proto.workers import WorkerState
 log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
 
-RETRY_BURST = 10.0
+RETRY_BURST = 100.0
+"""About what one engine serves at once, and no load for a fleet."""
 _PROMPT_FIELDS = {
     Api.COMPLETIONS: "prompt",
     Api.CHAT: "messages",
@@ -53,14 +56,26 @@ _PROMPT_FIELDS = {
 
 
 class RetryBudget:
-    """Every request earns a share of a retry; a retry spends one. Full at the start."""
+    """Every request earns a share of a retry; a retry spends one. Full at the start.
+
+    As many can be saved as requests are open, for all of them may be with an engine that dies, and
+    `RETRY_BURST` at least.
+    """
 
     def __init__(self, share: float) -> None:
         self.share = share
+        self._open = 0
         self._saved = RETRY_BURST
 
-    def earn(self) -> None:
-        self._saved = min(RETRY_BURST, self._saved + self.share)
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """One is open."""
+        self._open += 1
+        self._saved = min(max(RETRY_BURST, self._open), self._saved + self.share)
+        try:
+            yield
+        finally:
+            self._open -= 1
 
     def spend(self) -> bool:
         """True if there was one left."""
@@ -118,9 +133,9 @@ class Dispatcher:
         Raises `ClientError` while nothing has been sent, and `ClientStalled`.
         """
         flight = self._accounting.opened(request, ask, hints)
-        self._budget.earn()
         try:
             with (
+                self._budget.request(),
                 self._pools.entered(ask.model),
                 anyio.move_on_after(self._settings.total_s) as total,
             ):
@@ -158,6 +173,7 @@ class Dispatcher:
         while True:
             with self._pools.attempt(flight.ask.model) as attempt:
                 chosen = await self._choose(flight, known)
+                attempt.worker = chosen.worker
                 failure = await self._attempt(flight, chosen, leg, sink)
                 attempt.ok = failure is None
             if failure is None:

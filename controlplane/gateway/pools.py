@@ -13,11 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 from controlplane.gateway.openai import ClientError
+from proto.ids import WorkerId
 
 WINDOW_S = 10.0
 """Outcomes older than one to two of these count no more."""
+FORGOTTEN_S = 3600.0
+"""Longer than streams last."""
 FAILURES_MIN = 5
 FAILURE_SHARE = 0.5
 OPEN_FIRST_S = 1.0
@@ -27,21 +31,31 @@ FULL_RETRY_S = 1.0
 
 @dataclass
 class Attempt:
-    """One that a breaker has let pass. `ok` is set by who makes it; None: nothing was learned."""
+    """One that a breaker has let pass. `worker` and `ok` are set by who makes it; an `ok` of None:
+    nothing was learned."""
 
+    began_s: float
     probe: bool
     """It was let through an open breaker, and decides."""
+    worker: WorkerId | None = None
+    """Who is to serve it, once that is known."""
     ok: bool | None = None
 
 
 class Breaker:
-    """Opens when at least `FAILURES_MIN` attempts and `FAILURE_SHARE` of all have failed."""
+    """Opens when at least `FAILURES_MIN` attempts and `FAILURE_SHARE` of all have failed.
+
+    Whatever was with a worker when it failed fails with it, hundreds of streams maybe, and is one
+    failure: an engine that dies does not speak for the others of its pool.
+    """
 
     def __init__(self) -> None:
         self._since_s = 0.0
         self._now = [0, 0]
         self._before = [0, 0]
         self._open_s = OPEN_FIRST_S
+        self._failed_s: dict[WorkerId | None, float] = {}
+        """When a failure of a worker was last counted."""
         self._next_probe_s: float | None = None
         """When the next may pass, while it is open."""
 
@@ -52,12 +66,12 @@ class Breaker:
     def attempt(self, now_s: float) -> Attempt | float:
         """Pass, or when to ask again, in seconds from now."""
         if self._next_probe_s is None:
-            return Attempt(probe=False)
+            return Attempt(now_s, probe=False)
         if now_s < self._next_probe_s:
             return self._next_probe_s - now_s
         # A probe may take long, and is not waited for: the next one has its own time.
         self._next_probe_s = now_s + self._open_s
-        return Attempt(probe=True)
+        return Attempt(now_s, probe=True)
 
     def report(self, attempt: Attempt, now_s: float) -> None:
         """How an attempt went. While it is open only probes count: what else ends now was begun
@@ -69,6 +83,10 @@ class Breaker:
         if attempt.ok is None:
             return
         self._turn(now_s)
+        if not attempt.ok:
+            if attempt.began_s < self._failed_s.get(attempt.worker, -inf):
+                return
+            self._failed_s[attempt.worker] = now_s
         self._now[attempt.ok] += 1
         failed, fine = (self._now[i] + self._before[i] for i in (0, 1))
         if failed >= FAILURES_MIN and failed >= FAILURE_SHARE * (failed + fine):
@@ -94,6 +112,8 @@ class Breaker:
             fresh = now_s - self._since_s < 2 * WINDOW_S
             self._before = self._now if fresh else [0, 0]
             self._now, self._since_s = [0, 0], now_s
+            kept_s = now_s - FORGOTTEN_S
+            self._failed_s = {who: at_s for who, at_s in self._failed_s.items() if at_s > kept_s}
 
 
 class Pools:

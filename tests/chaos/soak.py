@@ -20,7 +20,7 @@ import random
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,9 +154,9 @@ async def _soak(cluster: UpCluster, seconds: float, rng: random.Random) -> Soak:
                     churned += 1
                     print(_progress(load, began_s, seconds), flush=True)
             tasks.cancel_scope.cancel()
-        for each in load.ended:
-            if each.verdict is Verdict.WRONG:
-                print(f"wrong: {each.detail}", file=sys.stderr)
+        why = Counter((e.verdict, e.detail) for e in load.ended if e.verdict is not Verdict.WHOLE)
+        for (verdict, detail), count in why.most_common():
+            print(f"{count} {verdict}: {detail}")
         drifted = await _drifted(load)
         streams = {str(verdict): count for verdict, count in load.count().items()}
         minutes = seconds / 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -348,11 +348,19 @@ def test_gw6_every_request_earns_a_share_of_a_retry(anyio_backend: str) -> None:
     while budget.spend():
         pass
     for _ in range(4):
-        budget.earn()
+        with budget.request():
+            assert not budget.spend()
+    with budget.request():
+        assert budget.spend()
         assert not budget.spend()
-    budget.earn()
-    assert budget.spend()
-    assert not budget.spend()
+
+
+def test_gw6_as_many_retries_are_saved_as_requests_are_open(anyio_backend: str) -> None:
+    budget, many = RetryBudget(1.0), 3 * int(RETRY_BURST)
+    with ExitStack() as under_way:
+        for _ in range(many):
+            under_way.enter_context(budget.request())
+        assert sum(budget.spend() for _ in range(2 * many)) == many
 
 
 ENGINES_ERROR = (

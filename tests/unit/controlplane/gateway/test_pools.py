@@ -15,6 +15,7 @@ from controlplane.gateway.pools import (
     Breaker,
     Pools,
 )
+from proto.ids import WorkerId
 
 
 def passed(breaker: Breaker, now_s: float) -> Attempt:
@@ -51,6 +52,20 @@ def test_a_few_failures_among_many_successes_do_not_open_it() -> None:
     for nth in range(300):
         goes(breaker, nth % 3 > 0, 1.0)
     assert breaker.closed
+
+
+def test_what_was_with_a_worker_when_it_died_is_one_failure() -> None:
+    breaker = Breaker()
+    streams = [passed(breaker, nth / 100) for nth in range(200)]
+    for stream in streams:
+        stream.worker, stream.ok = WorkerId("dead"), False
+        breaker.report(stream, 3.0)
+    assert breaker.closed
+    for nth in range(FAILURES_MIN - 1):
+        again = passed(breaker, 4.0 + nth)
+        again.worker, again.ok = WorkerId("dead"), False
+        breaker.report(again, 4.5 + nth)
+    assert not breaker.closed
 
 
 def test_failures_long_ago_do_not_count() -> None:
