@@ -247,7 +247,7 @@ class PlannerCore:
         model = self.model(name, now_s)
         sums = [s for (of, _), s in self._sums.items() if of == name]
         model.demand.flow(
-            sum(s.running + s.waiting for s in sums),
+            sum(s.running + s.waiting + s.leaving for s in sums),
             self.fleet.computed[name] + sum(s.queued_tokens for s in sums),
             now_s,
         )

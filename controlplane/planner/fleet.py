@@ -119,20 +119,26 @@ class Sums:
     kv_tokens: int = 0
     silent: int = 0
     """Workers whose report is missing or old."""
+    leaving: int = 0
+    """Requests of workers that drain: nobody else will have to bear them."""
 
 
 def add_up(workers: Iterable[Worker], now_s: float, stale_s: float) -> Sums:
     """The reports of those that can be believed."""
-    running = waiting = queued = kv_tokens = silent = 0
+    running = waiting = queued = kv_tokens = silent = leaving = 0
     for worker in workers:
         if worker.stale(now_s, stale_s):
             silent += 1
-        if worker.report is not None:
+        if worker.report is None:
+            continue
+        if worker.record.state is WorkerState.DRAINING:
+            leaving += worker.report.running + worker.report.waiting
+        else:
             running += worker.report.running
             waiting += worker.report.waiting
             queued += worker.report.queued_prefill_tokens
             kv_tokens += worker.report.decode_kv_tokens
-    return Sums(running, waiting, queued, kv_tokens, silent)
+    return Sums(running, waiting, queued, kv_tokens, silent, leaving)
 
 
 class Stock(NamedTuple):

@@ -38,7 +38,11 @@ class Scaler(Protocol):
 
     def worker(self, record: WorkerRecord, now_s: float) -> None: ...
 
-    def worker_left(self, worker: WorkerId, now_s: float) -> None: ...
+    def worker_left(self, worker: WorkerId, now_s: float) -> None:
+        """It is given nothing more, and drains."""
+
+    def worker_gone(self, worker: WorkerId, now_s: float) -> None:
+        """It has drained."""
 
     def hear_load(self, report: LoadReport, now_s: float) -> None: ...
 
@@ -257,6 +261,7 @@ class _ElasticSimulation(Simulation):
     def _if_drained(self, place: _Place, now_s: float) -> None:
         if not any(request.worker == place.worker for request in self._open.values()):
             self._fleet.pop(place.worker)
+            self._scaler.worker_gone(place.worker, now_s)
             self._informed.leave(place.worker)
             self._gone(place, now_s)
             self._note(now_s)

@@ -33,7 +33,7 @@ from proto.ids import WorkerId
 from proto.load import LoadReport
 from proto.records import RequestRecord
 from proto.scaling import Action, Desired, Scaled
-from proto.workers import WorkerRecord
+from proto.workers import WorkerRecord, WorkerState
 
 MINUTE_S = 60.0
 
@@ -56,6 +56,9 @@ class Reactive:
         del now_s
         self.records.pop(worker, None)
         self.reports.pop(worker, None)
+
+    def worker_gone(self, worker: WorkerId, now_s: float) -> None:
+        """Of no interest: it has left before."""
 
     def hear_load(self, report: LoadReport, now_s: float) -> None:
         del now_s
@@ -236,6 +239,10 @@ class Planner:
         self._core.worker(record, now_s)
 
     def worker_left(self, worker: WorkerId, now_s: float) -> None:
+        record = self._core.fleet.workers[worker].record
+        self._core.worker(record.model_copy(update={"state": WorkerState.DRAINING}), now_s)
+
+    def worker_gone(self, worker: WorkerId, now_s: float) -> None:
         del now_s
         self._core.worker_left(worker)
 
