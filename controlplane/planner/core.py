@@ -36,7 +36,7 @@ JUDGED_S = 120.0
 """Over which outcomes are compared with the promises."""
 STALE_SHARE = 0.5
 """Of a phase's workers, that may be silent before nothing at all is decided."""
-LENGTH_FACTOR = 3.0
+LENGTH_FACTOR = 1.5
 """By how much a forecast may stretch or shrink the sampled lengths."""
 
 
