@@ -270,13 +270,14 @@ class PlannerCore:
         model, sums = self.model(name, now_s), self._sums[name, role]
         views = tuple(self._pool(pool) for pool in pools)
         workers = sum(len(self.fleet.of(pool)) for pool in pools)
-        load, expected = self._loads(model, sums, role, now_s)
+        load, expected, feared = self._loads(model, sums, role, now_s)
         return PhaseView(
             model=name,
             role=role,
             pools=views,
             load=load,
             expected=expected,
+            feared=feared,
             fresh=not view_stale and sums.silent <= workers * STALE_SHARE,
             complete=not view_stale and not sums.silent,
         )
@@ -297,8 +298,10 @@ class PlannerCore:
             accelerators=bounds.accelerators,
         )
 
-    def _loads(self, model: Model, sums: Sums, role: Role, now_s: float) -> tuple[Load, Load]:
-        """What is asked for now, and what is forecast."""
+    def _loads(
+        self, model: Model, sums: Sums, role: Role, now_s: float
+    ) -> tuple[Load, Load, Load | None]:
+        """What is asked for now, what is forecast, and what may come without a warning."""
         settings, demand = self.settings, model.demand
         start_s = self._start_s(model)
         rate = demand.coming_rate(settings.rate_window_s, start_s, now_s)
@@ -319,9 +322,12 @@ class PlannerCore:
             running=0.0 if role is Role.PREFILL or not sums.running else running,
             context_tokens=sums.kv_tokens / sums.running if sums.running else 0.0,
         )
+        window_s = settings.rate_window_s
+        straying = demand.feared_rate(window_s, start_s + window_s / 2, now_s)
+        feared = base.at_rate(straying * factor) if straying > rate else None
         predicted = model.predicted
         if predicted is None:
-            return now, base.at_rate(0.0)
+            return now, base.at_rate(0.0), feared
         expected = replace(
             base,
             rate=predicted.rate * factor,
@@ -329,7 +335,7 @@ class PlannerCore:
             new_tokens=_stretched(base.new_tokens, predicted.prompt_tokens, 0, base.prompt_tokens),
             after_first=_stretched(base.after_first, predicted.output_tokens, 1),
         )
-        return now, expected
+        return now, expected, feared
 
     def _fastest(self, name: str) -> Engine | None:
         """The engine that computes prompts fastest, of those a model has."""

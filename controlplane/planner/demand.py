@@ -31,6 +31,10 @@ MIX_CHANGED = 1.5
 MIX_REQUESTS_MIN = 20
 GROWTH_MAX = 1.5
 """Of the rate, while new workers start."""
+SWING_S = 900.0
+"""Over which it is watched how far the rate gets away from what it was."""
+SWINGS = 1.5
+"""Standard deviations of that to be ready for."""
 
 
 class Targets(NamedTuple):
@@ -176,6 +180,29 @@ class Demand:
         error2 = scatter2 / spread
         usual2 = (USUAL_RISE * mean) ** 2
         return max(0.0, slope * usual2 / (usual2 + error2))
+
+    def feared_rate(self, window_s: float, ahead_s: float, now_s: float) -> float:
+        """Requests a second that may be there in `ahead_s` though nothing tells of them yet: the
+        usual rate, and as much more as it has strayed of late from what it was `ahead_s` before,
+        beyond what chance makes of counts. 0 until that is known."""
+        short_s, long_s = window_s * 2 / 3, window_s * 2
+        watched_s = SWING_S + ahead_s + long_s
+        flows = [f for f in self._flows if f.now_s >= now_s - watched_s - 1e-6]
+        if not flows or now_s - flows[0].now_s < watched_s - SWING_S * 2 / 3:
+            return 0.0
+        times = np.array([f.now_s for f in flows])
+        arrived = np.array([f.since(flows[0]) for f in flows], dtype=float)
+
+        def rates(until_s: Floats, over_s: float) -> Floats:
+            since = np.interp(until_s - over_s, times, arrived)
+            return (np.interp(until_s, times, arrived) - since) / over_s
+
+        later = times[times >= times[0] + ahead_s + long_s]
+        strayed = rates(later, short_s) - rates(later - ahead_s, long_s)
+        mean = max(0.0, float(rates(later, short_s).mean()))
+        chance2 = mean * (1 / short_s + 1 / long_s)
+        swing = np.sqrt(max(0.0, float((strayed**2).mean()) - chance2))
+        return self.rate(long_s, now_s) + SWINGS * float(swing)
 
     @property
     def burstiness(self) -> float:

@@ -26,6 +26,8 @@ class Rules(NamedTuple):
     ready_timeout_s: float
     retry_s: float
     outgrown: float
+    sized_for: float = 1.0
+    grow_after_s: float = 0.0
     reserve: float = 0.0
     reserve_half_s: float = 3_600.0
 
@@ -61,6 +63,8 @@ class PhaseView:
     """That arrives now, and is there."""
     expected: Load
     """That is forecast."""
+    feared: Load | None = None
+    """That may come before new workers are ready; None: not known."""
     fresh: bool = True
     """Enough of what is to be known is known."""
     complete: bool = True
@@ -94,6 +98,10 @@ class PhaseMemory:
     peaks: dict[str, float] = field(default_factory=dict)
     """How many of each pool the largest load took that is remembered, faded since."""
     peaks_s: float = 0.0
+    reserves: deque[tuple[float, dict[str, float]]] = field(default_factory=deque)
+    """For scaling down: when, and how many of each pool were kept in reserve."""
+    asked: deque[tuple[float, dict[str, float]]] = field(default_factory=deque)
+    """For scaling up: when, and how many of each pool alone were too few, of late."""
 
 
 class Proposal(NamedTuple):

@@ -21,7 +21,8 @@ this (`constrain`, AS13).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controlplane.planner.estimate import Estimate, estimate
@@ -41,12 +42,13 @@ def propose(view: PhaseView, memory: PhaseMemory, rules: Rules, now_s: float) ->
     if not engines:
         reason = Reason.NO_CAPACITY_MODEL if view.workers else Reason.NO_WORKERS
         return _hold(view, memory, reason)
-    needs = needs_of(view, view.load, rules)
-    floors = needs_of(view, view.expected, rules)
+    needs = needs_of(view, view.load.tighter(rules.sized_for), rules)
+    floors = needs_of(view, view.expected.tighter(rules.sized_for), rules)
     reserved = _reserved(view, memory, needs, rules, now_s)
     floors = {name: max(floor, reserved[name]) for name, floor in floors.items()}
-    both = {name: max(needs[name], floors[name]) for name in needs}
-    state = _State(view, memory, rules, now_s, needs, floors, both)
+    asked = {name: max(needs[name], floors[name]) for name in needs}
+    both = _believed(memory, asked, rules, now_s)
+    state = _State(view, memory, rules, now_s, needs, floors, asked, both)
     if not view.fresh:
         return state.hold(Reason.STALE)
     _remember(state)
@@ -60,14 +62,53 @@ def _reserved(
     view: PhaseView, memory: PhaseMemory, needs: Mapping[str, float], rules: Rules, now_s: float
 ) -> dict[str, float]:
     """A share of what the largest load took that is remembered: what was there may be back before
-    engines have started. Whoever set up the first fleet knew of such a load."""
+    engines have started. Whoever set up the first fleet knew of such a load. More than that share,
+    up to all of it, where the rate has swung so far of late."""
     if not memory.peaks:
         memory.peaks_s = now_s
     faded = 0.5 ** ((now_s - memory.peaks_s) / rules.reserve_half_s)
     memory.peaks_s = now_s
     for name in needs:
         memory.peaks[name] = memory.peaks.get(name, float(view.workers)) * faded
-    return {name: rules.reserve * memory.peaks[name] for name in needs}
+    feared = {}
+    if view.feared is not None:
+        feared = needs_of(view, view.feared.tighter(rules.sized_for), rules)
+    reserved = {
+        name: max(rules.reserve * memory.peaks[name], min(memory.peaks[name], feared.get(name, 0)))
+        for name in needs
+    }
+    _note(memory.reserves, reserved, rules.down_after_s, now_s)
+    return reserved
+
+
+def _note(
+    noted: deque[tuple[float, dict[str, float]]],
+    each: dict[str, float],
+    kept_s: float,
+    now_s: float,
+) -> None:
+    """Keep it for so long; the oldest one is what held at the beginning of that time."""
+    noted.append((now_s, each))
+    while len(noted) > 1 and noted[1][0] <= now_s - kept_s:
+        noted.popleft()
+
+
+def _believed(
+    memory: PhaseMemory, asked: dict[str, float], rules: Rules, now_s: float
+) -> dict[str, float]:
+    """More than the largest load took that is remembered is believed once it has been needed for
+    `grow_after_s`: most such bursts are over before engines have started. All is believed while
+    too little is known for scaling down."""
+    _note(memory.asked, asked, rules.grow_after_s, now_s)
+    if not memory.needs or now_s - memory.needs[0][0] < rules.down_after_s - 1e-6:
+        return asked
+    return {
+        name: max(
+            min(need, memory.peaks[name]),
+            min(before.get(name, need) for _, before in memory.asked),
+        )
+        for name, need in asked.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -80,6 +121,7 @@ class _State:
     now_s: float
     needs: dict[str, float]
     floors: dict[str, float]
+    asked: dict[str, float]
     both: dict[str, float]
 
     def hold(self, reason: Reason) -> Proposal:
@@ -147,7 +189,8 @@ def _up(state: _State) -> Proposal | None:
     view, memory = state.view, state.memory
     ready = view.ready
     if holds(view.pools, state.both, ready):
-        return None
+        enough = holds(view.pools, state.asked, ready)
+        return None if enough else state.hold(Reason.LOAD_TOO_YOUNG)
     if state.now_s < memory.failed_until_s:
         return state.hold(Reason.NEVER_READY)
     if not within_reach(view):
@@ -186,7 +229,7 @@ def _down(state: _State) -> Proposal:
     floored = {name: max(need, state.floors[name]) for name, need in now.items()}
     if not smaller(view, floored, ready):
         return state.hold(Reason.CAPPED_BY_FORECAST)
-    lately = _window_max(memory)
+    lately = _highest([*memory.needs, *memory.reserves])
     floored = {name: max(need, state.floors[name]) for name, need in lately.items()}
     wanted = smaller(view, floored, ready)
     if not _long_enough(state) or not wanted:
@@ -199,9 +242,7 @@ def _remember(state: _State) -> None:
     what it took all that time is a peak to remember."""
     view, memory, rules = state.view, state.memory, state.rules
     tight = needs_of(view, view.load.tighter(rules.sensitivity), rules, rules.sensitivity)
-    memory.needs.append((state.now_s, tight))
-    while len(memory.needs) > 1 and memory.needs[1][0] <= state.now_s - rules.down_after_s:
-        memory.needs.popleft()
+    _note(memory.needs, tight, rules.down_after_s, state.now_s)
     if _long_enough(state):
         for name in memory.peaks:
             lasting = min(needs.get(name, 0.0) for _, needs in memory.needs)
@@ -214,9 +255,9 @@ def _long_enough(state: _State) -> bool:
     return state.now_s - oldest_s >= state.rules.down_after_s - 1e-6
 
 
-def _window_max(memory: PhaseMemory) -> dict[str, float]:
+def _highest(noted: Iterable[tuple[float, dict[str, float]]]) -> dict[str, float]:
     lately: dict[str, float] = {}
-    for _, needs in memory.needs:
+    for _, needs in noted:
         for name, need in needs.items():
             lately[name] = max(need, lately.get(name, 0.0))
     return lately

@@ -73,6 +73,13 @@ class PlannerSettings(Group):
         json_schema_extra=LIVE,
         description="share of its targets that a smaller fleet must keep to",
     )
+    sized_for: float = Field(
+        0.85,
+        gt=0,
+        le=1,
+        json_schema_extra=LIVE,
+        description="share of its targets that a fleet is sized for when it grows",
+    )
     kv_max: float = Field(
         0.9,
         gt=0,
@@ -84,8 +91,14 @@ class PlannerSettings(Group):
     sample_s: float = Field(
         180.0, gt=0, description="seconds of ended requests that stand for those to come"
     )
+    grow_after_s: float = Field(
+        20.0,
+        ge=0,
+        json_schema_extra=LIVE,
+        description="seconds that more than was ever needed for long must be needed to be believed",
+    )
     down_after_s: float = Field(
-        120.0,
+        90.0,
         ge=0,
         json_schema_extra=LIVE,
         description="seconds that a smaller fleet must have been enough",
@@ -108,7 +121,7 @@ class PlannerSettings(Group):
         " and by at least two workers, where the load has outgrown it",
     )
     reserve: float = Field(
-        0.75,
+        0.5,
         ge=0,
         le=1,
         description="share of the largest fleet that was needed that is kept in reserve",
@@ -154,6 +167,8 @@ class PlannerSettings(Group):
         return Rules(
             goal=self.goal,
             sensitivity=self.sensitivity,
+            sized_for=self.sized_for,
+            grow_after_s=self.grow_after_s,
             kv_max=self.kv_max,
             down_after_s=self.down_after_s,
             ready_timeout_s=self.ready_timeout_s,

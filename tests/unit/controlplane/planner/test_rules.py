@@ -18,7 +18,7 @@ from controlplane.planner.plan import propose
 from controlplane.planner.settings import ClassTargets, PlannerSettings
 from controlplane.planner.transition import Transition
 from proto.scaling import Action, Reason, Scaled
-from proto.workers import Role
+from proto.workers import Role, WorkerState
 from tests.unit.controlplane.planner.scenes import (
     ENGINE,
     MODEL,
@@ -414,6 +414,51 @@ def test_a_share_of_the_last_peak_stays_in_reserve_and_is_forgotten() -> None:
     assert next(p.wanted for p in later if p.action is Action.DOWN) == {"p": 3}
 
 
+def test_what_the_rate_has_swung_by_is_kept_in_reserve_up_to_the_last_peak() -> None:
+    """More than the peak never, as it has been enough."""
+    quiet, memory = with_ready(phase(load(0.1)), 12), PhaseMemory()
+    feared = replace(quiet, feared=load(8.0).at_rate(8.0))
+    for now_s in range(0, 130, 5):
+        down = propose(feared, memory, RULES, float(now_s))
+        if down.action is Action.DOWN:
+            break
+    assert 1 < down.wanted["p"] < 12 and down.wanted["p"] == enough(phase(feared.feared or load(0)))
+    wild = replace(quiet, feared=load(1.0).at_rate(1_000.0))
+    assert settled(wild)[0].action is Action.HOLD, "twelve, and no more than twelve"
+
+
+def test_more_than_was_ever_needed_is_asked_for_once_it_lasts() -> None:
+    rules, calm = RULES._replace(grow_after_s=20.0), phase(load(8.0))
+    calm, memory = with_ready(calm, enough(calm)), PhaseMemory()
+    for now_s in range(0, 125, 5):
+        assert propose(calm, memory, rules, float(now_s)).action is Action.HOLD
+    burst = replace(calm, load=load(20.0))
+    for now_s in (125, 130, 135, 140):
+        young = propose(burst, memory, rules, float(now_s))
+        assert (young.action, young.reason) == (Action.HOLD, Reason.LOAD_TOO_YOUNG)
+    believed = propose(burst, memory, rules, 145.0)
+    assert believed.action is Action.UP and believed.wanted["p"] == enough(burst)
+    fewer = with_ready(calm, enough(calm) - 1)
+    assert propose(fewer, memory, rules, 170.0).action is Action.UP, "what has been needed, at once"
+
+
+def test_what_was_in_reserve_lately_stays_as_long_as_any_other_need() -> None:
+    quiet, memory = with_ready(phase(load(0.1)), 12), PhaseMemory()
+    feared = replace(quiet, feared=load(60.0).at_rate(60.0))
+    for now_s in range(0, 125, 5):
+        assert propose(feared, memory, RULES, float(now_s)).action is Action.HOLD
+    later = [propose(quiet, memory, RULES, float(now_s)) for now_s in range(125, 200, 5)]
+    down = next(i for i, each in enumerate(later) if each.action is Action.DOWN)
+    assert 5 * down >= RULES.down_after_s - 5
+
+
+def test_a_fleet_that_grows_is_sized_for_a_share_of_its_targets() -> None:
+    view = phase(load(16.0), pool(ready=1))
+    just = propose(view, PhaseMemory(), RULES, 0.0).wanted["p"]
+    with_room = propose(view, PhaseMemory(), RULES._replace(sized_for=0.8), 0.0).wanted["p"]
+    assert with_room > just == enough(view)
+
+
 def test_hw7_the_cheapest_mix_that_holds_is_chosen() -> None:
     fast = ENGINE._replace(curve=ENGINE.curve._replace(prefill_token_ms=0.02, decode_base_ms=12.0))
     slow, quick = pool("slow", ready=0, price=1.0, least=0), pool("quick", ready=0, price=9.0)
@@ -547,6 +592,37 @@ def test_a_rise_is_carried_on_and_a_steady_rate_is_not() -> None:
     assert expected == pytest.approx(steady, rel=0.05)
     rising, expected = coming(lambda second: 1.0 + second * 0.04)
     assert 1.15 * rising < expected <= 1.5 * rising
+
+
+def test_a_rate_that_swings_is_feared_to_be_back_and_a_steady_one_is_not() -> None:
+    def feared(rate: Callable[[int], float]) -> tuple[float, float]:
+        demand, count, rng = Demand(sample_s=600), 0, np.random.default_rng(3)
+        for second in range(0, 1_500, 5):
+            count += int(rng.poisson(5 * rate(second)))
+            demand.flow(count, 0, float(second))
+        return demand.rate(120.0, 1_495.0), demand.feared_rate(60.0, 60.0, 1_495.0)
+
+    usual, steady = feared(lambda _: 4.0)
+    assert steady == pytest.approx(usual, rel=0.15)
+    usual, swinging = feared(lambda second: 6.0 if second // 120 % 2 else 2.0)
+    assert swinging > usual + 2.0
+    demand = Demand(sample_s=600)
+    assert demand.feared_rate(60.0, 60.0, 0.0) == 0.0, "nothing is known"
+
+
+def test_who_drains_takes_no_arrivals_along_and_leaves_nobody_its_load() -> None:
+    core = PlannerCore(PlannerSettings(warm_up_s=0.0, ttft_ms=2_000, tpot_ms=60, most=40), "p")
+    taught(core, 4, 0.0)
+    for tick in range(12):
+        now_s = 200.0 + 5 * tick
+        for i in range(4):
+            core.hear_load(report(f"w{i}", 20, steps(2_000, 40)), now_s)
+        if tick == 6:
+            draining = worker("w3").model_copy(update={"state": WorkerState.DRAINING})
+            core.worker(draining, now_s)
+        [plan] = core.tick(now_s).phases
+    assert core.models[MODEL].demand.rate(40.0, now_s) == 0.0
+    assert plan.running == 60
 
 
 def test_hw5_another_engine_version_is_learned_anew() -> None:
