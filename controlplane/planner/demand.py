@@ -195,7 +195,8 @@ class Demand:
 
         def rates(until_s: Floats, over_s: float) -> Floats:
             since = np.interp(until_s - over_s, times, arrived)
-            return (np.interp(until_s, times, arrived) - since) / over_s
+            found: Floats = (np.interp(until_s, times, arrived) - since) / over_s
+            return found
 
         later = times[times >= times[0] + ahead_s + long_s]
         strayed = rates(later, short_s) - rates(later - ahead_s, long_s)

@@ -74,7 +74,7 @@ class PlannerSettings(Group):
         description="share of its targets that a smaller fleet must keep to",
     )
     sized_for: float = Field(
-        0.85,
+        0.9,
         gt=0,
         le=1,
         json_schema_extra=LIVE,
