@@ -45,9 +45,12 @@ def save(
     other.plot(minutes, of_tokens, color="#999999", linewidth=0.9, linestyle=":")
     other.set_ylabel("thousand prompt tokens/s (dotted)", fontsize=8)
     demand.set_title("Demand", loc="left", fontsize=10)
+    end_s = max(requests[-1].arrival_s, *(run.timeline[-1][0] for run in runs.values()))
     for (name, run), colour in zip(runs.items(), COLOURS, strict=False):
-        at = [time_s / 60 for time_s, _, _ in run.timeline]
-        counts = [total for _, _, total in run.timeline]
+        # A fleet that never changes has one entry, and is there to the end.
+        timeline = [*run.timeline, (end_s, *run.timeline[-1][1:])]
+        at = [time_s / 60 for time_s, _, _ in timeline]
+        counts = [total for _, _, total in timeline]
         workers.step(at, counts, where="post", label=name, color=colour, linewidth=1.5)
         figures = report.arms[name]
         share.scatter(figures.worker_hours, figures.attainment, color=colour, s=60, zorder=3)
