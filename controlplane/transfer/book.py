@@ -32,6 +32,10 @@ class Book:
         """Held for somebody who has not collected them yet."""
         self.link_bytes: Counter[str] = Counter()
         self.states: Counter[State] = Counter()
+        self.given: Counter[WorkerId] = Counter()
+        """By who prefills, those that ended lately too."""
+        self._live: dict[RequestId, set[TicketId]] = {}
+        """Those that have not ended."""
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -52,6 +56,10 @@ class Book:
             self._count(known[0], -1)
         self._tickets[ticket.id] = ticket, revision
         self._count(ticket, 1)
+        if ticket.state in TERMINAL:
+            self._end(ticket)
+        else:
+            self._live.setdefault(ticket.request, set()).add(ticket.id)
         return True
 
     def drop(self, id: TicketId) -> Ticket | None:
@@ -60,11 +68,12 @@ class Book:
         if known is None:
             return None
         self._count(known[0], -1)
+        self._end(known[0])
         return known[0]
 
     def of_request(self, request: RequestId) -> list[Ticket]:
         """Tickets of one request that have not ended."""
-        return [t for t in self if t.request == request and t.state not in TERMINAL]
+        return [self._tickets[id][0] for id in sorted(self._live.get(request, ()))]
 
     @property
     def unsettled(self) -> int:
@@ -83,8 +92,15 @@ class Book:
             "staged_bytes": self.staged_bytes.total(),
         }
 
+    def _end(self, ticket: Ticket) -> None:
+        live = self._live.get(ticket.request, set())
+        live.discard(ticket.id)
+        if not live:
+            self._live.pop(ticket.request, None)
+
     def _count(self, ticket: Ticket, by: int) -> None:
         self.states[ticket.state] += by
+        _add(self.given, ticket.prefill.worker, by)
         if ticket.state in _BEFORE_DECODE and not ticket.cancelling:
             if ticket.purpose is Purpose.HANDOFF:
                 _add(self.reserved, ticket.decode.worker, by)

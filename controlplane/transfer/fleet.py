@@ -124,11 +124,10 @@ class Fleet:
         """What speaks against a pair; where speeds are not known, what waits there decides."""
         load = self.loads.get(pair.prefill.worker)
         queued = load.queued_prefill_tokens if load else 0
-        under_way = sum(1 for t in book if t.prefill.worker == pair.prefill.worker)
         return (
             pair.seconds or 0.0,
             queued + want.to_compute(pair.prefill.worker),
-            under_way,
+            book.given[pair.prefill.worker],
             pair.prefill.worker not in want.new_tokens,
         )
 
