@@ -1,0 +1,60 @@
+"""What nobody waits for leaves in order, and what the bus does not take stops nobody."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from controlplane.runtime import outbox as box
+from controlplane.runtime.outbox import Outbox
+from proto.codec import Producer, Reader
+from proto.decisions import ExplainRequest
+from proto.ids import Incarnation, RequestId, ServiceId
+from proto.wire.errors import BusUnavailable
+from proto.wire.memory.bus import MemoryHub
+
+pytestmark = pytest.mark.anyio
+
+
+def said(number: int) -> ExplainRequest:
+    return ExplainRequest(RequestId(f"r{number}"))
+
+
+def producer() -> Producer:
+    return Producer(ServiceId("s"), Incarnation(1), lambda: 0.0)
+
+
+async def test_it_leaves_in_order_without_a_wait_for_who_puts_it() -> None:
+    reader = Reader[ExplainRequest](ExplainRequest)
+    async with MemoryHub() as hub, anyio.create_task_group() as tasks:
+        outbox = Outbox(hub.connect("s"), producer(), gather_s=0)
+        tasks.start_soon(outbox.run)
+        async with hub.connect("ears").subscribe("tp.x") as messages:
+            for number in range(100):
+                outbox.put("tp.x", said(number))
+            heard = []
+            async for message in messages:
+                heard.append(reader.open(message.data).body)
+                if len(heard) == 100:
+                    break
+        assert heard == list(map(said, range(100)))
+        tasks.cancel_scope.cancel()
+
+
+async def test_it_is_bounded_and_outlives_a_bus_that_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(box, "WAITING_MAX", 3)
+    tried = 0
+
+    class Deaf:
+        async def publish(self, *_: object, **__: object) -> None:
+            nonlocal tried
+            tried += 1
+            raise BusUnavailable("nobody listens")
+
+    outbox = Outbox(Deaf(), producer(), gather_s=0)  # type: ignore[arg-type]
+    for number in range(10):
+        outbox.put("tp.x", said(number))
+    await outbox.settled()
+    assert tried == 3
