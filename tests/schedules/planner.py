@@ -117,8 +117,9 @@ class _World:
         for _ in range(self._whole(self._rate * TICK_S)):
             record = self._served(now_s)
             network.send("record", lambda each=record: self._hear(each))  # type: ignore[misc]
-        for name in list(self._fleet):
-            told = self._report(name)
+        running = self._whole(2 * self._rate)
+        for rank, name in enumerate(list(self._fleet)):
+            told = self._report(name, (running + rank) // len(self._fleet))
             network.send(f"report {name}", lambda each=told: self._hear_load(each))  # type: ignore[misc]
         network.run(TICK_S)
         planner = self._in_office
@@ -203,9 +204,9 @@ class _World:
             worker=WorkerId("w"),
         )
 
-    def _report(self, name: WorkerId) -> LoadReport:
-        share = self._rate / max(1, len(self._fleet))
-        return report(name, running=self._whole(2 * share), steps=steps(800, 4, SLOW))
+    def _report(self, name: WorkerId, running: int) -> LoadReport:
+        """So many run with it; with all together as many as there are, however many they are."""
+        return report(name, running=running, steps=steps(800, 4, SLOW))
 
     def _whole(self, mean: float) -> int:
         """A whole number of this mean; the same ones again and again while it is quiet."""
