@@ -30,7 +30,9 @@ def nobody(refused: Reasons) -> Rejected:
 def all_busy(busy: Reasons, count: int, wait_s: float | None, why: str = "") -> Rejected:
     """All that could take it are busy. `busy` tells why some of them are, of `count`; `wait_s` is
     how long it is likely to last, None where that is not known, and `why` it does not wait."""
-    detail = f"every worker that could take it is busy: {_told(busy, count)}"
+    # Those that have just become free are for others, who have waited for them.
+    told = _told(busy, count) or "whoever is free is for requests that wait already"
+    detail = f"every worker that could take it is busy: {told}"
     if why:
         detail += f"; {why}"
     retry_after_s = RETRY_AFTER_S if wait_s is None else wait_s

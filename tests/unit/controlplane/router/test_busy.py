@@ -9,6 +9,7 @@ import pytest
 from controlplane.router.busy import BusyLimits
 from controlplane.router.core import RouterCore
 from controlplane.router.drain import ENDS_MIN, Drain
+from controlplane.router.refusals import all_busy
 from controlplane.router.requests import booking_of
 from controlplane.router.settings import RouterSettings
 from proto.ids import RequestId, WorkerId
@@ -132,3 +133,9 @@ def test_a_pace_that_is_not_known_is_not_made_up() -> None:
     assert drain.wait_s(0, 2.0) is None
     drain.ended(2.0)
     assert drain.wait_s(3, 3.0) == pytest.approx(4 * 2.0 / ENDS_MIN)
+
+
+def test_who_finds_all_taken_by_those_who_wait_is_told_so() -> None:
+    """Workers that have just become free are not busy, and yet not for whoever comes now."""
+    assert "for requests that wait already" in all_busy({}, 0, 1.0).detail
+    assert "w is busy_decode" in all_busy({WorkerId("w"): "busy_decode"}, 1, 1.0).detail
