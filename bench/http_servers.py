@@ -52,11 +52,11 @@ async def _serve_ours(port: int) -> None:
 
     async def handle(call: HttpCall) -> None:
         if call.path == "/stream":
-            await call.start(200, {"content-type": SSE})
+            call.start(200, {"content-type": SSE})
             async for event in events():
                 await call.write(event)
         else:
-            await call.start(200, {"content-type": JSON}, len(WHOLE))
+            call.start(200, {"content-type": JSON}, len(WHOLE))
             await call.write(WHOLE)
 
     limits = HttpLimits(1 << 20, stall_s=30.0)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import anyio
 from opentelemetry.trace import SpanKind, get_current_span
 
 from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight, Sink
+from controlplane.gateway.forwarding import Forwarding, gave_up
 from controlplane.gateway.health import Health, Stream
 from controlplane.gateway.migration import Leg
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
-from controlplane.gateway.sse import GivenUp, MalformedStream, SseScanner, given_up_in, usage_of
+from controlplane.gateway.sse import MalformedStream, SseScanner, given_up_in, usage_of
 from controlplane.gateway.telling import Teller
 from controlplane.runtime.tracing import inject, step, tracer
 from controlplane.runtime.version import VERSION
@@ -103,44 +103,26 @@ class Attempts:
 
     async def _stream(self, stream: Stream, leg: Leg, response: HttpResponse, sink: Sink) -> None:
         flight, chosen = stream.flight, stream.chosen
+
+        def begin() -> None:
+            sink.start(200, _headers(flight, chosen, response))
+
+        def first() -> None:
+            get_current_span().add_event("first_token")
+            self._teller.tell(flight, chosen, Phase.FIRST_TOKEN)
+
         scanner = SseScanner(leg.reshape)
-        said_before, told_first, seen = flight.output_tokens, False, 0
-        async for chunk in response.chunks():
-            events = scanner.feed(chunk)
-            if not events:
-                continue
-            flight.saw(events, said_before + scanner.events)
-            if not flight.started:
-                flight.started = True
-                await sink.start(200, _headers(flight, chosen, response))
-            if scanner.events > seen:
-                seen = scanner.events
-                flight.emitted(anyio.current_time())
-            if not told_first and scanner.events:
-                told_first = True
-                flight.timed(anyio.current_time())
-                get_current_span().add_event("first_token")
-                self._teller.tell(flight, chosen, Phase.FIRST_TOKEN)
-            stream.held = True
-            await sink.write(events)
-            stream.held = False
-        flight.saw_usage(scanner.usage)
-        if scanner.events:
-            flight.timed(anyio.current_time())
-        if scanner.given_up:
-            raise _gave_up(scanner.given_up)
-        if not scanner.done:
-            raise EngineFailed("engine_lost", "the engine ended the stream before its end")
+        await Forwarding(stream, scanner, sink, begin=begin, first=first).run(response)
 
     async def _whole(
         self, flight: Flight, chosen: Chosen, response: HttpResponse, sink: Sink
     ) -> None:
         body = await response.read()
         if given_up := given_up_in(body):
-            raise _gave_up(given_up)
+            raise gave_up(given_up)
         flight.saw_usage(usage_of(body))
         flight.started = True
-        await sink.start(200, _headers(flight, chosen, response), len(body))
+        sink.start(200, _headers(flight, chosen, response), len(body))
         await sink.write(body)
 
     async def _refused(self, response: HttpResponse) -> None:
@@ -148,14 +130,6 @@ class Attempts:
         if response.status in RETRIABLE_STATUSES:
             raise EngineFailed("engine_refused", f"HTTP {response.status}: {body[:200]}")
         raise ClientError(response.status, _message_in(body), code="engine_rejected")
-
-
-def _gave_up(said: GivenUp) -> EngineFailed | ClientError:
-    """What an engine's own error comes to: another engine may do better, unless the request is to
-    blame."""
-    if said.status < 500:
-        return ClientError(said.status, said.message, code="engine_rejected")
-    return EngineFailed("engine_gave_up", said.message)
 
 
 def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str, str]:

@@ -21,13 +21,20 @@ CANCELLED = "cancelled"
 
 
 class Sink(Protocol):
-    """Where the answer goes; both methods wait for a slow client, and raise `ClientStalled`."""
+    """Where the answer goes: a head, and pieces of a body."""
 
-    async def start(
-        self, status: int, headers: Mapping[str, str], length: int | None = None
-    ) -> None: ...
+    def start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None: ...
 
-    async def write(self, data: bytes) -> None: ...
+    def put(self, data: bytes) -> bool:
+        """False: the client is slow, and should be `writable` before the next piece."""
+
+    async def writable(self) -> None:
+        """Waits for a slow client. Raises `ClientStalled`."""
+
+    async def write(self, data: bytes) -> None:
+        """A piece for which a slow client is waited. Raises `ClientStalled`."""
+        if not self.put(data):
+            await self.writable()
 
 
 class ClientStalled(Exception):

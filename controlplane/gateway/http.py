@@ -20,7 +20,7 @@ from controlplane.gateway import apipage, openapi
 from controlplane.gateway.admission import Admission
 from controlplane.gateway.demands import constraints_of, workload_of
 from controlplane.gateway.dispatch import Dispatcher
-from controlplane.gateway.flight import ClientStalled
+from controlplane.gateway.flight import ClientStalled, Sink
 from controlplane.gateway.idempotency import Answers
 from controlplane.gateway.models import context_tokens
 from controlplane.gateway.openai import Api, ClientError, model_list, read, salted
@@ -205,26 +205,27 @@ class Border:
             return new_request_id(self._rng)
 
 
-class _Sink:
+class _Sink(Sink):
     """The answer to one HTTP request; waits for the client, but not for ever."""
 
     def __init__(self, call: HttpCall) -> None:
         self._call = call
 
-    async def start(
-        self, status: int, headers: Mapping[str, str], length: int | None = None
-    ) -> None:
-        await self._call.start(status, headers, length)
+    def start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
+        self._call.start(status, headers, length)
 
-    async def write(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
+        return self._call.put(data)
+
+    async def writable(self) -> None:
         try:
-            await self._call.write(data)
+            await self._call.writable()
         except HttpTimeout as error:
             raise ClientStalled(f"the client did not read for {error.seconds:g} s") from error
 
 
 async def _reply(call: HttpCall, status: int, headers: Headers, body: bytes) -> None:
-    await call.start(status, headers, len(body))
+    call.start(status, headers, len(body))
     await call.write(body)
 
 

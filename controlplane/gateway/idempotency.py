@@ -98,7 +98,7 @@ class Answers:
 
 
 @dataclass
-class _Answer:
+class _Answer(Sink):
     """A `Sink` that keeps all it is given, and lets any number of readers follow."""
 
     fingerprint: bytes
@@ -112,13 +112,11 @@ class _Answer:
     readers: int = 0
     _news: anyio.Event = field(default_factory=anyio.Event)
 
-    async def start(
-        self, status: int, headers: Mapping[str, str], length: int | None = None
-    ) -> None:
+    def start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
         self.head = status, headers, length
         self._tell()
 
-    async def write(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
         too_long = self.size_bytes > ANSWER_BYTES_MAX
         self.size_bytes += len(data)
         if not too_long and self.size_bytes > ANSWER_BYTES_MAX:
@@ -128,6 +126,10 @@ class _Answer:
             )
         self.pieces.append(data)
         self._tell()
+        return True
+
+    async def writable(self) -> None:
+        """Readers come later, each at his own pace."""
 
     def end(self, now_s: float) -> None:
         """Nothing more will come."""
@@ -141,7 +143,7 @@ class _Answer:
             while self.head is None and not self.ended:
                 await self._news.wait()
             if self.head is not None:
-                await sink.start(*self.head)
+                sink.start(*self.head)
             told = 0
             while told < len(self.pieces) or not self.ended:
                 if told == len(self.pieces):

@@ -16,7 +16,7 @@ from proto.transfers import Ticket
 spans = tracer("tokenplane.gateway")
 
 
-class Landing:
+class Landing(Sink):
     """A sink that tells the ticket so."""
 
     def __init__(self, sink: Sink, tickets: Tickets, ticket: Ticket) -> None:
@@ -26,16 +26,17 @@ class Landing:
         self._began_s = anyio.current_time()
         self._span = self._open("gateway.transfer")
 
-    async def start(
-        self, status: int, headers: Mapping[str, str], length: int | None = None
-    ) -> None:
+    def start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
         self._span.end()
         self._span = self._open("gateway.decode")
         self._tickets.report_later(landed(self._ticket, anyio.current_time() - self._began_s))
-        await self._sink.start(status, headers, length)
+        self._sink.start(status, headers, length)
 
-    async def write(self, data: bytes) -> None:
-        await self._sink.write(data)
+    def put(self, data: bytes) -> bool:
+        return self._sink.put(data)
+
+    async def writable(self) -> None:
+        await self._sink.writable()
 
     def close(self) -> None:
         self._span.end()

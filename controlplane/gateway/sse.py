@@ -80,8 +80,8 @@ _USAGE = msgspec.json.Decoder(_HasUsage)
 _ERROR = msgspec.json.Decoder(_HasError)
 _GIVEN_UP = re.compile(rb'"finish_reason"\s*:\s*"(abort|cancelled|error)"')
 """What engines write over an answer that they did not finish."""
-_SUSPECT = (b'"error"', b'"abort"', b'"cancelled"')
-"""One of these is in every event that says so."""
+_SUSPECT = re.compile(rb'"(?:error|abort|cancelled)"')
+"""In every event that says so."""
 _NO_USAGE = re.compile(rb'"usage"\s*:\s*null')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 """The event that tells the usage and nothing else."""
@@ -125,7 +125,7 @@ class SseScanner:
         if self.given_up:
             return b""
         whole = self._whole_events(chunk)
-        if any(word in whole for word in _SUSPECT):
+        if _SUSPECT.search(whole):
             whole = self._before_it_gave_up(whole)
         if not whole:
             return b""

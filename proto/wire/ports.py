@@ -308,6 +308,11 @@ class HttpTimeouts(msgspec.Struct, frozen=True):
 DEFAULT_TIMEOUTS = HttpTimeouts()
 
 
+HttpTake = Callable[[bytes, float], bool]
+"""Is handed a piece, and the loop's time; says whether it can have the next one at once. Must not
+wait."""
+
+
 class HttpResponse(Protocol):
     """The head of an answer, and its body in pieces as they come."""
 
@@ -321,6 +326,11 @@ class HttpResponse(Protocol):
     def chunks(self) -> AsyncIterator[bytes]:
         """The body; raises `HttpBroken` if it ends early, and on silence `HttpTimeout`
         ("first_piece" or "idle"). May be taken once."""
+
+    async def pour(self, take: HttpTake) -> bool:
+        """The body, each piece handed to `take` as soon as it is read, in the context of who pours.
+        False once `take` wants no more for now: then call again, for the rest. Raises as `chunks`,
+        and what `take` does."""
 
     async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
         """The whole body, at most `limit_bytes` (else `HttpBroken`)."""
@@ -370,13 +380,19 @@ class HttpCall(Protocol):
     @property
     def body(self) -> bytes: ...
 
-    async def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         """The head, once. `length` is the body's, in bytes; None: it comes in pieces, and ends when
         the handler returns."""
 
+    def put(self, data: bytes) -> bool:
+        """A piece of the body. False: wait until it is `writable` before the next one."""
+
+    async def writable(self) -> None:
+        """Waits while the client does not read, and raises `HttpTimeout` ("reading") when that
+        takes too long; the connection is closed then."""
+
     async def write(self, data: bytes) -> None:
-        """A piece of the body. Waits while the client does not read, and raises `HttpTimeout`
-        ("reading") when that takes too long; the connection is closed then."""
+        """Both, one after the other."""
 
 
 HttpHandler = Callable[[HttpCall], Awaitable[None]]

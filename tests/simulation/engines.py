@@ -14,7 +14,14 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from proto.wire.errors import HttpBroken, HttpUnreachable
-from proto.wire.ports import DEFAULT_TIMEOUTS, NO_HEADERS, Headers, HttpResponse, HttpTimeouts
+from proto.wire.ports import (
+    DEFAULT_TIMEOUTS,
+    NO_HEADERS,
+    Headers,
+    HttpResponse,
+    HttpTake,
+    HttpTimeouts,
+)
 from tests.unit.agents.engine import URL, MemoryEngine
 
 PREFILL_S, STEP_S, PIECE_S, PIECES = 0.2, 0.02, 0.02, 5
@@ -211,6 +218,12 @@ class _Response:
     async def chunks(self) -> AsyncIterator[bytes]:
         async for piece in self._pieces:
             yield piece
+
+    async def pour(self, take: HttpTake) -> bool:
+        async for piece in self._pieces:
+            if not take(piece, anyio.current_time()):
+                return False
+        return True
 
     async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
         return b"".join([piece async for piece in self._pieces])[:limit_bytes]

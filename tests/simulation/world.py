@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from agents.agent import AgentService
 from agents.engines import make_adapter
 from agents.settings import AgentProcess, AgentSettings
+from controlplane.gateway.flight import Sink
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.openai import Api, ClientError, read
 from controlplane.gateway.routing import Hints
@@ -74,21 +75,22 @@ class Faults:
         return Deliver()
 
 
-class Client:
+class Client(Sink):
     """A `Sink` that remembers."""
 
     def __init__(self) -> None:
         self.worker = ""
         self.read = b""
 
-    async def start(
-        self, status: int, headers: Mapping[str, str], length: int | None = None
-    ) -> None:
+    def start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
         del status, length
         self.worker = headers["x-tokenplane-worker"]
 
-    async def write(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
         self.read += data
+        return True
+
+    async def writable(self) -> None: ...
 
 
 @dataclass

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextvars import copy_context
 from typing import cast
 
 import httptools
 
 from proto.wire.errors import HttpBroken, HttpError, HttpTimeout
-from proto.wire.ports import Headers, HttpTimeouts
+from proto.wire.ports import Headers, HttpTake, HttpTimeouts
 
 READ_BUFFER_BYTES = 64 << 10
 """What one response may hold unread: a slow reader then slows the engine's socket."""
@@ -110,7 +111,10 @@ class Response:
         self._paused = False
         self._complete = False
         self._reusable = False
-        self._failure: HttpError | None = None
+        self._take: HttpTake | None = None
+        self._context = copy_context()
+        """Of who takes."""
+        self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._phase, self._patience_s, self._due_s = "", 0.0, 0.0
@@ -126,23 +130,31 @@ class Response:
             await self._news()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        timeouts, loop = self._timeouts, self._loop
-        first_s = timeouts.idle_s if timeouts.first_piece_s is None else timeouts.first_piece_s
-        self._wait_for("first_piece", first_s)
+        self._wait_for_first_piece()
         while True:
             if self._pieces:
-                pieces, self._pieces = self._pieces, []
-                self._unread_bytes = 0
-                if self._paused:
-                    self._paused = False
-                    self._transport.resume_reading()
-                yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                self._phase, self._patience_s = "idle", timeouts.idle_s
-                self._due_s = loop.time() + timeouts.idle_s
+                yield self._unread()
+                self._heard_at(self._loop.time())
             elif self._complete:
                 return
             else:
                 await self._news()
+
+    async def pour(self, take: HttpTake) -> bool:
+        if self._phase != "idle":
+            self._wait_for_first_piece()
+        self._take, self._context = take, copy_context()
+        try:
+            self._hand_over()
+            while self._take is not None:
+                if self._complete:
+                    return True
+                await self._news()
+        finally:
+            self._take = None
+        if self._failure is not None:
+            raise self._failure
+        return False
 
     async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
         parts: list[bytes] = []
@@ -168,7 +180,9 @@ class Response:
         if self._unread_bytes > READ_BUFFER_BYTES and not self._paused:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        self._hand_over()
+        if self._take is None or self._complete:
+            self._wake()
 
     def end(self, error: Exception | None) -> None:
         """The connection is gone. An answer that says neither its length nor its pieces ends so."""
@@ -215,6 +229,36 @@ class Response:
         if self.status and self._parser is not None:
             self._complete = True
             self._reusable = self._parser.should_keep_alive()
+
+    def _hand_over(self) -> None:
+        """What is there, to who pours; whatever he does, the connection goes on reading."""
+        if self._take is None or not self._pieces:
+            return
+        now_s = self._loop.time()
+        self._heard_at(now_s)
+        try:
+            if not self._context.run(self._take, self._unread(), now_s):
+                self._take = None
+        except Exception as error:  # noqa: BLE001 raised again where it is waited for
+            self._take, self._failure = None, error
+
+    def _unread(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        self._unread_bytes = 0
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _heard_at(self, now_s: float) -> None:
+        """The next piece is waited for from now on."""
+        self._phase = "idle"
+        self._patience_s = self._timeouts.idle_s
+        self._due_s = now_s + self._patience_s
+
+    def _wait_for_first_piece(self) -> None:
+        first_s, idle_s = self._timeouts.first_piece_s, self._timeouts.idle_s
+        self._wait_for("first_piece", idle_s if first_s is None else first_s)
 
     def _wait_for(self, phase: str, patience_s: float) -> None:
         self._phase, self._patience_s = phase, patience_s

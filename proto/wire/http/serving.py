@@ -259,28 +259,35 @@ class Call:
         self._started = False
         self._chunked = False
 
-    async def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         self._started = True
         self._chunked = length is None and not self.plain
         if length is None and self.plain:
             self.keep = False
         self._head = head_of(status, headers, length, close=not self.keep, chunked=self._chunked)
 
-    async def write(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
         assert self._started, "an answer starts with its head"
-        if not data:
-            return
+        connection = self._connection
+        if not data or self.gone:
+            return not connection.full
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head is not None:
             data, self._head = self._head + data, None
-        self._connection.transport.write(data)
-        if self._connection.full:
-            try:
-                await self._connection.writable()
-            except HttpTimeout:
-                self.abort()
-                raise
+        connection.transport.write(data)
+        return not connection.full
+
+    async def writable(self) -> None:
+        try:
+            await self._connection.writable()
+        except HttpTimeout:
+            self.abort()
+            raise
+
+    async def write(self, data: bytes) -> None:
+        if not self.put(data):
+            await self.writable()
 
     def end(self) -> None:
         """The handler has returned."""
@@ -303,8 +310,8 @@ class Call:
             return
         self.keep = False
         headers, body = self._connection.say_no(status, why)
-        await self.start(status, headers, len(body))
-        await self.write(body)
+        self.start(status, headers, len(body))
+        self.put(body)
         self.end()
 
 

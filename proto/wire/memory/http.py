@@ -16,6 +16,7 @@ from proto.wire.ports import (
     NO_HEADERS,
     Headers,
     HttpResponse,
+    HttpTake,
     HttpTimeouts,
 )
 
@@ -76,23 +77,30 @@ class _Response:
         self.status = answer.status
         self.headers = answer.headers
         self._pieces = pieces
-        self._timeouts = timeouts
+        idle_s, first_s = timeouts.idle_s, timeouts.first_piece_s
+        self._idle_s = idle_s
+        self._phase, self._patience_s = "first_piece", idle_s if first_s is None else first_s
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        idle_s, first_s = self._timeouts.idle_s, self._timeouts.first_piece_s
-        phase, patience_s = "first_piece", idle_s if first_s is None else first_s
-        while True:
-            with anyio.move_on_after(patience_s) as waiting:
-                piece = await anext(self._pieces, None)
-            if waiting.cancelled_caught:
-                raise HttpTimeout(phase, patience_s)
-            if piece is None:
-                return
+        while (piece := await self._next()) is not None:
             yield piece
-            phase, patience_s = "idle", idle_s
+
+    async def pour(self, take: HttpTake) -> bool:
+        while (piece := await self._next()) is not None:
+            if not take(piece, anyio.current_time()):
+                return False
+        return True
 
     async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
         whole = b"".join([piece async for piece in self.chunks()])
         if len(whole) > limit_bytes:
             raise HttpBroken(f"more than {limit_bytes} bytes")
         return whole
+
+    async def _next(self) -> bytes | None:
+        with anyio.move_on_after(self._patience_s) as waiting:
+            piece = await anext(self._pieces, None)
+        if waiting.cancelled_caught:
+            raise HttpTimeout(self._phase, self._patience_s)
+        self._phase, self._patience_s = "idle", self._idle_s
+        return piece

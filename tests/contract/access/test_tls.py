@@ -68,7 +68,7 @@ async def test_http_asks_both_ways(pki: Path) -> None:
     tls = server_context(cert, key, pki / "ca.pem")
 
     async def answer(call: HttpCall) -> None:
-        await call.start(200, {}, 4)
+        call.start(200, {}, 4)
         await call.write(b"here")
 
     def refuse(status: int, why: str) -> tuple[Headers, bytes]:

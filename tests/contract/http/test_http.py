@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any, cast
 
 import anyio
@@ -120,6 +121,62 @@ async def test_pieces_come_as_they_are_sent(world: World) -> None:
         with anyio.fail_after(5):
             async with aclosing(pieces):
                 assert await anext(pieces) == b"one,"
+
+
+async def test_poured_pieces_come_as_they_are_sent(world: World) -> None:
+    """In the context of who pours, with the loop's time, and no further than is wanted."""
+    colour: ContextVar[str] = ContextVar("colour", default="none")
+    taken: list[tuple[bytes, str]] = []
+
+    def take(piece: bytes, now_s: float) -> bool:
+        assert abs(anyio.current_time() - now_s) < 1
+        taken.append((piece, colour.get()))
+        return False
+
+    async with world.http.exchange("GET", world.url + "/two") as response:
+        colour.set("green")
+        while not await response.pour(take):
+            colour.set("blue")
+    assert b"".join(piece for piece, _ in taken) == b"one,two"
+    assert [seen for _, seen in taken] == ["green", "blue"][: len(taken)]
+
+
+async def test_what_a_taker_raises_is_raised_where_it_is_poured(world: World) -> None:
+    def take(piece: bytes, now_s: float) -> bool:
+        raise LookupError(piece)
+
+    async with world.http.exchange("GET", world.url + "/stall") as response:
+        with pytest.raises(LookupError, match="one"):
+            await response.pour(take)
+
+
+async def test_pouring_ends_by_silence_and_by_a_break(world: World) -> None:
+    for path, how in (("/stall", HttpTimeout), ("/break", HttpBroken)):
+        taken: list[bytes] = []
+
+        def take(piece: bytes, now_s: float, taken: list[bytes] = taken) -> bool:
+            taken.append(piece)
+            return True
+
+        async with world.http.exchange("GET", world.url + path, timeouts=IMPATIENT) as response:
+            with pytest.raises(how):
+                await response.pour(take)
+        assert taken == [b"one,"]
+
+
+async def test_who_leaves_over_pouring_is_handed_nothing_more(world: World) -> None:
+    taken: list[bytes] = []
+
+    def take(piece: bytes, now_s: float) -> bool:
+        taken.append(piece)
+        return True
+
+    async with world.http.exchange("GET", world.url + "/stall", timeouts=PATIENT) as response:
+        with anyio.move_on_after(0.2):
+            await response.pour(take)
+    with anyio.fail_after(5):
+        await world.left_early.wait()
+    assert taken == [b"one,"]
 
 
 async def test_leaving_early_reaches_the_origin(world: World, carrier: tuple[str, str]) -> None:

@@ -64,12 +64,12 @@ async def rest(stream: anyio.abc.SocketStream) -> bytes:
 
 async def echo(call: HttpCall) -> None:
     said = f"{call.method} {call.path} ".encode() + call.body
-    await call.start(200, {"content-type": "text/plain"}, len(said))
+    call.start(200, {"content-type": "text/plain"}, len(said))
     await call.write(said)
 
 
 async def in_pieces(call: HttpCall) -> None:
-    await call.start(200, {})
+    call.start(200, {})
     await call.write(b"one,")
     await call.write(b"two")
 
@@ -167,7 +167,7 @@ async def test_gw2_who_does_not_read_makes_its_handler_wait_and_then_fail() -> N
     failed = anyio.Event()
 
     async def handle(call: HttpCall) -> None:
-        await call.start(200, {})
+        call.start(200, {})
         try:
             while True:
                 await call.write(b"x" * 65536)
@@ -185,7 +185,7 @@ async def test_a_slow_reader_gets_everything() -> None:
     size = 8 << 20
 
     async def handle(call: HttpCall) -> None:
-        await call.start(200, {}, size)
+        call.start(200, {}, size)
         for _ in range(size >> 16):
             await call.write(b"x" * 65536)
 
@@ -201,7 +201,7 @@ async def test_a_slow_reader_gets_everything() -> None:
 async def test_a_handler_that_fails_is_a_500_or_a_broken_answer() -> None:
     async def handle(call: HttpCall) -> None:
         if call.path == "/late":
-            await call.start(200, {}, 10)
+            call.start(200, {}, 10)
             await call.write(b"half")
         raise RuntimeError("a bug")
 
@@ -216,7 +216,7 @@ async def test_a_handler_that_fails_is_a_500_or_a_broken_answer() -> None:
 
 async def test_a_header_cannot_bring_another_one() -> None:
     async def handle(call: HttpCall) -> None:
-        await call.start(200, {"x": "a\r\nset-cookie: evil"}, 0)
+        call.start(200, {"x": "a\r\nset-cookie: evil"}, 0)
 
     async with serving(handle) as port, connected(port) as stream:
         await stream.send(GET)

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from controlplane.gateway.dispatch import RETRY_BURST, RetryBudget
+from controlplane.gateway.flight import Sink
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.openai import Api, ClientError, read
 from controlplane.gateway.routing import Hints
@@ -48,7 +49,7 @@ NO_HINTS = Hints()
 FLEET = (record("a"), record("b"))
 
 
-class Client:
+class Client(Sink):
     """A `Sink` that reads at once."""
 
     def __init__(self) -> None:
@@ -56,13 +57,14 @@ class Client:
         self.headers: Mapping[str, str] = {}
         self.read = b""
 
-    async def start(
-        self, status: int, headers: Mapping[str, str], length: int | None = None
-    ) -> None:
+    def start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
         self.status, self.headers = status, headers
 
-    async def write(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
         self.read += data
+        return True
+
+    async def writable(self) -> None: ...
 
 
 async def whole() -> AsyncGenerator[bytes]:

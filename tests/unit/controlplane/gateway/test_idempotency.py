@@ -38,7 +38,7 @@ class Engine:
     async def __call__(self, sink: Sink) -> str:
         self.asked += 1
         try:
-            await sink.start(200, {"x": "y"})
+            sink.start(200, {"x": "y"})
             for word in (b"a", b"b", b"c"):
                 await self._go.acquire()
                 await sink.write(word)

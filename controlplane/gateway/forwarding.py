@@ -1,0 +1,79 @@
+"""A streamed answer on its way through: the engine's events go to the client as they are read.
+
+This is what every token costs, so it is a plain function that is called where the bytes come in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from controlplane.gateway.flight import EngineFailed, Sink
+from controlplane.gateway.health import Stream
+from controlplane.gateway.openai import ClientError
+from controlplane.gateway.sse import GivenUp, SseScanner
+from proto.wire.ports import HttpResponse
+
+
+class Forwarding:
+    """One leg of a streamed answer. `begin` is called before anything is sent to a client who has
+    got nothing yet, `first` when the first token of this leg is there."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        scanner: SseScanner,
+        sink: Sink,
+        *,
+        begin: Callable[[], None],
+        first: Callable[[], None],
+    ) -> None:
+        self._stream = stream
+        self._flight = stream.flight
+        self._scanner = scanner
+        self._sink = sink
+        self._begin = begin
+        self._first = first
+        self._said_before = stream.flight.output_tokens
+        self._seen = 0
+        self._seen_s = 0.0
+
+    async def run(self, response: HttpResponse) -> None:
+        """Until the answer is whole. Raises `EngineFailed`, `ClientError`, `MalformedStream`,
+        `ClientStalled` and `HttpError`."""
+        while not await response.pour(self._take):
+            self._stream.held = True
+            await self._sink.writable()
+            self._stream.held = False
+        flight, scanner = self._flight, self._scanner
+        flight.saw_usage(scanner.usage)
+        if self._seen:
+            flight.timed(self._seen_s)
+        if scanner.given_up:
+            raise gave_up(scanner.given_up)
+        if not scanner.done:
+            raise EngineFailed("engine_lost", "the engine ended the stream before its end")
+
+    def _take(self, piece: bytes, now_s: float) -> bool:
+        scanner, flight = self._scanner, self._flight
+        events = scanner.feed(piece)
+        if not events:
+            return True
+        flight.saw(events, self._said_before + scanner.events)
+        if not flight.started:
+            flight.started = True
+            self._begin()
+        if scanner.events > self._seen:
+            flight.emitted(now_s)
+            if not self._seen:
+                flight.timed(now_s)
+                self._first()
+            self._seen, self._seen_s = scanner.events, now_s
+        return self._sink.put(events)
+
+
+def gave_up(said: GivenUp) -> EngineFailed | ClientError:
+    """What an engine's own error comes to: another engine may do better, unless the request is to
+    blame."""
+    if said.status < 500:
+        return ClientError(said.status, said.message, code="engine_rejected")
+    return EngineFailed("engine_gave_up", said.message)
