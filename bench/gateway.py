@@ -145,9 +145,7 @@ async def _turn(rig: Rig, side: Side, requests: Sequence[bytes], callers: int) -
     load = await drive("127.0.0.1", side.port, requests, callers)
     used_s = cpu_s(*processes) - before_s
     after = await scrape(http, side.metrics) if side.metrics else None
-    # The first wave comes all at once, which is not how clients come.
-    calls = load.calls[callers:]
-    firsts = [call.first_s for call in calls]
+    firsts = [call.first_s for call in load.later]
     return Pace(
         first_p50_ms=1e3 * percentile(firsts, 0.5),
         first_p99_ms=1e3 * percentile(firsts, 0.99),
