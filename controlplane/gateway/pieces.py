@@ -16,6 +16,8 @@ from threading import Lock
 
 from tokenizers import Tokenizer
 
+from controlplane.gateway.words import WordEncoder
+
 BYTES_MAX = 32 << 20
 """Of texts and ids remembered, for each model; those not used for longest go first."""
 OVERHEAD_BYTES = 256
@@ -25,8 +27,10 @@ OVERHEAD_BYTES = 256
 class PieceEncoder:
     """One tokenizer with a memory. Threads may share it."""
 
-    def __init__(self, tokenizer: Tokenizer, bytes_max: int = BYTES_MAX) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, words: WordEncoder, bytes_max: int = BYTES_MAX
+    ) -> None:
+        self._words = words
         self._specials = _specials(tokenizer)
         self._bytes_max = bytes_max
         self._bytes = 0
@@ -63,7 +67,7 @@ class PieceEncoder:
             if known is not None:
                 self._known.move_to_end(piece)
                 return known
-        ids = token_ids(self._tokenizer, piece, special=False)
+        ids = self._words.encode(piece)
         with self._lock:
             self.encoded_chars += len(piece)
             self._remember(piece, ids)
@@ -76,13 +80,6 @@ class PieceEncoder:
         self._bytes += _bytes(piece, ids)
         while self._bytes > self._bytes_max:
             self._bytes -= _bytes(*self._known.popitem(last=False))
-
-
-def token_ids(tokenizer: Tokenizer, text: str, *, special: bool) -> array[int]:
-    """Token ids of one text, with or without what a tokenizer adds around it. Only a batch may do
-    without the places of tokens in the text, which are a third of the work."""
-    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=special)
-    return array("I", encoding.ids)
 
 
 def _specials(tokenizer: Tokenizer) -> re.Pattern[str] | None:

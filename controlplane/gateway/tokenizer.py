@@ -16,7 +16,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from controlplane.gateway.openai import Ask, ClientError
-from controlplane.gateway.pieces import PieceEncoder, token_ids
+from controlplane.gateway.pieces import PieceEncoder
+from controlplane.gateway.words import WordEncoder
 from proto.workers import ModelCard
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ class ModelTokenizer:
     def __init__(self, card: ModelCard) -> None:
         """Raises `Untokenisable`."""
         self._tokenizer = _load(card)
-        self._pieces = PieceEncoder(self._tokenizer)
+        self._words = WordEncoder(self._tokenizer)
+        self._pieces = PieceEncoder(self._tokenizer, self._words)
         self._special = dict(card.special_tokens)
         self._template = _template(card)
 
@@ -52,7 +54,7 @@ class ModelTokenizer:
     def encode(self, ask: Ask, prompt: str) -> array[int]:
         """Its token ids."""
         if ask.text is not None:
-            return token_ids(self._tokenizer, prompt, special=True)
+            return self._words.encode(prompt, special=True)
         return self._pieces.encode(prompt)
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from tokenizers.models import BPE, WordPiece
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 
 from controlplane.gateway.pieces import PieceEncoder
+from controlplane.gateway.words import WordEncoder
 
 SPECIALS = [
     AddedToken("<s>", special=True),
@@ -56,14 +57,15 @@ texts = st.lists(bits | st.text(max_size=5), max_size=12).map("".join)
 )
 def test_pieces_have_the_ids_of_the_whole(kind: str, chats: list[str], bytes_max: int) -> None:
     whole = tokenizer(kind)
-    pieces = PieceEncoder(whole, bytes_max)
+    pieces = PieceEncoder(whole, WordEncoder(whole), bytes_max)
     for text in [*chats, *chats]:
         ids = whole.encode(text, add_special_tokens=False).ids
         assert pieces.encode(text).tolist() == ids
 
 
 def test_of_a_longer_conversation_only_the_new_turn_is_tokenised() -> None:
-    pieces = PieceEncoder(tokenizer("byte_level"))
+    whole = tokenizer("byte_level")
+    pieces = PieceEncoder(whole, WordEncoder(whole))
     before = "<s>" + TEXT[0] + "<s>" + TEXT[1] + "<s>"
     pieces.encode(before)
     encoded = pieces.encoded_chars
@@ -74,7 +76,8 @@ def test_of_a_longer_conversation_only_the_new_turn_is_tokenised() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    pieces = PieceEncoder(tokenizer("byte_level"), bytes_max=10_000)
+    whole = tokenizer("byte_level")
+    pieces = PieceEncoder(whole, WordEncoder(whole), bytes_max=10_000)
     for number in range(1_000):
         pieces.encode(f"<s>{number} {TEXT[0]}<s>")
     assert pieces._bytes <= 10_000
