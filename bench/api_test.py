@@ -1,12 +1,15 @@
 """Requests made up from the gateway's own OpenAPI document, against a cluster: `make api-test`.
 
 `schemathesis` sends what the document allows and what it does not, and looks whether every answer
-is one that the document tells of.
+is one that the document tells of. Models that it makes up are served by nobody, so its requests end
+at the border; then it does so again for the model that is served. Those reach an engine, which
+refuses more than a document can say, so that what is refused is no fault there.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,18 +21,28 @@ from controlplane.local.cluster import run_cluster
 from controlplane.local.plan import ClusterOptions
 from proto.wire.http import HttpClient
 
+HOOKS = {"SCHEMATHESIS_HOOKS": "bench.api_hooks", "PYTHONPATH": str(Path(__file__).parents[1])}
+ENGINES_OWN = "positive_data_acceptance,negative_data_rejection"
 SCHEMATHESIS = Path(sys.prefix).with_name(".venv-load") / "bin" / "schemathesis"
 
 
 async def run(schemathesis: Path, examples: int) -> int:
-    """Its exit code."""
+    """The first exit code that is not 0."""
     options = ClusterOptions(name="api-test", port=0, engines=1, speed=20.0)
     with tempfile.TemporaryDirectory(prefix="tokenplane-api-") as notes:
         async with HttpClient() as http, run_cluster(options, http) as cluster:
             words = ("run", f"{cluster.url}{PATH}", "--max-examples", str(examples), "--no-color")
-            ended = await anyio.run_process(
-                (str(schemathesis), *words), stdout=None, stderr=None, check=False, cwd=notes
-            )
+            for more, hooks in (((), {}), (("--exclude-checks", ENGINES_OWN), HOOKS)):
+                ended = await anyio.run_process(
+                    (str(schemathesis), *words, *more),
+                    stdout=None,
+                    stderr=None,
+                    check=False,
+                    cwd=notes,
+                    env=os.environ | hooks,
+                )
+                if ended.returncode:
+                    break
     return ended.returncode
 
 

@@ -11,7 +11,7 @@ from controlplane.gateway.migration import Leg
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.routing import Routing
 from controlplane.gateway.settings import GatewaySettings
-from controlplane.gateway.sse import MalformedStream, SseScanner, given_up_in, usage_of
+from controlplane.gateway.sse import MalformedStream, SseScanner, given_up_in, refusal_in, usage_of
 from controlplane.gateway.telling import Teller
 from controlplane.runtime.tracing import inject, step, tracer
 from controlplane.runtime.version import VERSION
@@ -126,10 +126,12 @@ class Attempts:
         await sink.write(body)
 
     async def _refused(self, response: HttpResponse) -> None:
-        body = (await response.read(limit_bytes=1 << 20)).decode(errors="replace")
+        body = await response.read(limit_bytes=1 << 20)
         if response.status in RETRIABLE_STATUSES:
-            raise EngineFailed("engine_refused", f"HTTP {response.status}: {body[:200]}")
-        raise ClientError(response.status, _message_in(body), code="engine_rejected")
+            beginning = body[:200].decode(errors="replace")
+            raise EngineFailed("engine_refused", f"HTTP {response.status}: {beginning}")
+        said = refusal_in(body)
+        raise ClientError(response.status, said.message, code="engine_rejected", param=said.param)
 
 
 def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str, str]:
@@ -145,9 +147,3 @@ def _headers(flight: Flight, chosen: Chosen, response: HttpResponse) -> dict[str
     if flight.hints.tenant.sees_overlap:
         headers["x-tokenplane-overlap-tokens"] = str(flight.predicted_cached_tokens)
     return headers
-
-
-def _message_in(body: str) -> str:
-    """The engine's own words, without its wrapping where it is OpenAI's."""
-    start = body.find('"message":')
-    return body[:1000] if start < 0 else body[start + len('"message":') :].strip(' "')[:1000]

@@ -4,9 +4,10 @@ drafts of it are accepted."""
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 NULL = msgspec.Raw(b"null")
 
@@ -34,10 +35,13 @@ class TextOptions(msgspec.Struct):
     format: Format | None = None
 
 
+Temperature = Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 2})]
+
+
 class Shaped(msgspec.Struct, kw_only=True):
     """What any generation may say of its shape; the last two are vLLM's words."""
 
-    temperature: float | None = None
+    temperature: Temperature | None = None
     response_format: Format | None = None
     # By a function, as a schema can show no default of this kind.
     structured_outputs: msgspec.Raw = msgspec.field(default_factory=lambda: NULL)

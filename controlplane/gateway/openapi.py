@@ -61,6 +61,7 @@ def document() -> bytes:
         tuple(_BODIES.values()), ref_template=_REF + "{name}"
     )
     schemas["Error"] = _ERROR
+    schemas["Event"] = _EVENT
     paths: Object = {api.value: {"post": _inference(api)} for api in Api}
     paths["/v1/models"] = {
         "get": {
@@ -97,7 +98,7 @@ def document() -> bytes:
 def _inference(api: Api) -> Object:
     answer: Object = {_JSON: {"schema": {"type": "object"}}}
     if api is not Api.EMBEDDINGS:
-        answer["text/event-stream"] = {"schema": {"type": "string"}}
+        answer["text/event-stream"] = {"schema": {"$ref": _REF + "Event"}}
     return {
         "summary": _SUMMARIES[api],
         "description": _DEMANDS,
@@ -130,6 +131,12 @@ def _answer(what: str, schema: Object) -> Object:
     return {"description": what, "content": {_JSON: {"schema": schema}}}
 
 
+_EVENT: Object = {
+    "description": "One of the events that the answer is, each by itself",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 _ERROR: Object = {
     "type": "object",
     "required": ["error"],

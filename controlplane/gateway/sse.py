@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 EVENT_BYTES_MAX = 4 << 20
+MESSAGE_BYTES_MAX = 1_000
 DONE = b"data: [DONE]"
 RESPONSE_ENDS = frozenset({b"response.completed", b"response.incomplete", b"response.failed"})
 
@@ -67,13 +68,16 @@ class _HasUsage(msgspec.Struct):
     response: _HasUsage | None = None
 
 
-class _Error(msgspec.Struct):
+class EngineError(msgspec.Struct):
+    """What an engine says of a request that it does not serve, in OpenAI's words."""
+
     message: str = "no reason given"
     code: int | str | None = None
+    param: str | None = None
 
 
 class _HasError(msgspec.Struct):
-    error: _Error
+    error: EngineError
 
 
 _USAGE = msgspec.json.Decoder(_HasUsage)
@@ -195,6 +199,14 @@ def given_up_in(body: bytes) -> GivenUp | None:
     """Whether a body, or the data of an event, is an answer that its engine did not finish."""
     found = _GIVEN_UP.search(body)
     return GivenUp(500, f"it ended the answer with {found[1].decode()!r}") if found else None
+
+
+def refusal_in(body: bytes) -> EngineError:
+    """The engine's own words in the body of a refusal; the beginning of it if there are none."""
+    try:
+        return _ERROR.decode(body).error
+    except msgspec.DecodeError:
+        return EngineError(body[:MESSAGE_BYTES_MAX].decode(errors="replace"))
 
 
 def _error_in(data: bytes) -> GivenUp:

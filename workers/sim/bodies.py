@@ -150,9 +150,10 @@ class DetokenizeBody(msgspec.Struct, kw_only=True):
 
 
 def decode(data: bytes, type: type[_T]) -> _T:
-    """Read JSON; raises `ApiError` that says where it is wrong."""
+    """Read JSON, as leniently as vLLM does: 3.0 is a whole number. Raises `ApiError` that says what
+    is wrong."""
     try:
-        return msgspec.json.decode(data, type=type)
+        return msgspec.json.decode(data, type=type, strict=False)
     except msgspec.ValidationError as error:
         raise bad_request(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

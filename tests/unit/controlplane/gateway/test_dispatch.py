@@ -365,6 +365,31 @@ def test_gw6_as_many_retries_are_saved_as_requests_are_open(anyio_backend: str) 
         assert sum(budget.spend() for _ in range(2 * many)) == many
 
 
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        (
+            b'{"error":{"message":"\\"x\\" is too hot","type":"e","param":"temperature"}}',
+            '"x" is too hot',
+            "temperature",
+        ),
+        (b"no JSON \xff", "no JSON \N{REPLACEMENT CHARACTER}", None),
+    ],
+)
+async def test_an_engines_refusal_is_told_in_its_own_words(
+    anyio_backend: str, body: bytes, message: str, param: str | None
+) -> None:
+    async def refuses() -> AsyncGenerator[bytes]:
+        yield body
+
+    async with world() as ours:
+        ours.engine("a", refuses, status=400)
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(Client())
+        assert (caught.value.status, caught.value.code) == (400, "engine_rejected")
+        assert (str(caught.value), caught.value.param) == (message, param)
+
+
 ENGINES_ERROR = (
     b'data: {"error":{"message":"no memory","type":"InternalServerError","code":500}}\n\n'
 )
