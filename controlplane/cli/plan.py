@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -180,19 +181,19 @@ def table(report: PlanReport) -> Table:
         f"{report.trace}: {report.requests:,} requests, TTFT {report.ttft_ms:g} ms,"
         f" TPOT {report.tpot_ms:g} ms, {report.reachable:.2%} within reach"
     )
-    grid = Table(title=title, min_width=len(title))
+    grid = Table(title=title, min_width=len(title), box=SIMPLE_HEAD)
     grid.add_column("", no_wrap=True)
     for name in (
         "attainment",
         "TTFT",
         "TPOT",
-        "worker-hours",
+        "hours",
         "cost",
         "workers",
-        "actions",
+        "changes",
         "failed",
     ):
-        grid.add_column(name, justify="right")
+        grid.add_column(name, justify="right", no_wrap=True)
     for name, each in report.arms.items():
         grid.add_row(
             name,

@@ -121,7 +121,7 @@ class PlannerSettings(Group):
         " and by at least two workers, where the load has outgrown it",
     )
     reserve: float = Field(
-        0.5,
+        0.6,
         ge=0,
         le=1,
         description="share of the largest fleet that was needed that is kept in reserve",

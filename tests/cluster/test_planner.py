@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import anyio
 import pytest
 
+from proto.scaling import Action, Reason
 from proto.wire.http import HttpClient
 from tests.support.up import UpCluster, up
 from tests.unit.agents.reader import wait_until
@@ -41,6 +43,39 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
         TOKENPLANE_PLANNER__TPOT_MS="200",
     ) as running:
         yield running
+
+
+class LiveView:
+    """What a page sees that looks at the console all the while."""
+
+    def __init__(self, cluster: UpCluster) -> None:
+        self._url = f"{cluster.state['console']}/api/events"
+        self.ready: list[int] = []
+        """Workers, each number once for as long as it lasts."""
+        self.decided: list[tuple[str, str]] = []
+        """What the planner has done, and why."""
+
+    async def look(self) -> None:
+        """Until cancelled."""
+        async with HttpClient() as http, http.exchange("GET", self._url) as answer:
+            unread = b""
+            async for piece in answer.chunks():
+                *events, unread = (unread + piece).split(b"\n\n")
+                for event in events:
+                    name, _, data = event.partition(b"\ndata: ")
+                    if name == b"event: frame":
+                        self._see(json.loads(data))
+
+    def _see(self, frame: Mapping[str, Any]) -> None:
+        ready = int(frame["point"]["ready"] or 0)
+        if self.ready[-1:] != [ready]:
+            self.ready.append(ready)
+        for tick in frame["plans"]:
+            self.decided += [
+                (phase["action"], phase["reason"])
+                for phase in tick["phases"]
+                if phase["action"] != Action.HOLD
+            ]
 
 
 class Load:
@@ -86,18 +121,28 @@ def test_engines_follow_a_ramp_up_and_down_and_no_request_fails(cluster: UpClust
         await wait_until(lambda: there(engines()), within_s=within_s)
         assert there(engines()), (engines(), cluster.output())
 
-    async def ramp() -> Load:
-        load = Load(cluster)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(load.run)
-            load.per_s = BUSY_PER_S
-            await until(lambda count: count > 1, BUSY_S_MAX)
-            load.per_s = QUIET_PER_S
-            await until(lambda count: count == 1, QUIET_S_MAX)
-            load.per_s = 0.0
-        return load
+    async def ramp() -> tuple[Load, LiveView]:
+        load, view = Load(cluster), LiveView(cluster)
+        async with anyio.create_task_group() as looking:
+            looking.start_soon(view.look)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(load.run)
+                load.per_s = BUSY_PER_S
+                await until(lambda count: count > 1, BUSY_S_MAX)
+                load.per_s = QUIET_PER_S
+                await until(lambda count: count == 1, QUIET_S_MAX)
+                load.per_s = 0.0
+            await wait_until(lambda: view.ready[-1:] == [1], within_s=10.0)
+            looking.cancel_scope.cancel()
+        return load, view
 
-    load = anyio.run(ramp)
+    load, view = anyio.run(ramp)
     assert load.failed == []
     assert load.completed > 50
+    assert max(view.ready) > 1
+    assert view.ready[-1] == 1
+    assert {action for action, _ in view.decided} >= {Action.UP, Action.DOWN}
+    assert {Reason.TTFT_AT_RISK, Reason.TPOT_AT_RISK, Reason.KV_FULL, Reason.FORECAST_FLOOR} & {
+        reason for action, reason in view.decided if action == Action.UP
+    }
     assert cluster.state["children"]["planner"]["restarts"] == 0
