@@ -181,7 +181,7 @@ def table(report: PlanReport) -> Table:
         f"{report.trace}: {report.requests:,} requests, TTFT {report.ttft_ms:g} ms,"
         f" TPOT {report.tpot_ms:g} ms, {report.reachable:.2%} within reach"
     )
-    grid = Table(title=title, min_width=len(title), box=SIMPLE_HEAD)
+    grid = Table(title=title, min_width=len(title), box=SIMPLE_HEAD, padding=0)
     grid.add_column("", no_wrap=True)
     for name in (
         "attainment",
