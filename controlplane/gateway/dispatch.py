@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import anyio
 
@@ -29,7 +27,7 @@ from controlplane.gateway.migration import (
 )
 from controlplane.gateway.models import engine_of, served
 from controlplane.gateway.openai import Api, Ask, ClientError
-from controlplane.gateway.pools import Pools
+from controlplane.gateway.pools import Attempt, Pools
 from controlplane.gateway.routing import Hints, Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tokenizer import Tokenizers
@@ -46,7 +44,7 @@ log = logging.getLogger(__name__)
 spans = tracer("tokenplane.gateway")
 
 RETRY_BURST = 100.0
-"""About what one engine serves at once, and no load for a fleet."""
+"""Of failures, each by itself; no load for a fleet."""
 _PROMPT_FIELDS = {
     Api.COMPLETIONS: "prompt",
     Api.CHAT: "messages",
@@ -56,29 +54,24 @@ _PROMPT_FIELDS = {
 
 
 class RetryBudget:
-    """Every request earns a share of a retry; a retry spends one. Full at the start.
+    """Every request earns a share of a retry; a failure spends one. Full at the start.
 
-    As many can be saved as requests are open, for all of them may be with an engine that dies, and
-    `RETRY_BURST` at least.
+    All that was with an engine when it died has failed once: it was let in before, and is tried
+    elsewhere whatever is left. What comes afterwards and fails is what retries must not multiply.
     """
 
     def __init__(self, share: float) -> None:
         self.share = share
-        self._open = 0
         self._saved = RETRY_BURST
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """One is open."""
-        self._open += 1
-        self._saved = min(max(RETRY_BURST, self._open), self._saved + self.share)
-        try:
-            yield
-        finally:
-            self._open -= 1
+    def earn(self) -> None:
+        """There is a request."""
+        self._saved = min(RETRY_BURST, self._saved + self.share)
 
-    def spend(self) -> bool:
-        """True if there was one left."""
+    def spend(self, attempt: Attempt) -> bool:
+        """Whether what has failed may be tried again."""
+        if not attempt.fails_anew:
+            return True
         if self._saved < 1:
             return False
         self._saved -= 1
@@ -133,9 +126,9 @@ class Dispatcher:
         Raises `ClientError` while nothing has been sent, and `ClientStalled`.
         """
         flight = self._accounting.opened(request, ask, hints)
+        self._budget.earn()
         try:
             with (
-                self._budget.request(),
                 self._pools.entered(ask.model),
                 anyio.move_on_after(self._settings.total_s) as total,
             ):
@@ -179,10 +172,10 @@ class Dispatcher:
             if failure is None:
                 return
             if flight.started and tokens is not None:
-                leg = await self._rest(flight, tokens, failure)
+                leg = await self._rest(flight, tokens, attempt, failure)
                 known = tokens + flight.transcript.tokens if flight.transcript else tokens
             else:
-                self._may_retry(flight, failure)
+                self._may_retry(flight, attempt, failure)
 
     async def _attempt(
         self, flight: Flight, chosen: Chosen, leg: Leg, sink: Sink
@@ -208,7 +201,9 @@ class Dispatcher:
             flight.transcript = Transcript(self._settings.migration_tokens_max)
         return first_leg(ask, traced=watched)
 
-    async def _rest(self, flight: Flight, tokens: array[int], failure: EngineFailed) -> Leg:
+    async def _rest(
+        self, flight: Flight, tokens: array[int], attempt: Attempt, failure: EngineFailed
+    ) -> Leg:
         """What another engine must be asked to finish the answer. Raises the `ClientError` that
         the failure comes to if it cannot be finished."""
         final = _failed(failure)
@@ -225,7 +220,7 @@ class Dispatcher:
         except CannotContinue as reason:
             log.warning("request %s cannot go on elsewhere: %s", flight.request, reason)
             raise final from failure
-        if not self._budget.spend():
+        if not self._budget.spend(attempt):
             raise final from failure
         flight.migrations += 1
         self._accounting.metrics.migrations.labels(failure.reason).inc()
@@ -281,11 +276,11 @@ class Dispatcher:
             raise _no_worker(reply)
         return reply
 
-    def _may_retry(self, flight: Flight, failure: EngineFailed) -> None:
+    def _may_retry(self, flight: Flight, attempt: Attempt, failure: EngineFailed) -> None:
         """Raises the `ClientError` that the failure comes to if there is no other attempt."""
         if flight.started or flight.attempts >= self._settings.attempts_max:
             raise _failed(failure) from failure
-        if not self._budget.spend():
+        if not self._budget.spend(attempt):
             raise _failed(failure) from failure
         self._accounting.metrics.retries.labels(failure.reason).inc()
         log.warning("request %s: %s; trying another worker", flight.request, failure)

@@ -40,6 +40,8 @@ class Attempt:
     worker: WorkerId | None = None
     """Who is to serve it, once that is known."""
     ok: bool | None = None
+    fails_anew: bool = False
+    """It failed, and not by what others that were with its worker have failed by already."""
 
 
 class Breaker:
@@ -76,18 +78,18 @@ class Breaker:
     def report(self, attempt: Attempt, now_s: float) -> None:
         """How an attempt went. While it is open only probes count: what else ends now was begun
         before."""
+        if attempt.ok is False and attempt.began_s >= self._failed_s.get(attempt.worker, -inf):
+            attempt.fails_anew, self._failed_s[attempt.worker] = True, now_s
         if self._next_probe_s is not None:
             if attempt.probe:
                 self._judge(attempt.ok, now_s)
             return
-        if attempt.ok is None:
-            return
+        if attempt.ok or attempt.fails_anew:
+            self._count(ok=not attempt.fails_anew, now_s=now_s)
+
+    def _count(self, *, ok: bool, now_s: float) -> None:
         self._turn(now_s)
-        if not attempt.ok:
-            if attempt.began_s < self._failed_s.get(attempt.worker, -inf):
-                return
-            self._failed_s[attempt.worker] = now_s
-        self._now[attempt.ok] += 1
+        self._now[ok] += 1
         failed, fine = (self._now[i] + self._before[i] for i in (0, 1))
         if failed >= FAILURES_MIN and failed >= FAILURE_SHARE * (failed + fine):
             self._next_probe_s = now_s + self._open_s

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import anyio
 import openai
 import pytest
 
+from proto.wire.http import HttpClient
 from tests.support.up import UpCluster, up
 
 pytestmark = [
@@ -20,6 +24,8 @@ PROMPT = "Tell the whole story from the beginning. " * 20
 TOKENS = 90
 ENGINES = 4
 """One dies in each test, and is left alone for a while afterwards."""
+
+STREAMS, FEW_TOKENS = 440, 12
 
 Said = tuple[str, str | None, int]
 """Text, finish reason, completion tokens as counted in the usage."""
@@ -121,3 +127,56 @@ def test_what_cannot_go_on_ends_in_one_typed_error(cluster: UpCluster) -> None:
                 cluster.kill(serving(cluster))
     assert caught.value.code == "engine_lost"
     cluster.wait_ready()
+
+
+@pytest.fixture
+def two_engines(tmp_path: Path) -> Iterator[UpCluster]:
+    with up(tmp_path, "--engines", "2", "--speed", "0.05") as running:
+        yield running
+
+
+def test_gw12_an_engine_dies_with_hundreds_of_streams_and_all_are_whole(
+    two_engines: UpCluster,
+) -> None:
+    """All of them just opened; far more than what a gateway has saved for single failures."""
+    answers = anyio.run(_many, two_engines)
+    assert len(set(answers)) == 1
+    [answer] = set(answers)
+    assert len(answer) > FEW_TOKENS
+
+
+async def _many(cluster: UpCluster) -> list[str]:
+    """The text of each stream, one engine killed once all have begun."""
+    answers, begun, killed = [""] * STREAMS, 0, False
+
+    async def one(http: HttpClient, nth: int) -> None:
+        nonlocal begun, killed
+        body = {
+            "model": cluster.model,
+            "prompt": PROMPT,
+            "max_tokens": FEW_TOKENS,
+            "stream": True,
+            "ignore_eos": True,
+        }
+        headers = {"x-tokenplane-policy": "round_robin"}
+        url = f"{cluster.url}/v1/completions"
+        async with http.exchange(
+            "POST", url, body=json.dumps(body).encode(), headers=headers
+        ) as answer:
+            pieces = []
+            async for piece in answer.chunks():
+                begun += not pieces
+                pieces.append(piece)
+                if begun == STREAMS and not killed:
+                    killed = True
+                    cluster.kill("engine-0")
+        *events, done = b"".join(pieces).strip().split(b"\n\n")
+        assert done == b"data: [DONE]", pieces[-1]
+        told = [json.loads(event.removeprefix(b"data: ")) for event in events]
+        answers[nth] = "".join(choice["text"] for each in told for choice in each["choices"])
+
+    async with HttpClient() as http, anyio.create_task_group() as tasks:
+        for nth in range(STREAMS):
+            tasks.start_soon(one, http, nth)
+    assert killed
+    return answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -15,6 +15,7 @@ from controlplane.gateway.dispatch import RETRY_BURST, RetryBudget
 from controlplane.gateway.flight import Sink
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.openai import Api, ClientError, read
+from controlplane.gateway.pools import Attempt
 from controlplane.gateway.routing import Hints
 from controlplane.gateway.service import GatewayService, Surroundings
 from controlplane.gateway.settings import GatewaySettings
@@ -346,23 +347,45 @@ async def test_gw6_retries_are_a_share_of_requests(anyio_backend: str) -> None:
 
 
 def test_gw6_every_request_earns_a_share_of_a_retry(anyio_backend: str) -> None:
-    budget = RetryBudget(0.2)
-    while budget.spend():
+    budget, failed = RetryBudget(0.2), Attempt(0.0, probe=False, fails_anew=True)
+    while budget.spend(failed):
         pass
     for _ in range(4):
-        with budget.request():
-            assert not budget.spend()
-    with budget.request():
-        assert budget.spend()
-        assert not budget.spend()
+        budget.earn()
+        assert not budget.spend(failed)
+    budget.earn()
+    assert budget.spend(failed)
+    assert not budget.spend(failed)
+    with_it = Attempt(0.0, probe=False, fails_anew=False)
+    assert all(budget.spend(with_it) for _ in range(1_000))
 
 
-def test_gw6_as_many_retries_are_saved_as_requests_are_open(anyio_backend: str) -> None:
-    budget, many = RetryBudget(1.0), 3 * int(RETRY_BURST)
-    with ExitStack() as under_way:
-        for _ in range(many):
-            under_way.enter_context(budget.request())
-        assert sum(budget.spend() for _ in range(2 * many)) == many
+async def test_gw6_an_engine_that_dies_with_hundreds_of_requests_costs_none(
+    anyio_backend: str,
+) -> None:
+    """All of them opened just before: no budget could have been earned for that many."""
+    clients = [Client() for _ in range(6 * int(RETRY_BURST))]
+    waiting, all_wait, died = 0, anyio.Event(), anyio.Event()
+
+    async def dies() -> AsyncGenerator[bytes]:
+        nonlocal waiting
+        waiting += 1
+        if waiting == len(clients):
+            all_wait.set()
+        await died.wait()
+        raise HttpBroken("died")
+        yield b""
+
+    patient = SETTINGS.model_copy(update={"first_token_s": 30.0, "gap_s": 30.0, "total_s": 60.0})
+    async with world(settings=patient) as ours:
+        ours.engine("a", dies)
+        ours.engine("b", whole)
+        async with anyio.create_task_group() as tasks:
+            for client in clients:
+                tasks.start_soon(ours.serve, client)
+            await all_wait.wait()
+            died.set()
+    assert {client.read for client in clients} == {b"".join(PIECES) + DONE}
 
 
 @pytest.mark.parametrize(
