@@ -163,7 +163,7 @@ async def _many(cluster: UpCluster) -> list[str]:
         async with http.exchange(
             "POST", url, body=json.dumps(body).encode(), headers=headers
         ) as answer:
-            pieces = []
+            pieces: list[bytes] = []
             async for piece in answer.chunks():
                 begun += not pieces
                 pieces.append(piece)
