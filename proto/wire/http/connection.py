@@ -141,7 +141,9 @@ class Response:
                 await self._news()
 
     async def pour(self, take: HttpTake) -> bool:
-        if self._phase != "idle":
+        if self._phase == "idle":
+            self._heard_at(self._loop.time())  # while nothing was wanted nothing was late
+        else:
             self._wait_for_first_piece()
         self._take, self._context = take, copy_context()
         try:

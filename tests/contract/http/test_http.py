@@ -164,6 +164,16 @@ async def test_pouring_ends_by_silence_and_by_a_break(world: World) -> None:
         assert taken == [b"one,"]
 
 
+async def test_while_nothing_is_wanted_nothing_is_late(world: World) -> None:
+    async with world.http.exchange("GET", world.url + "/stall", timeouts=IMPATIENT) as response:
+        assert not await response.pour(lambda piece, now_s: False)
+        await anyio.sleep(0.9 * IMPATIENT.idle_s)
+        began_s = anyio.current_time()
+        with pytest.raises(HttpTimeout, match="idle"):
+            await response.pour(lambda piece, now_s: True)
+        assert anyio.current_time() - began_s > 0.5 * IMPATIENT.idle_s
+
+
 async def test_who_leaves_over_pouring_is_handed_nothing_more(world: World) -> None:
     taken: list[bytes] = []
 

@@ -29,10 +29,7 @@ KINDS = ("byte_level", "metaspace", "word_piece", "single_word")
 def tokenizer(kind: str) -> Tokenizer:
     """Of the kinds in use: GPT's, Llama's, BERT's; and one that must not be taken apart."""
     if kind == "word_piece":
-        made = Tokenizer(WordPiece(unk_token="[UNK]"))
-        made.normalizer = normalizers.BertNormalizer()
-        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        made.train_from_iterator(TEXT, WordPieceTrainer(vocab_size=80, special_tokens=["[UNK]"]))
+        made = word_piece()
     else:
         made = Tokenizer(BPE(byte_fallback=True))
         made.pre_tokenizer = (
@@ -44,6 +41,15 @@ def tokenizer(kind: str) -> Tokenizer:
     made.add_tokens(SPECIALS)
     if kind == "single_word":
         made.add_tokens([AddedToken("the", special=True, single_word=True)])
+    return made
+
+
+def word_piece() -> Tokenizer:
+    """Of BERT's kind."""
+    made = Tokenizer(WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.train_from_iterator(TEXT, WordPieceTrainer(vocab_size=80, special_tokens=["[UNK]"]))
     return made
 
 

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE, WordPiece
-from tokenizers.trainers import BpeTrainer, WordPieceTrainer
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
 from controlplane.gateway import words
 from controlplane.gateway.words import WordEncoder, token_ids
+from tests.property.gateway.test_pieces import TEXT, word_piece
 
 SPECIALS = [
     AddedToken("<s>", special=True),
     AddedToken("<left>", special=True, lstrip=True),
     AddedToken("<word>", special=False, normalized=True),
 ]
-TEXT = ["the tokens of a chat", " that has   spaces, é and \n\n lines", "Theodore's <s tokens"]
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,10 +37,7 @@ def split(regex: str) -> pre_tokenizers.PreTokenizer:
 def tokenizer(kind: str) -> Tokenizer:
     """Of a kind in use, or one that must not be taken apart."""
     if kind == "bert":
-        made = Tokenizer(WordPiece(unk_token="[UNK]"))
-        made.normalizer = normalizers.BertNormalizer()
-        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        made.train_from_iterator(TEXT, WordPieceTrainer(vocab_size=80, special_tokens=["[UNK]"]))
+        made = word_piece()
     else:
         made = Tokenizer(BPE(byte_fallback=True))
         if kind == "llama_2":
