@@ -90,6 +90,7 @@ class Tokenizers:
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[ModelCard, ModelTokenizer | None]] = {}
+        self._making: dict[str, anyio.Lock] = {}
         self._threads = anyio.CapacityLimiter(THREADS)
 
     async def tokens(self, card: ModelCard, ask: Ask) -> array[int] | None:
@@ -120,15 +121,20 @@ class Tokenizers:
         known = self._made.get(card.name)
         if known is not None and known[0] is card:
             return known[1]
-        made: ModelTokenizer | None = None
-        try:
-            made = await anyio.to_thread.run_sync(
-                partial(ModelTokenizer, card), limiter=self._threads
-            )
-        except Untokenisable as error:
-            log.error("model %s is routed by load only: %s", card.name, error)
-        self._made[card.name] = (card, made)
-        return made
+        # It is a second's work: who comes meanwhile waits for it, instead of beginning it again.
+        async with self._making.setdefault(card.name, anyio.Lock()):
+            known = self._made.get(card.name)
+            if known is not None and known[0] is card:
+                return known[1]
+            made: ModelTokenizer | None = None
+            try:
+                made = await anyio.to_thread.run_sync(
+                    partial(ModelTokenizer, card), limiter=self._threads
+                )
+            except Untokenisable as error:
+                log.error("model %s is routed by load only: %s", card.name, error)
+            self._made[card.name] = (card, made)
+            return made
 
 
 def _load(card: ModelCard) -> Tokenizer:

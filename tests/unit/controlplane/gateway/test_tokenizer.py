@@ -1,0 +1,52 @@
+"""Tokenizers of models: made once, whoever asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from controlplane.gateway import tokenizer
+from controlplane.gateway.openai import Api, read
+from controlplane.gateway.tokenizer import ModelTokenizer, Tokenizers
+from proto.workers import ModelCard
+from workers.sim.tokens import write_model
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"]),
+]
+
+
+async def test_all_who_come_at_once_wait_for_one_tokenizer(
+    anyio_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ModelCard] = []
+
+    class Counted(ModelTokenizer):
+        def __init__(self, card: ModelCard) -> None:
+            made.append(card)
+            super().__init__(card)
+
+    monkeypatch.setattr(tokenizer, "ModelTokenizer", Counted)
+    write_model(tmp_path)
+    text = (tmp_path / "tokenizer.json").read_text()
+    card = ModelCard(name="m", context_tokens=100, tokenizer_json=text)
+    ours, said = Tokenizers(), read(Api.COMPLETIONS, b'{"model": "m", "prompt": "Good morning"}')
+    tokens: list[list[int] | None] = []
+
+    async def one() -> None:
+        told = await ours.tokens(card, said)
+        tokens.append(None if told is None else told.tolist())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(40):
+            tasks.start_soon(one)
+    assert made == [card]
+    assert len(tokens) == 40
+    assert all(each == tokens[0] for each in tokens)
+    assert tokens[0]
+    changed = card.model_copy(update={"context_tokens": 200})
+    assert await ours.tokens(changed, said) is not None
+    assert made == [card, changed]
