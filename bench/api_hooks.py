@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import schemathesis  # type: ignore[import-not-found,unused-ignore]
+import schemathesis
 
 SERVED, POLICY = "sim", "kv"
 
 
-@schemathesis.hook  # type: ignore[untyped-decorator,unused-ignore]
 def map_body(context: Any, body: Any) -> Any:
     """The body as it is sent."""
     del context
@@ -20,10 +19,13 @@ def map_body(context: Any, body: Any) -> Any:
     return body
 
 
-@schemathesis.hook  # type: ignore[untyped-decorator,unused-ignore]
 def map_headers(context: Any, headers: Any) -> Any:
     """The headers as they are sent."""
     del context
     if headers and "x-tokenplane-policy" in headers:
         return {**headers, "x-tokenplane-policy": POLICY}
     return headers
+
+
+for each in (map_body, map_headers):
+    schemathesis.hook(each)

@@ -138,6 +138,14 @@ class Tokenizers:
 
 
 def _load(card: ModelCard) -> Tokenizer:
+    tokenizer = _read(card)
+    # Some files have these for whoever trains by them; an engine takes prompts as they are.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read(card: ModelCard) -> Tokenizer:
     try:
         if card.tokenizer_json is not None:
             return Tokenizer.from_str(card.tokenizer_json)

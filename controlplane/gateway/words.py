@@ -18,10 +18,9 @@ WORDS_MAX = 32_768
 WORD_CHARS_MAX = 48
 """Longer ones do not come again."""
 NEW_WORDS_MAX = 256
-"""Of one text: a word by itself costs twice what it does within a text, which must pay."""
-
+"""Of one text: a word by itself costs more than twice what it does within a text."""
 TEXT_CHARS_MAX = 1 << 20
-"""No engine takes a longer one."""
+"""Longer ones are not taken apart: a list of their words would be many times their size."""
 
 _LETTERS = ("a", "中", "1", ".", "'", "_", "\u0301", "😀")
 """One of each kind that tokenizers tell apart; `'` also begins the suffixes that some split off."""
@@ -35,8 +34,9 @@ class WordEncoder:
         self._tokenizer = tokenizer
         self._known: dict[str, bytes] = {}
         """Ids of a word with a space before it, as 32-bit words."""
-        self.by_words = _parts_at_spaces(tokenizer)
-        self._before, self._after = _around(tokenizer)
+        around = _around(tokenizer)
+        self.by_words = around is not None and _parts_at_spaces(tokenizer)
+        self._before, self._after = around or (b"", b"")
 
     def encode(self, text: str, *, special: bool = False) -> array[int]:
         """Exactly the ids of the whole text, with or without what the tokenizer adds around it."""
@@ -109,12 +109,14 @@ def _parts_at_spaces(tokenizer: Tokenizer) -> bool:
     )
 
 
-def _around(tokenizer: Tokenizer) -> tuple[bytes, bytes]:
-    """What it adds before a text and behind it, as 32-bit words."""
+def _around(tokenizer: Tokenizer) -> tuple[bytes, bytes] | None:
+    """What it adds before a text and behind it, as 32-bit words; None if that does not show."""
     plain, whole = (token_ids(tokenizer, "a", special=special) for special in (False, True))
     size = len(plain)
-    at = next(at for at in range(len(whole)) if whole[at : at + size] == plain)
-    return whole[:at].tobytes(), whole[at + size :].tobytes()
+    for at in range(len(whole)):
+        if size and whole[at : at + size] == plain:
+            return whole[:at].tobytes(), whole[at + size :].tobytes()
+    return None
 
 
 def _parts(tokenizer: Tokenizer, text: str) -> list[str]:

@@ -110,3 +110,12 @@ def test_a_long_text_of_spaces_is_no_more_work_than_another() -> None:
     encoder = WordEncoder(tokenizer("gpt_2"))
     text = "a" + " " * 200_000 + "b" + " \n" * 100_000
     assert encoder.encode(text) == token_ids(tokenizer("gpt_2"), text, special=False)
+
+
+def test_a_tokenizer_that_has_no_letters_gets_texts_whole() -> None:
+    """What it adds to a text cannot be told from nothing."""
+    bare = Tokenizer(BPE(vocab={"1": 0}, merges=[]))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = WordEncoder(bare)
+    assert not encoder.by_words
+    assert encoder.encode("1 a 1", special=True).tolist() == [0, 0]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import anyio
 import pytest
+from tokenizers import Tokenizer
 
 from controlplane.gateway import tokenizer
 from controlplane.gateway.openai import Api, read
@@ -50,3 +52,17 @@ async def test_all_who_come_at_once_wait_for_one_tokenizer(
     changed = card.model_copy(update={"context_tokens": 200})
     assert await ours.tokens(changed, said) is not None
     assert made == [card, changed]
+
+
+async def test_a_prompt_is_neither_padded_nor_cut(anyio_backend: str, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    plain = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "Good morning to all of you"
+    ids = plain.encode(text).ids
+    plain.enable_padding(length=64)
+    plain.enable_truncation(2)
+    card = ModelCard(name="m", context_tokens=100, tokenizer_json=plain.to_str())
+    said = read(Api.COMPLETIONS, json.dumps({"model": "m", "prompt": text}).encode())
+    tokens = await Tokenizers().tokens(card, said)
+    assert tokens is not None
+    assert tokens.tolist() == ids
