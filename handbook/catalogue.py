@@ -25,6 +25,7 @@ from controlplane.registry.metrics import RegistryMetrics
 from controlplane.registry.view import RegistryView
 from controlplane.router.metrics import RouterMetrics
 from controlplane.runtime.admin import LoopLag
+from controlplane.runtime.histogram import QuickHistogram
 from controlplane.transfer.metrics import TransferMetrics
 from proto.subjects import Keys
 from proto.wire.memory.bus import MemoryHub
@@ -93,6 +94,10 @@ def _described(service: str, registry: CollectorRegistry) -> Iterator[Metric]:
     """Labels are not among what a registry collects while nothing was counted: they are read from
     the collectors themselves."""
     for collector in registry._collector_to_names:
+        if isinstance(collector, QuickHistogram):
+            meaning = collector.documentation.rstrip(".")
+            yield Metric(service, collector.name, "histogram", collector.labelnames, meaning)
+            continue
         described: Sequence[Any] = [collector]
         if not hasattr(collector, "_labelnames"):
             described = list(collector.collect())

@@ -89,9 +89,7 @@ class Accounting:
             metrics.speculation_ttft_s.labels(*of, speculating).observe(flight.ttft_s)
         if flight.tpot_s is not None:
             metrics.speculation_tpot_s.labels(*of, speculating).observe(flight.tpot_s)
-        gap_s = metrics.emission_gap_s.labels(*of, speculating)
-        for gap in flight.gaps_s:
-            gap_s.observe(gap)
+        metrics.emission_gap_s.labels(*of, speculating).observe_all(flight.gaps_s)
         if flight.accepted_drafts is not None:
             metrics.drafts.labels(*of, "accepted").inc(flight.accepted_drafts)
             metrics.drafts.labels(*of, "rejected").inc(flight.rejected_drafts)

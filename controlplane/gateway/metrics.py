@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from controlplane.runtime.histogram import QuickHistogram
 
 LATENCY_BUCKETS_S = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
@@ -33,48 +35,48 @@ class GatewayMetrics:
         self.in_flight = Gauge(
             "tokenplane_gateway_requests_in_flight", "Requests being served", registry=registry
         )
-        self.loop_lag_s = Histogram(
+        self.loop_lag_s = QuickHistogram(
             "tokenplane_gateway_loop_lag_seconds",
             "How late the event loop came to what was due, looked at twenty times a second",
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
-        self.ttft_s = Histogram(
+        self.ttft_s = QuickHistogram(
             "tokenplane_gateway_time_to_first_token_seconds",
             "From a request's arrival to its first token",
             ["model"],
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self.tpot_s = Histogram(
+        self.tpot_s = QuickHistogram(
             "tokenplane_gateway_time_per_output_token_seconds",
             "From first to last token, divided by the tokens after the first",
             ["model"],
             buckets=TPOT_BUCKETS_S,
             registry=registry,
         )
-        self.duration_s = Histogram(
+        self.duration_s = QuickHistogram(
             "tokenplane_gateway_request_seconds",
             "From a request's arrival to its end, by model and outcome",
             ["model", "outcome"],
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self.prompt_tokens = Histogram(
+        self.prompt_tokens = QuickHistogram(
             "tokenplane_gateway_prompt_tokens",
             "Prompt of a request, in tokens",
             ["model"],
             buckets=LENGTH_BUCKETS,
             registry=registry,
         )
-        self.output_tokens = Histogram(
+        self.output_tokens = QuickHistogram(
             "tokenplane_gateway_output_tokens",
             "Answer to a request, in tokens",
             ["model"],
             buckets=LENGTH_BUCKETS,
             registry=registry,
         )
-        self.route_s = Histogram(
+        self.route_s = QuickHistogram(
             "tokenplane_gateway_route_seconds",
             "From asking a router to its answer",
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0),
@@ -114,28 +116,28 @@ class GatewayMetrics:
             ["model", "kind", "sampling", "speculating"],
             registry=registry,
         )
-        self.accept_length = Histogram(
+        self.accept_length = QuickHistogram(
             "tokenplane_gateway_accept_length",
             "Tokens of a pass, on average over a request that was speculated on",
             ["model", "kind", "sampling"],
             buckets=(1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
             registry=registry,
         )
-        self.speculation_ttft_s = Histogram(
+        self.speculation_ttft_s = QuickHistogram(
             "tokenplane_gateway_speculation_time_to_first_token_seconds",
             "As time_to_first_token_seconds, by whether the engine speculated",
             ["model", "kind", "sampling", "speculating"],
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self.speculation_tpot_s = Histogram(
+        self.speculation_tpot_s = QuickHistogram(
             "tokenplane_gateway_speculation_time_per_output_token_seconds",
             "As time_per_output_token_seconds, by whether the engine speculated",
             ["model", "kind", "sampling", "speculating"],
             buckets=TPOT_BUCKETS_S,
             registry=registry,
         )
-        self.emission_gap_s = Histogram(
+        self.emission_gap_s = QuickHistogram(
             "tokenplane_gateway_emission_gap_seconds",
             "Between what a stream brings and what it brings next: a token, or several that drafts"
             " brought at once",

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
-
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+
+from controlplane.runtime.histogram import QuickHistogram
 
 DECISION_BUCKETS_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05)
 LAG_BUCKETS_S = (
@@ -18,33 +13,6 @@ LAG_BUCKETS_S = (
 )  # fmt: skip
 WAITED_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SHARE_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-
-
-class QuickHistogram(Collector):
-    """A histogram for what is observed several times a decision: it takes no lock, as only the
-    event loop writes it, and costs a fifth of the library's own."""
-
-    def __init__(
-        self, name: str, help_: str, buckets: Sequence[float], registry: CollectorRegistry
-    ) -> None:
-        self._name, self._help = name, help_
-        self._bounds = tuple(buckets)
-        self._names = [*map(floatToGoString, buckets), "+Inf"]
-        self._counts = [0] * len(self._names)
-        self._sum = 0.0
-        registry.register(self)
-
-    def observe(self, value: float) -> None:
-        """Count one more."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """For the library."""
-        family = HistogramMetricFamily(self._name, self._help)
-        counts = accumulate(self._counts)
-        family.add_metric([], list(zip(self._names, counts, strict=True)), self._sum)
-        yield family
 
 
 class RouterMetrics:
