@@ -20,7 +20,7 @@ from proto.wire.http import HttpClient
 from tests.chaos.faults import Fault, How, inflict
 from tests.chaos.load import Load, Verdict, questions
 from tests.chaos.replicated import COMMAND, ETCD, MEMBERS, NATS, Members
-from tests.chaos.trial import at_rest, check_descriptors, descriptors, judge, suffer, told
+from tests.chaos.trial import at_rest, descriptors, descriptors_given_back, judge, suffer, told
 from tests.support.up import PATIENCE_S, UpCluster, up
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
@@ -72,7 +72,7 @@ def test_leaders_change_and_no_stream_is_lost(
                     judge(load, row, named, gateway_hit=False)
                 tasks.cancel_scope.cancel()
             await at_rest(cluster)
-            check_descriptors(cluster, before)
+            await descriptors_given_back(cluster, before)
             with capsys.disabled():
                 print(f"seed {SEED}: {len(schedule)} faults, streams: {told(load.count())}")
             kept, served = members.stored(streams[0]), load.count()[Verdict.WHOLE]

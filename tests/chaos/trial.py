@@ -12,6 +12,7 @@ import anyio
 import anyio.to_thread
 import psutil
 
+from proto.wire.http.client import KEPT_ALIVE_S
 from tests.chaos.load import Load, Verdict, predicted_and_actual
 from tests.support.up import UpCluster
 
@@ -25,6 +26,10 @@ HELD = (
 """Gauges of an engine that are zero when nobody wants anything of it."""
 DESCRIPTORS_MORE = 12
 """Connections that were not needed yet at the first count."""
+GIVEN_BACK_S = 2 * KEPT_ALIVE_S
+
+Descriptors = dict[tuple[str, int], int]
+"""By the name and the id of a process."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def judge(load: Load, row: Row, what: str, *, gateway_hit: bool) -> None:
         assert lost == 0, f"streams were lost, and it was not the gateway: {what}"
 
 
-async def nothing_left(cluster: UpCluster, load: Load, before: dict[int, int]) -> None:
+async def nothing_left(cluster: UpCluster, load: Load, before: Descriptors) -> None:
     """No slot is taken, caches are what the router believes, descriptors are as many as `before`.
     The load must have been stopped."""
     await at_rest(cluster)
@@ -69,7 +74,7 @@ async def nothing_left(cluster: UpCluster, load: Load, before: dict[int, int]) -
         # A prompt that was just asked is in some cache whole, and the router knows in which.
         predicted, actual = await predicted_and_actual(load, question)
         assert predicted == actual > 0
-    check_descriptors(cluster, before)
+    await descriptors_given_back(cluster, before)
 
 
 async def at_rest(cluster: UpCluster) -> None:
@@ -84,17 +89,24 @@ async def at_rest(cluster: UpCluster) -> None:
     await anyio.to_thread.run_sync(partial(cluster.wait_until, quiet, "all to be let go"))
 
 
-def check_descriptors(cluster: UpCluster, before: dict[int, int]) -> None:
-    """Processes that lived all the time have as many as then, and a few."""
-    after = descriptors(cluster)
-    grown = {pid: after[pid] - before[pid] for pid in before.keys() & after.keys()}
-    assert all(more <= DESCRIPTORS_MORE for more in grown.values()), grown
+async def descriptors_given_back(cluster: UpCluster, before: Descriptors) -> None:
+    """Processes that lived all the time come to have as many as then, and a few: connections that
+    are kept for a next request are closed when none comes."""
+    grown: dict[str, int] = {}
+    with anyio.move_on_after(GIVEN_BACK_S):
+        while True:
+            after = descriptors(cluster)
+            grown = {of[0]: after[of] - before[of] for of in before.keys() & after.keys()}
+            if all(more <= DESCRIPTORS_MORE for more in grown.values()):
+                return
+            await anyio.sleep(1.0)
+    raise AssertionError(f"more descriptors than before, after {GIVEN_BACK_S:g} s: {grown}")
 
 
-def descriptors(cluster: UpCluster) -> dict[int, int]:
+def descriptors(cluster: UpCluster) -> Descriptors:
     """Open file descriptors of each process of the cluster."""
-    pids = [cluster.process.pid, *cluster.pids().values()]
-    return {pid: psutil.Process(pid).num_fds() for pid in pids}
+    processes = {"up": cluster.process.pid, **cluster.pids()}
+    return {(name, pid): psutil.Process(pid).num_fds() for name, pid in processes.items()}
 
 
 def told(verdicts: Counter[Verdict]) -> str:
