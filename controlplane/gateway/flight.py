@@ -79,7 +79,10 @@ class Flight:
     emitted_s: float | None = None
     gaps_s: array[float] = field(default_factory=lambda: array("d"))
     """Between what the stream has brought and what it brought next, each of one or more tokens."""
-    output_tokens: int = 0
+    pieces: int = 0
+    """Of the answer, each of one or more tokens."""
+    counted_tokens: int | None = None
+    """As its engine has counted, at its end."""
     cached_tokens: int | None = None
     prefill_usage: Usage | None = None
     """By the engine that prefilled for the one that answers; only it knows what it had cached."""
@@ -96,11 +99,9 @@ class Flight:
 
     def saw(self, events: bytes, pieces: int) -> None:
         """The stream has brought `events`, which make `pieces` of the answer so far."""
+        self.pieces = pieces
         if self.transcript is not None:
             self.transcript.see(events)
-            # An event may bring several tokens; here they are known one by one.
-            pieces = max(pieces, len(self.transcript.tokens))
-        self.output_tokens = pieces
 
     def timed(self, now_s: float) -> None:
         """What has been seen of the answer was seen by now, and the last of it just now."""
@@ -120,9 +121,18 @@ class Flight:
             self.cached_tokens = told.cached_tokens
         if usage is not None:
             self.prompt_tokens = usage.prompt or self.prompt_tokens
-            self.output_tokens = usage.completion
+            self.counted_tokens = usage.completion
             self.accepted_drafts = usage.accepted_drafts
             self.rejected_drafts = usage.rejected_drafts
+
+    @property
+    def output_tokens(self) -> int:
+        """By the engine's count, or as far as we have seen."""
+        if self.counted_tokens is not None:
+            return self.counted_tokens
+        # A piece may bring several tokens; a transcript knows them one by one.
+        told = 0 if self.transcript is None else len(self.transcript.tokens)
+        return max(self.pieces, told)
 
     @property
     def expected_tokens(self) -> int:

@@ -33,6 +33,10 @@ class _Event(Head):
 _EVENT = msgspec.json.Decoder(_Event)
 _DATA = b"data:"
 
+UNREAD_EVENTS_MAX = 32
+"""That are kept as they came, to be read together: most answers break off nowhere, and many are
+shorter."""
+
 
 class Transcript:
     """Filled from the events that pass by; 4 bytes a token and the text.
@@ -43,40 +47,74 @@ class Transcript:
 
     def __init__(self, tokens_max: int) -> None:
         self._tokens_max = tokens_max
-        self.tokens = array("I")
+        self._unread: list[bytes] = []
+        self._tokens = array("I")
         self._pieces: list[str] = []
-        self.head = Head()
-        self.finished = False
-        """The last token has come; only the end of the stream may be missing."""
-        self.whole = True
+        self._head = Head()
+        self._finished = False
+        self._whole = True
+
+    @property
+    def tokens(self) -> array[int]:
+        """All that was said, by ids."""
+        self._read()
+        return self._tokens
 
     @property
     def text(self) -> str:
+        """All that was said."""
+        self._read()
         return "".join(self._pieces)
+
+    @property
+    def head(self) -> Head:
+        """Of the first event that says an id."""
+        self._read()
+        return self._head
+
+    @property
+    def finished(self) -> bool:
+        """The last token has come; only the end of the stream may be missing."""
+        self._read()
+        return self._finished
+
+    @property
+    def whole(self) -> bool:
+        """What it says is all that was said."""
+        self._read()
+        return self._whole
 
     def see(self, events: bytes) -> None:
         """Take in whole events."""
-        for event in events.split(b"\n\n"):
-            if self.whole and event.startswith(_DATA) and b'"choices"' in event:
-                self._see(event[len(_DATA) :])
+        self._unread.append(events)
+        if len(self._unread) > UNREAD_EVENTS_MAX:
+            self._read()
 
     def cut(self, tokens: int) -> None:
         """Forget all but the first `tokens`; the text stays, as the client has it."""
         del self.tokens[tokens:]
 
-    def _see(self, data: bytes) -> None:
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        unread, self._unread = b"".join(self._unread), []
+        for event in unread.split(b"\n\n"):
+            if self._whole and event.startswith(_DATA) and b'"choices"' in event:
+                self._read_event(event[len(_DATA) :])
+
+    def _read_event(self, data: bytes) -> None:
         try:
             event = _EVENT.decode(data)
         except msgspec.DecodeError:
-            self.whole = False
+            self._whole = False
             return
-        self.head = self.head if self.head.id else Head(event.id, event.created, event.model)
+        self._head = self._head if self._head.id else Head(event.id, event.created, event.model)
         for choice in event.choices:
             text = choice.text if choice.delta is None else choice.delta.content
             if text and choice.token_ids is None:
-                self.whole = False
+                self._whole = False
                 return
-            self.tokens.extend(choice.token_ids or ())
+            self._tokens.extend(choice.token_ids or ())
             self._pieces.append(text or "")
-            self.finished = self.finished or choice.finish_reason is not None
-        self.whole = len(self.tokens) <= self._tokens_max
+            self._finished = self._finished or choice.finish_reason is not None
+        self._whole = len(self._tokens) <= self._tokens_max
