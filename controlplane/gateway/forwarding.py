@@ -5,13 +5,18 @@ This is what every token costs, so it is a plain function that is called where t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
+from controlplane.gateway.ending import missing_end
 from controlplane.gateway.flight import EngineFailed, Sink
 from controlplane.gateway.health import Stream
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.sse import GivenUp, SseScanner
+from proto.wire.errors import HttpError
 from proto.wire.ports import HttpResponse
+
+log = logging.getLogger(__name__)
 
 
 class Forwarding:
@@ -40,18 +45,34 @@ class Forwarding:
     async def run(self, response: HttpResponse) -> None:
         """Until the answer is whole. Raises `EngineFailed`, `ClientError`, `MalformedStream`,
         `ClientStalled` and `HttpError`."""
-        while not await response.pour(self._take):
-            self._stream.held = True
-            await self._sink.writable()
-            self._stream.held = False
         flight, scanner = self._flight, self._scanner
+        try:
+            while not await response.pour(self._take):
+                self._stream.held = True
+                await self._sink.writable()
+                self._stream.held = False
+        except HttpError as error:
+            if not self._put_end(str(error)):
+                raise
+        if scanner.given_up:
+            raise gave_up(scanner.given_up)
         flight.saw_usage(scanner.usage)
         if self._seen:
             flight.timed(self._seen_s)
-        if scanner.given_up:
-            raise gave_up(scanner.given_up)
         if not scanner.done:
-            raise EngineFailed("engine_lost", "the engine ended the stream before its end")
+            why = "the engine ended the stream before its end"
+            if not self._put_end(why):
+                raise EngineFailed("engine_lost", why)
+
+    def _put_end(self, why: str) -> bool:
+        """End an answer that broke off, if all of it was said."""
+        missing = missing_end(self._flight, self._scanner)
+        if missing is None:
+            return False
+        log.warning("request %s: ended in its engine's place: %s", self._flight.request, why)
+        self._sink.put(missing)
+        self._scanner.done = True
+        return True
 
     def _take(self, piece: bytes, now_s: float) -> bool:
         scanner, flight = self._scanner, self._flight

@@ -118,7 +118,16 @@ class SseScanner:
         """The engine ended the stream with an error, which is ours to tell: neither that event nor
         anything after it is forwarded."""
         self.usage: Usage | None = None
+        self.counted = False
+        """The event that tells the usage and nothing else has come."""
+        self._passed = b"", b""
         self._tail = bytearray()
+
+    @property
+    def last(self) -> bytes:
+        """The events that came last, in at least two pieces: with how an answer ends, and with
+        what it counts to."""
+        return b"".join(self._passed)
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes; returns the whole events among them and what was kept before.
@@ -138,6 +147,7 @@ class SseScanner:
         for event in whole.split(b"\n\n"):
             if event:
                 self._see(event.strip(b"\r\n"))
+        self._passed = self._passed[1], whole
         return whole
 
     def _whole_events(self, chunk: bytes) -> bytes:
@@ -173,7 +183,9 @@ class SseScanner:
                 self.events += 1
                 if b'"usage"' in event and _NO_USAGE.search(event) is None:
                     self.usage = usage_of(event.removeprefix(b"data:")) or self.usage
-                    self.events -= _NO_CHOICES.search(event) is not None
+                    if _NO_CHOICES.search(event):
+                        self.events -= 1
+                        self.counted = True
         elif event.startswith(b"event:"):
             self._see_named(*event.split(b"\n", 1))
 
