@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
-import anyio
 from opentelemetry.trace import SpanKind
 
 from controlplane.gateway import apipage, openapi
@@ -31,6 +30,7 @@ from controlplane.registry.view import RegistryView
 from controlplane.runtime.service import CannotServe
 from controlplane.runtime.tls import server_context
 from controlplane.runtime.tracing import extract, step, tracer
+from controlplane.runtime.underway import Underway
 from proto.ids import BadName, RequestId, check_name, new_request_id
 from proto.wire.errors import HttpCannotListen, HttpTimeout
 from proto.wire.ports import Headers, HttpCall, HttpLimits, HttpPort, HttpServing
@@ -65,8 +65,7 @@ class Border:
         self._settings = settings
         self._front = front
         self._rng = random.SystemRandom()
-        self._open = 0
-        self._idle = anyio.Event()
+        self._underway = Underway()
         self._draining = False
         self._port: HttpPort | None = None
         self._routes: dict[str, dict[str, Handler]] = {
@@ -105,9 +104,7 @@ class Border:
         self._draining = True
         if self._port is not None:
             self._port.retire(stop_listening=self._settings.shared)
-        while self._open:
-            self._idle = anyio.Event()
-            await self._idle.wait()
+        await self._underway.none()
 
     async def answer(self, call: HttpCall) -> None:
         """Any request; what goes wrong is told as OpenAI's clients expect it."""
@@ -132,23 +129,19 @@ class Border:
             raise ClientError(
                 503, "this gateway is shutting down", code="draining", retry_after_s=1.0
             )
-        self._open += 1
         request_id = self._request_id(call.headers)
-        try:
-            with spans.start_as_current_span(
-                "gateway.request", context=extract(call.headers), kind=SpanKind.SERVER
-            ):
-                await self._serve(api, request_id, call)
-        except ClientError as error:
-            headers = {**_headers_of(error), "x-request-id": request_id}
-            await _reply(call, error.status, headers, error.body())
-        except ClientStalled as error:
-            log.warning("request %s: %s", request_id, error)
-            raise ConnectionResetError(str(error)) from error
-        finally:
-            self._open -= 1
-            if not self._open:
-                self._idle.set()
+        with self._underway:
+            try:
+                with spans.start_as_current_span(
+                    "gateway.request", context=extract(call.headers), kind=SpanKind.SERVER
+                ):
+                    await self._serve(api, request_id, call)
+            except ClientError as error:
+                headers = {**_headers_of(error), "x-request-id": request_id}
+                await _reply(call, error.status, headers, error.body())
+            except ClientStalled as error:
+                log.warning("request %s: %s", request_id, error)
+                raise ConnectionResetError(str(error)) from error
 
     async def _serve(self, api: Api, request_id: RequestId, call: HttpCall) -> None:
         headers, sink = call.headers, _Sink(call)

@@ -12,6 +12,7 @@ from contextlib import suppress
 import anyio
 
 from controlplane.gateway.metrics import GatewayMetrics
+from controlplane.runtime.underway import Underway
 from proto.codec import Producer
 from proto.records import RequestRecord
 from proto.subjects import Subjects
@@ -42,6 +43,7 @@ class RecordWriter:
         self._subjects = subjects
         self._producer = producer
         self._metrics = metrics
+        self._underway = Underway()
         self._queue, self._waiting = anyio.create_memory_object_stream[RequestRecord](waiting_max)
 
     def write(self, record: RequestRecord) -> None:
@@ -50,6 +52,8 @@ class RecordWriter:
             self._queue.send_nowait(record)
         except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
             self._metrics.records_dropped.inc()
+        else:
+            self._underway.begin()
 
     async def run(self) -> None:
         """Store records until cancelled."""
@@ -65,11 +69,8 @@ class RecordWriter:
                         tasks.start_soon(self._store, record)
 
     async def settled(self) -> None:
-        """Wait until nothing waits to be stored; the caller sets the deadline."""
-        while True:
-            if not self._waiting.statistics().current_buffer_used:
-                return
-            await anyio.sleep(0.05)
+        """Until every record has been stored, or dropped; the caller sets the deadline."""
+        await self._underway.none()
 
     async def _make_stream(self) -> None:
         spec = StreamSpec(
@@ -94,3 +95,5 @@ class RecordWriter:
         except BusError as error:
             self._metrics.records_dropped.inc()
             log.warning("the record of request %s was not stored: %s", record.request, error)
+        finally:
+            self._underway.end()

@@ -37,6 +37,8 @@ from proto.wire.ports import Bus, Http, HttpServing, Store
 
 GATHER_S = 0.002
 """Progress that comes within it leaves together."""
+SETTLED_S = 3.0
+"""A gateway that leaves waits so long for its last records, and for its last reports of tickets."""
 FAREWELL_S = 1.0
 """What it takes at most to tell routers and agents of requests that end with the process."""
 
@@ -133,5 +135,7 @@ class GatewayService:
         """Refuse new requests, finish what is under way, store what is to be remembered."""
         await self._border.drain()
         await self._outbox.settled()
-        await self._tickets.settled()
-        await self.records.settled()
+        with anyio.move_on_after(SETTLED_S):
+            await self.records.settled()
+        with anyio.move_on_after(SETTLED_S):
+            await self._tickets.settled()

@@ -7,6 +7,7 @@ import logging
 import anyio
 
 from controlplane.runtime.tracing import inject
+from controlplane.runtime.underway import Underway
 from proto.codec import Producer, Reader, Unreadable
 from proto.subjects import Subjects
 from proto.transfers import (
@@ -52,6 +53,7 @@ class Tickets:
         self._reports = Reader[ReportReply](ReportReply)
         self._moves = Reader[MoveReply](MoveReply)
         self._later: list[tuple[Report, Headers]] = []
+        self._underway = Underway()
         self._news = anyio.Event()
 
     async def begin(self, asked: Begin) -> BeginReply:
@@ -111,6 +113,7 @@ class Tickets:
         """Nobody waits for the answer. What is too much is dropped: the ticket then expires."""
         if len(self._later) < LATER_MAX:
             self._later.append((said, inject()))
+            self._underway.begin()
             self._news.set()
 
     async def run(self) -> None:
@@ -120,13 +123,17 @@ class Tickets:
                 await self._news.wait()
                 self._news = anyio.Event()
                 while self._later:
-                    tasks.start_soon(self.report, *self._later.pop(0), PATIENT_TRIES)
+                    tasks.start_soon(self._report_patiently, *self._later.pop(0))
 
     async def settled(self) -> None:
-        """All that was to be reported later has been."""
-        while self._later:
-            said, headers = self._later.pop(0)
-            await self.report(said, headers)
+        """Until all that was to be reported later has been; the caller sets the deadline."""
+        await self._underway.none()
+
+    async def _report_patiently(self, said: Report, headers: Headers) -> None:
+        try:
+            await self.report(said, headers, PATIENT_TRIES)
+        finally:
+            self._underway.end()
 
 
 def landed(ticket: Ticket, seconds: float) -> Report:
