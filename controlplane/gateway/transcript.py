@@ -33,9 +33,9 @@ class _Event(Head):
 _EVENT = msgspec.json.Decoder(_Event)
 _DATA = b"data:"
 
-UNREAD_EVENTS_MAX = 32
-"""That are kept as they came, to be read together: most answers break off nowhere, and many are
-shorter."""
+UNREAD_BYTES_MAX = 16 << 10
+"""Of events that are kept as they came, to be read together: some fifty tokens. Most answers break
+off nowhere, and many are shorter."""
 
 
 class Transcript:
@@ -48,6 +48,7 @@ class Transcript:
     def __init__(self, tokens_max: int) -> None:
         self._tokens_max = tokens_max
         self._unread: list[bytes] = []
+        self._unread_bytes = 0
         self._tokens = array("I")
         self._pieces: list[str] = []
         self._head = Head()
@@ -87,7 +88,8 @@ class Transcript:
     def see(self, events: bytes) -> None:
         """Take in whole events."""
         self._unread.append(events)
-        if len(self._unread) > UNREAD_EVENTS_MAX:
+        self._unread_bytes += len(events)
+        if self._unread_bytes > UNREAD_BYTES_MAX:
             self._read()
 
     def cut(self, tokens: int) -> None:
@@ -97,7 +99,8 @@ class Transcript:
     def _read(self) -> None:
         if not self._unread:
             return
-        unread, self._unread = b"".join(self._unread), []
+        unread = b"".join(self._unread)
+        self._unread, self._unread_bytes = [], 0
         for event in unread.split(b"\n\n"):
             if self._whole and event.startswith(_DATA) and b'"choices"' in event:
                 self._read_event(event[len(_DATA) :])
