@@ -32,7 +32,7 @@ from controlplane.gateway.routing import Hints, Routing
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tokenizer import Tokenizers
 from controlplane.gateway.transcript import Transcript
-from controlplane.registry.membership import Change, Joined, Updated
+from controlplane.registry.membership import Change, Joined, ModelChanged, Updated
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import step, tracer
 from proto.ids import RequestId
@@ -109,8 +109,12 @@ class Dispatcher:
         self._pools.requests_max = settings.pool_requests_max
 
     def hear(self, change: Change) -> None:
-        """A change of the fleet: a worker that is ready now may be well where others failed."""
+        """A change of the fleet: a model that will be asked for; a worker that is ready now and may
+        be well where others failed."""
         match change:
+            case ModelChanged(card):
+                self._tokenizers.hear(card)
+                return
             case Joined(record):
                 renewed = True
             case Updated(record, before):
@@ -119,6 +123,10 @@ class Dispatcher:
                 return
         if renewed and record.state is WorkerState.READY:
             self._pools.renewed(record.model)
+
+    async def run(self) -> None:
+        """Get ready for what may be asked for, until cancelled."""
+        await self._tokenizers.run()
 
     async def serve(self, request: RequestId, ask: Ask, hints: Hints, sink: Sink) -> str:
         """Returns the outcome when the sink has the whole answer, or its one error event.

@@ -120,6 +120,7 @@ class GatewayService:
         unsubscribe = self._view.subscribe(self.dispatcher.hear)
         try:
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.dispatcher.run)
                 tasks.start_soon(self.records.run)
                 tasks.start_soon(self._tickets.run)
                 tasks.start_soon(self._pulse.run)

@@ -86,12 +86,33 @@ class ModelTokenizer:
 
 
 class Tokenizers:
-    """Tokenizers by model, made on first use and again when a card changes."""
+    """Tokenizers by model, made when a card is heard of, and at the latest when it is needed."""
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[ModelCard, ModelTokenizer | None]] = {}
+        self._heard: dict[str, ModelCard] = {}
+        """Whose turn is yet to come."""
+        self._news = anyio.Event()
         self._making: dict[str, anyio.Lock] = {}
         self._threads = anyio.CapacityLimiter(THREADS)
+
+    def hear(self, card: ModelCard) -> None:
+        """There is a model, or its card is another one."""
+        self._heard[card.name] = card
+        self._news.set()
+
+    async def run(self) -> None:
+        """Make those that are heard of, one by one, until cancelled: a first request would wait for
+        it, and what cannot be used is better told before."""
+        while True:
+            await self._news.wait()
+            self._news = anyio.Event()
+            while self._heard:
+                name, card = self._heard.popitem()
+                try:
+                    await self._of(card)
+                except Exception:  # a bug; it ends the requests that meet it, and no more
+                    log.exception("the tokenizer of %s cannot be made", name)
 
     async def tokens(self, card: ModelCard, ask: Ask) -> array[int] | None:
         """Token ids of the prompt, or None where the model cannot be tokenised here.

@@ -258,6 +258,15 @@ async def test_a_stream_comes_through_byte_for_byte(anyio_backend: str) -> None:
         ]
 
 
+async def test_a_model_that_cannot_be_tokenised_is_told_before_it_is_asked_for(
+    anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world():
+        with anyio.fail_after(5):
+            while "m is routed by load only" not in caplog.text:  # noqa: ASYNC110 no event tells
+                await anyio.sleep(0.01)
+
+
 @pytest.mark.parametrize("failure", [None, broken_at_once, silent])
 async def test_before_the_first_byte_another_worker_is_tried(
     anyio_backend: str, failure: Callable[[], AsyncGenerator[bytes]] | None

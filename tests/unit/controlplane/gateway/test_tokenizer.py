@@ -21,25 +21,54 @@ pytestmark = [
 ]
 
 
-async def test_all_who_come_at_once_wait_for_one_tokenizer(
-    anyio_backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[ModelCard] = []
+SAID = read(Api.COMPLETIONS, b'{"model": "m", "prompt": "Good morning"}')
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[ModelCard]:
+    """Those whose tokenizers have been made."""
+    cards: list[ModelCard] = []
 
     class Counted(ModelTokenizer):
         def __init__(self, card: ModelCard) -> None:
-            made.append(card)
+            cards.append(card)
             super().__init__(card)
 
     monkeypatch.setattr(tokenizer, "ModelTokenizer", Counted)
+    return cards
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> ModelCard:
     write_model(tmp_path)
     text = (tmp_path / "tokenizer.json").read_text()
-    card = ModelCard(name="m", context_tokens=100, tokenizer_json=text)
-    ours, said = Tokenizers(), read(Api.COMPLETIONS, b'{"model": "m", "prompt": "Good morning"}')
+    return ModelCard(name="m", context_tokens=100, tokenizer_json=text)
+
+
+async def test_one_that_is_heard_of_is_made_before_anybody_asks(
+    anyio_backend: str, card: ModelCard, made: list[ModelCard]
+) -> None:
+    ours = Tokenizers()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ours.run)
+        ours.hear(ModelCard(name="unusable", context_tokens=100))
+        ours.hear(card)
+        with anyio.fail_after(5):
+            while len(made) < 2:  # noqa: ASYNC110 it tells by no event
+                await anyio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    assert await ours.tokens(card, SAID) is not None
+    assert made.count(card) == 1
+
+
+async def test_all_who_come_at_once_wait_for_one_tokenizer(
+    anyio_backend: str, card: ModelCard, made: list[ModelCard]
+) -> None:
+    ours = Tokenizers()
     tokens: list[list[int] | None] = []
 
     async def one() -> None:
-        told = await ours.tokens(card, said)
+        told = await ours.tokens(card, SAID)
         tokens.append(None if told is None else told.tolist())
 
     async with anyio.create_task_group() as tasks:
@@ -50,7 +79,7 @@ async def test_all_who_come_at_once_wait_for_one_tokenizer(
     assert all(each == tokens[0] for each in tokens)
     assert tokens[0]
     changed = card.model_copy(update={"context_tokens": 200})
-    assert await ours.tokens(changed, said) is not None
+    assert await ours.tokens(changed, SAID) is not None
     assert made == [card, changed]
 
 
