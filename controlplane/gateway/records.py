@@ -7,7 +7,7 @@ not hang on how long the stream takes for one.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections import deque
 
 import anyio
 
@@ -43,30 +43,34 @@ class RecordWriter:
         self._subjects = subjects
         self._producer = producer
         self._metrics = metrics
+        self._waiting_max = waiting_max
+        self._waiting: deque[RequestRecord] = deque()
+        self._news = anyio.Event()
         self._underway = Underway()
-        self._queue, self._waiting = anyio.create_memory_object_stream[RequestRecord](waiting_max)
 
     def write(self, record: RequestRecord) -> None:
         """Never waits."""
-        try:
-            self._queue.send_nowait(record)
-        except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        if len(self._waiting) >= self._waiting_max:
             self._metrics.records_dropped.inc()
-        else:
-            self._underway.begin()
+            return
+        self._waiting.append(record)
+        self._underway.begin()
+        self._news.set()
 
     async def run(self) -> None:
         """Store records until cancelled."""
-        with self._queue, self._waiting:
-            await self._make_stream()
-            while True:
-                batch = [await self._waiting.receive()]
-                with suppress(anyio.WouldBlock):
-                    while len(batch) < TOGETHER_MAX:
-                        batch.append(self._waiting.receive_nowait())
-                async with anyio.create_task_group() as tasks:
-                    for record in batch:
-                        tasks.start_soon(self._store, record)
+        await self._make_stream()
+        while True:
+            await self._news.wait()
+            self._news = anyio.Event()
+            await self.store_waiting()
+
+    async def store_waiting(self) -> None:
+        """Store those that wait; also for who has cancelled `run`."""
+        while self._waiting:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(min(len(self._waiting), TOGETHER_MAX)):
+                    tasks.start_soon(self._store, self._waiting.popleft())
 
     async def settled(self) -> None:
         """Until every record has been stored, or dropped; the caller sets the deadline."""

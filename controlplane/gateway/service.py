@@ -40,7 +40,7 @@ GATHER_S = 0.002
 SETTLED_S = 3.0
 """A gateway that leaves waits so long for its last records, and for its last reports of tickets."""
 FAREWELL_S = 1.0
-"""What it takes at most to tell routers and agents of requests that end with the process."""
+"""What it takes at most to tell of requests that end with the process, and to record them."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class GatewayService:
         finally:
             with anyio.move_on_after(FAREWELL_S, shield=True):
                 await self._outbox.settled()
+                await self.records.store_waiting()
 
     async def behind(self) -> None:
         """What is heard and written behind the requests' backs, until cancelled."""

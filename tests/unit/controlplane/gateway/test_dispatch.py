@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import anyio
 import pytest
+from anyio.abc import TaskStatus
 from prometheus_client import CollectorRegistry
 
 from controlplane.gateway.dispatch import RETRY_BURST, RetryBudget
@@ -117,6 +118,8 @@ class World:
     hub: MemoryHub
     registry: CollectorRegistry
     store: MemoryStore
+    stop: Callable[[], None]
+    """Cancel the gateway, if it is behind an HTTP server."""
     fleet: Sequence[WorkerRecord]
     progress: list[Progress] = field(default_factory=list)
     heard: anyio.Event = field(default_factory=anyio.Event)
@@ -195,12 +198,18 @@ async def world(
             lambda: 1_000.0,
             HttpServer(),
         )
-        ours = World(GatewayService(settings, around), http, hub, registry, store, fleet)
+        service, scope = GatewayService(settings, around), anyio.CancelScope()
+        ours = World(service, http, hub, registry, store, scope.cancel, fleet)
+
+        async def run_gateway(*, task_status: TaskStatus[None]) -> None:
+            with scope:
+                await service.run(task_status=task_status)
+
         await tasks.start(lambda *, task_status: view.run(task_status=task_status))
         if http_server:
-            await tasks.start(lambda *, task_status: ours.gateway.run(task_status=task_status))
+            await tasks.start(run_gateway)
         else:
-            tasks.start_soon(ours.gateway.behind)
+            tasks.start_soon(service.behind)
         if watched:
             tasks.start_soon(ours.gateway.health.run)
         tasks.start_soon(_collect, ours)
@@ -385,14 +394,16 @@ async def test_gw6_an_engine_that_dies_with_hundreds_of_requests_costs_none(
         raise HttpBroken("died")
         yield b""
 
-    patient = SETTINGS.model_copy(update={"first_token_s": 30.0, "gap_s": 30.0, "total_s": 60.0})
+    deadlines = {"route_s": 30.0, "first_token_s": 30.0, "gap_s": 30.0, "total_s": 60.0}
+    patient = SETTINGS.model_copy(update=deadlines)
     async with world(settings=patient) as ours:
         ours.engine("a", dies)
         ours.engine("b", whole)
         async with anyio.create_task_group() as tasks:
             for client in clients:
                 tasks.start_soon(ours.serve, client)
-            await all_wait.wait()
+            with anyio.fail_after(30):
+                await all_wait.wait()
             died.set()
     assert {client.read for client in clients} == {b"".join(PIECES) + DONE}
 

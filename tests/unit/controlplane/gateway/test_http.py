@@ -21,6 +21,7 @@ from tests.unit.controlplane.gateway.test_dispatch import (
     PIECES,
     SETTINGS,
     World,
+    records,
     whole,
     with_adapter,
     world,
@@ -92,6 +93,24 @@ async def served_world(folder: Path) -> AsyncIterator[tuple[World, aiohttp.Clien
         aiohttp.ClientSession() as session,
     ):
         yield ours, session, f"http://127.0.0.1:{port}"
+
+
+async def test_a_request_that_ends_with_the_process_is_recorded(tmp_path: Path) -> None:
+    async def endless() -> AsyncGenerator[bytes]:
+        while True:
+            yield PIECES[0]
+            await anyio.sleep(0.01)
+
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", endless)
+        client = Client(session, url, "acme-key")
+        async with client.post() as response:
+            assert await response.content.readany()
+            ours.stop()
+            with pytest.raises(aiohttp.ClientError):
+                await response.read()
+        [record] = await records(ours, 1)
+        assert record.outcome == "cancelled"
 
 
 async def test_only_those_with_a_key_are_served(tmp_path: Path) -> None:
