@@ -52,7 +52,7 @@ class Forwarding:
                 await self._sink.writable()
                 self._stream.held = False
         except HttpError as error:
-            if not self._put_end(str(error)):
+            if not (scanner.done or self._put_end(str(error))):
                 raise
         if scanner.given_up:
             raise gave_up(scanner.given_up)

@@ -51,12 +51,13 @@ async def answer(then: Callable[[], Awaitable[None]], *pieces: bytes) -> AsyncGe
 
 
 @pytest.mark.parametrize("then", [dies, falls_silent, hangs_up])
-async def test_what_was_said_to_its_end_is_ended_by_us(
-    anyio_backend: str, then: Callable[[], Awaitable[None]]
+@pytest.mark.parametrize("pieces", [SAID, (*SAID, DONE), (SAID[0], SAID[1] + DONE)])
+async def test_what_was_said_to_its_end_is_ended_once(
+    anyio_backend: str, then: Callable[[], Awaitable[None]], pieces: tuple[bytes, ...]
 ) -> None:
-    """Another engine would go on behind the end."""
+    """By us, if need be: another engine would go on behind the end."""
     async with world() as ours:
-        ours.engine("a", partial(answer, then, *SAID))
+        ours.engine("a", partial(answer, then, *pieces))
         ours.engine("b", whole)
         client = Client()
         await ours.serve(client)
