@@ -13,6 +13,7 @@ import msgspec
 from controlplane.gateway.flight import Flight
 from controlplane.gateway.openai import Api, Ask
 from controlplane.gateway.sse import DONE, SseScanner
+from controlplane.gateway.transcript import Transcript
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _OBJECTS = {Api.COMPLETIONS: "text_completion", Api.CHAT: "chat.completion.chunk"}
@@ -20,13 +21,13 @@ _END = DONE + b"\n\n"
 
 
 class _StreamOptions(msgspec.Struct):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class _Wishes(msgspec.Struct):
     """What the client wants that says how its stream ends."""
 
-    n: int | None = None
+    n: float | None = None
     stream_options: _StreamOptions | None = None
 
 
@@ -36,19 +37,23 @@ def missing_end(flight: Flight, scanner: SseScanner) -> bytes | None:
     ask = flight.ask
     if ask.api not in _OBJECTS or scanner.given_up or not _FINISHED.search(scanner.last):
         return None
-    wishes = msgspec.json.decode(ask.body, type=_Wishes)
+    try:
+        wishes = msgspec.json.decode(ask.body, type=_Wishes)
+    except msgspec.ValidationError:
+        return None  # its engine knows what that is to mean
     if (wishes.n or 1) > 1:
         return None  # the others may have had more to say
     if scanner.counted or not (wishes.stream_options and wishes.stream_options.include_usage):
         return _END
-    return _count(ask, flight) + _END if flight.transcript and flight.transcript.whole else None
-
-
-def _count(ask: Ask, flight: Flight) -> bytes:
-    """The event that engines send last, with the tokens that we have seen."""
     said = flight.transcript
-    assert said is not None, "its tokens are known"
-    prompt, completion = flight.prompt_tokens, len(said.tokens)
+    if said is None or not said.whole:
+        return None
+    return _count(ask, flight.prompt_tokens, said) + _END
+
+
+def _count(ask: Ask, prompt: int, said: Transcript) -> bytes:
+    """The event that engines send last, with the tokens that we have seen."""
+    completion = len(said.tokens)
     return b"data: %b\n\n" % msgspec.json.encode({
         "id": said.head.id,
         "object": _OBJECTS[ask.api],

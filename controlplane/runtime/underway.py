@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import anyio
 
 
@@ -11,32 +9,27 @@ class Underway:
     """A count; also a context in which one thing more is under way."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
         self._none = anyio.Event()
 
     def begin(self) -> None:
         """One more."""
-        self.count += 1
+        self._count += 1
 
     def end(self) -> None:
         """One less, however it ended."""
-        self.count -= 1
-        if not self.count:
+        self._count -= 1
+        if not self._count:
             self._none.set()
 
     async def none(self) -> None:
         """Until nothing is; the caller sets the deadline."""
-        while self.count:
+        while self._count:
             self._none = anyio.Event()
             await self._none.wait()
 
     def __enter__(self) -> None:
         self.begin()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.end()
