@@ -364,7 +364,7 @@ class HttpLimits(msgspec.Struct, frozen=True):
 
 class HttpCall(Protocol):
     """One request that has come in whole, and the way back. A handler is cancelled when its client
-    goes away."""
+    goes away before it has all."""
 
     @property
     def method(self) -> str: ...

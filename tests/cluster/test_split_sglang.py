@@ -101,7 +101,7 @@ async def _serve(cluster: UpCluster, directory: Path) -> None:
             answer = await anyio.to_thread.run_sync(ask, cluster, prompt)
             assert len(answer["choices"][0]["text"]) > 0
         assert len(set(meeting.rooms)) == 3  # a room for each
-        # The client has its answer before it is counted.
+        # The client has its answer, and goes, before it is counted.
         await until(lambda: cluster.gauge(admin, REMOTE) == before + 3)
 
 

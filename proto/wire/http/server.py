@@ -1,7 +1,8 @@
 """The HTTP server: reads requests whole, gives each to a handler, and waits for slow readers.
 
-A client that goes away cancels its handler. One that does not read makes its handler wait, for at
-most `stall_s`; what waits for it in the process is a few pieces, however long the answer is.
+A client that goes away before it has all cancels its handler. One that does not read makes its
+handler wait, for at most `stall_s`; what waits for it in the process is a few pieces, however long
+the answer is.
 """
 
 from __future__ import annotations

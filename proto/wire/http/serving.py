@@ -137,8 +137,7 @@ class ServerConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._call is not None:
-            self._call.gone = True
-            self._call.scope.cancel()
+            self._call.leave()
         self._next.clear()
         self._parser = self._timer = None
         self._owner.lost(self)
@@ -247,7 +246,7 @@ class Call:
         self.headers: Headers = headers
         self.body = body
         self.scope = anyio.CancelScope()
-        """Cancelled when the client goes away."""
+        """Cancelled when the client goes away before it has all."""
         self.gone = False
         self.keep = True
         """The connection may serve another request after this one."""
@@ -258,9 +257,12 @@ class Call:
         """Not sent yet: goes out with what comes first."""
         self._started = False
         self._chunked = False
+        self._left_bytes: int | None = None
+        """Of a body that says its length."""
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         self._started = True
+        self._left_bytes = length
         self._chunked = length is None and not self.plain
         if length is None and self.plain:
             self.keep = False
@@ -271,6 +273,8 @@ class Call:
         connection = self._connection
         if not data or self.gone:
             return not connection.full
+        if self._left_bytes is not None:
+            self._left_bytes -= len(data)
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head is not None:
@@ -288,6 +292,13 @@ class Call:
     async def write(self, data: bytes) -> None:
         if not self.put(data):
             await self.writable()
+
+    def leave(self) -> None:
+        """The client has gone. Who has its whole answer goes as it should: what its handler still
+        does is not for it, and is done."""
+        self.gone = True
+        if self._left_bytes != 0:
+            self.scope.cancel()
 
     def end(self) -> None:
         """The handler has returned."""

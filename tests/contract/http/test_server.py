@@ -163,6 +163,25 @@ async def test_a_client_that_goes_cancels_its_handler() -> None:
             await ended.wait()
 
 
+async def test_a_client_that_goes_with_its_whole_answer_leaves_its_handler_to_finish() -> None:
+    gone, finished = anyio.Event(), anyio.Event()
+
+    async def handle(call: HttpCall) -> None:
+        await echo(call)
+        await gone.wait()
+        for _ in range(10):  # the server sees it, and nothing comes of that
+            await anyio.sleep(0.01)
+        finished.set()
+
+    async with serving(handle) as port:
+        async with connected(port) as stream:
+            await stream.send(GET)
+            await until(stream, b"GET /hello ")
+        gone.set()
+        with anyio.fail_after(5):
+            await finished.wait()
+
+
 async def test_gw2_who_does_not_read_makes_its_handler_wait_and_then_fail() -> None:
     failed = anyio.Event()
 
