@@ -168,9 +168,9 @@ class Bus(Protocol):
         """Send at most once. Buffers up to a bound while disconnected, then `BusUnavailable`."""
 
     def subscribe(
-        self, subject: str, *, queue_messages: int = 65_536, group: str | None = None
+        self, subject: str, *, queue_messages: int = 65_536
     ) -> AbstractAsyncContextManager[Subscription]:
-        """Listen; once entered, every later message is seen. Members of a `group` share them."""
+        """Listen; once entered, every later message is seen."""
 
     async def request(
         self, subject: str, data: bytes, *, timeout_s: float, headers: Headers = NO_HEADERS

@@ -30,7 +30,7 @@ from proto.wire.memory.buckets import MemoryBucket
 from proto.wire.memory.exchange import Exchange, Listener, Parcel
 from proto.wire.memory.faults import Fault, faultless
 from proto.wire.memory.reader import StreamReader
-from proto.wire.memory.subjects import check_pattern, check_subject
+from proto.wire.patterns import check_pattern, check_subject
 from proto.wire.ports import (
     NO_HEADERS,
     BucketSpec,
@@ -111,7 +111,7 @@ class MemoryBus:
 
     @asynccontextmanager
     async def subscribe(
-        self, subject: str, *, queue_messages: int = 65_536, group: str | None = None
+        self, subject: str, *, queue_messages: int = 65_536
     ) -> AsyncIterator[Subscription]:
         inbox: Inbox[Message] = Inbox(subject, queue_messages)
 
@@ -119,7 +119,7 @@ class MemoryBus:
             inbox.offer(parcel.message)
 
         try:
-            async with self._listening(Listener(self, check_pattern(subject), take, group)):
+            async with self._listening(Listener(self, check_pattern(subject), take)):
                 yield inbox
         finally:
             inbox.close()

@@ -20,7 +20,7 @@ from anyio.abc import TaskStatus
 from proto.wire.memory.cells import KeptBucket
 from proto.wire.memory.faults import Delay, Deliver, Drop, Duplicate, Fault
 from proto.wire.memory.streams import KeptStream
-from proto.wire.memory.subjects import is_wild, matches
+from proto.wire.patterns import is_wild, matches
 from proto.wire.ports import BucketSpec, Message, StreamSpec
 
 Happen = Callable[[], None]

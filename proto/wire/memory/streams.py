@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from proto.wire.memory.subjects import matches
+from proto.wire.patterns import matches
 from proto.wire.ports import Message, StreamSpec
 
 

@@ -21,7 +21,6 @@ from proto.wire.ports import (
     Message,
     ServiceInfo,
     StreamSpec,
-    Subscription,
 )
 
 
@@ -55,15 +54,15 @@ class NatsBus:
 
     @asynccontextmanager
     async def subscribe(
-        self, subject: str, *, queue_messages: int = 65_536, group: str | None = None
-    ) -> AsyncIterator[Subscription]:
+        self, subject: str, *, queue_messages: int = 65_536
+    ) -> AsyncIterator[Inbox[Message]]:
         inbox: Inbox[Message] = Inbox(subject, queue_messages)
 
         def take(message: Message, reply: str) -> None:
             inbox.offer(message)
 
         try:
-            async with self._connection.listen(Listener(subject, take, group)):
+            async with self._connection.listen(Listener(subject, take)):
                 yield inbox
         finally:
             inbox.close()
@@ -75,10 +74,12 @@ class NatsBus:
         raise_if_refused(answer)
         return answer
 
-    def serve(
+    @asynccontextmanager
+    async def serve(
         self, service: ServiceInfo, endpoints: Sequence[Endpoint]
-    ) -> AbstractAsyncContextManager[None]:
-        return services.serve(self._connection, service, endpoints)
+    ) -> AsyncIterator[None]:
+        async with services.serve(self._connection, service, endpoints):
+            yield
 
     async def ensure_stream(self, spec: StreamSpec, *, timeout_s: float = 10.0) -> None:
         await streams.ensure_stream(self._connection, spec, timeout_s)

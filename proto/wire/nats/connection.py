@@ -190,6 +190,7 @@ class Connection:
                 nkeys_seed=str(settings.nkey_seed) if settings.nkey_seed else None,
                 tls=settings.tls_context(),
                 inbox_prefix=settings.inbox,
+                no_echo=not settings.echo,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=uniform(RETRY_S_MIN, RETRY_S_MAX),  # type: ignore[arg-type]
                 connect_timeout=DIAL_S,  # type: ignore[arg-type]

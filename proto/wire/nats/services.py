@@ -69,13 +69,13 @@ class Stats(Identity, frozen=True, tag="io.nats.micro.v1.stats_response"):
 @asynccontextmanager
 async def serve(
     connection: Connection, service: ServiceInfo, endpoints: Sequence[Endpoint]
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Sequence[Desk]]:
     """See the port. Requests that are on their way to us when we leave are still answered."""
     async with open_desks(service, endpoints) as desks:
         instance = _Instance(connection, service, desks)
         listeners = [_desk_listener(connection, desk) for desk in desks]
         async with connection.listen(*listeners, *instance.listeners(), drain=True):
-            yield
+            yield desks
 
 
 class _Instance:

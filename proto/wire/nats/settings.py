@@ -44,6 +44,8 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A server that leaves two pings unanswered is given up at the third."""
     outgoing_bytes: int = 8 << 20
     """What may wait to be sent, connected or not."""
+    echo: bool = True
+    """Whether the server sends us what we say ourselves, where we listen to it."""
     replicas: int = 1
     """Servers that each durable stream and bucket is kept on; at most 5, of a cluster."""
     ack_wait_s: float = 30.0

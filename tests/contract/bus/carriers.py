@@ -50,7 +50,8 @@ class Carrier:
 
 ON_MEMORY = [Carrier("memory", "asyncio"), Carrier("memory", "trio")]
 ON_NATS = [Carrier("nats", "asyncio"), Carrier("nats", "uvloop")]
-EVERY_CARRIER = ON_MEMORY + ON_NATS
+NEAR = [Carrier("near", "asyncio"), Carrier("near", "uvloop")]
+EVERY_CARRIER = ON_MEMORY + ON_NATS + NEAR
 
 memory_only = pytest.mark.parametrize("carrier", ON_MEMORY, ids=str, indirect=True)
 nats_only = pytest.mark.parametrize("carrier", ON_NATS, ids=str, indirect=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proto.wire.memory.bus import MemoryHub
-from proto.wire.nats.bus import NatsBus
+from proto.wire.nats import NatsBus, NearBus
 from tests.contract.bus.carriers import (
     EVERY_CARRIER,
     Carrier,
@@ -48,4 +48,5 @@ def connect(carrier: Carrier, ack_wait_s: float, request: pytest.FixtureRequest)
     if carrier.kind == "memory":
         return memory_connect(MemoryHub(ack_wait_s=ack_wait_s))
     server: NatsServer = request.getfixturevalue("server")
-    return lambda name: NatsBus(quick_settings(server, name=name, ack_wait_s=ack_wait_s))
+    bus = NearBus if carrier.kind == "near" else NatsBus
+    return lambda name: bus(quick_settings(server, name=name, ack_wait_s=ack_wait_s))

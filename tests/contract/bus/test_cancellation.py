@@ -42,8 +42,7 @@ async def serve(bus: Bus) -> None:
 
 
 async def request(bus: Bus) -> None:
-    async with bus.subscribe("silent"):
-        await bus.request("silent", b"", timeout_s=3600)
+    await bus.request("silent", b"", timeout_s=3600)
 
 
 async def consume(bus: Bus) -> None:
@@ -68,8 +67,9 @@ async def test_work_that_is_cancelled_under_way_leaves_nothing(
     tasks = running_tasks(carrier)
     async with connect("a") as bus, connect("other") as other:
         await bus.ensure_stream(SPEC)
-        with anyio.move_on_after(SILENCE_S) as scope:
-            await work(bus)
+        async with other.subscribe("silent"):
+            with anyio.move_on_after(SILENCE_S) as scope:
+                await work(bus)
         assert scope.cancelled_caught
         for subject in ("echo", "silent", "s"):
             await nobody_serves(other, subject)
@@ -81,7 +81,7 @@ async def test_work_that_is_cancelled_under_way_leaves_nothing(
 async def test_work_that_is_cancelled_at_any_step_leaves_the_bus_at_work(
     connect: Connect, work: Work, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with connect("a") as bus:
+    async with connect("a") as bus, connect("other") as other, other.subscribe("silent"):
         await bus.ensure_stream(SPEC)
         for steps in range(12):
             async with anyio.create_task_group() as tasks:

@@ -9,7 +9,6 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from proto.wire.inbox import TURN_MESSAGES
-from proto.wire.ports import Subscription
 from tests.contract.bus.carriers import DEADLINE_S, Connect, nothing_comes, take, until
 
 pytestmark = pytest.mark.anyio
@@ -53,33 +52,6 @@ async def test_a_star_is_one_token_and_a_final_angle_one_or_more(
         expected = [*heard, "end"] if pattern == ">" else heard
         assert [message.subject for message in await take(messages, len(expected))] == expected
         assert await nothing_comes(messages)
-
-
-async def test_members_of_a_group_share_and_everybody_else_hears_all(connect: Connect) -> None:
-    async with (
-        connect("a") as bus,
-        bus.subscribe("work", group="g") as one,
-        bus.subscribe("work", group="g") as two,
-        bus.subscribe("work", group="other") as alone,
-        bus.subscribe("work") as observer,
-    ):
-        heard: list[bytes] = []
-
-        async def listen(member: Subscription) -> None:
-            async for message in member:
-                heard.append(message.data)  # noqa: PERF401 read by others meanwhile
-
-        jobs = [bytes([n]) for n in range(100)]
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listen, one)
-            tasks.start_soon(listen, two)
-            for job in jobs:
-                await bus.publish("work", job)
-            await until(lambda: len(heard) >= len(jobs))
-            tasks.cancel_scope.cancel()
-        assert sorted(heard) == jobs
-        assert [message.data for message in await take(alone, 100)] == jobs
-        assert [message.data for message in await take(observer, 100)] == jobs
 
 
 async def test_headers_come_as_they_were_sent_and_none_is_no_block(connect: Connect) -> None:

@@ -72,7 +72,7 @@ async def test_nobody_there_is_told_at_once(connect: Connect) -> None:
 
 
 async def test_silence_is_a_timeout(connect: Connect) -> None:
-    async with connect("client") as client, client.subscribe("echo"):
+    async with connect("client") as client, connect("silent") as silent, silent.subscribe("echo"):
         with pytest.raises(BusTimeout, match="echo"):
             await client.request("echo", b"", timeout_s=0.05)
 

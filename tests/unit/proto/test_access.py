@@ -9,7 +9,7 @@ import pytest
 from proto.access import Role, Words, rights, words
 from proto.ids import RequestId, ServiceId, WorkerId
 from proto.subjects import Keys, Subjects
-from proto.wire.memory.subjects import matches
+from proto.wire.patterns import matches
 
 SUBJECTS, KEYS = Subjects("c"), Keys("c")
 OURS, THEIRS = WorkerId("ours"), WorkerId("theirs")
