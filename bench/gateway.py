@@ -2,9 +2,10 @@
 
 Engines that cost next to nothing say words made beforehand: the first at once, then one every
 20 ms. All sides are asked by the same clients in one process, in turns. Ours is one gateway
-process that asks a router over NATS for every request; `two processes` share a port. Processor
-time is that of the gateway alone, for ours with the router's where it says so. Dynamo's frontend
-has its own mocked workers.
+process that asks a router over NATS for every request, or, `own router`, decides itself; requests a
+second are the best of these, with one process or two that share a port. Processor time is that of
+the gateway alone, with its own router where it has one. Dynamo's frontend has its own mocked
+workers.
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ from bench.scrape import scrape
 log = logging.getLogger(__name__)
 
 BARS = (
-    Bar("100 streams, added to the first token, p50", "ours", "at most", 2.0),
-    Bar("100 streams, event-loop lag, p99", "ours", "at most", 10.0),
-    Bar("100 streams, tokens a core-second | *-router", "ratio", "at least", 0.5),
+    Bar("100 streams*, added to the first token, p50", "ours", "at most", 2.0),
+    Bar("100 streams*, event-loop lag, p99", "ours", "at most", 10.0),
+    Bar("100 streams*, tokens a core-second | *-router", "ratio", "at least", 0.5),
     Bar("chat text, requests | litellm", "ratio", "at least", 5.0),
     Bar("chat text, requests | dynamo", "ratio", "at least", 1.0),
     Bar("token ids, requests | dynamo", "ratio", "at least", 1.0),
 )
 DIRECT, OURS, TWO = "direct", "ours", "ours, two processes"
+OWN, TWO_OWN = "ours, own router", "ours, own routers, two processes"
+DECIDING, TWO_DECIDING = "bench-own", "bench-own-two"
+"""Their clusters."""
+FORMS = (OURS, OWN, TWO, TWO_OWN)
 STREAMS, STREAMED_TOKENS = 100, (50, 150)
 CALLERS = 32
 PROMPT_WORDS = 1_000
@@ -87,7 +92,8 @@ def run(options: Options) -> Iterator[Row]:
     """Rows for streams, then for short answers to long prompts."""
     backend = {"use_uvloop": True}
     paces = anyio.run(_measure, options, backend="asyncio", backend_options=backend)
-    yield from _stream_rows(paces)
+    for side, form in ((OURS, ""), (OWN, ", own router")):
+        yield from _stream_rows(paces, side, form)
     yield from _request_rows("chat text", paces)
     yield from _request_rows("token ids", paces)
 
@@ -200,11 +206,14 @@ async def _stage(options: Options) -> AsyncIterator[tuple[Rig, Stages]]:
     """Everything that is asked, running."""
     with tempfile.TemporaryDirectory(prefix="tokenplane-bench-") as made:
         model = Path(made)
-        async with open_rig() as rig, engines_running(rig, model) as (engines, first):
+        clusters = (DECIDING, TWO_DECIDING)
+        async with open_rig() as rig, engines_running(rig, model, *clusters) as (engines, first):
             sides = {DIRECT: first}
             sides[OURS] = await gateway_running(rig, processes=1)
+            sides[OWN] = await gateway_running(rig, processes=1, cluster=DECIDING)
             if not options.quick:
                 sides[TWO] = await gateway_running(rig, processes=2)
+                sides[TWO_OWN] = await gateway_running(rig, processes=2, cluster=TWO_DECIDING)
             for name in NAMES:
                 if gateway_peers.installed(name):
                     sides[name] = await gateway_peers.start(rig, name, engines, model)
@@ -236,14 +245,15 @@ async def _until_served(side: Side, first_words: bytes) -> None:
     raise NotServed(str(last))
 
 
-def _stream_rows(paces: Mapping[tuple[str, str], Pace]) -> Iterator[Row]:
-    case = "100 streams"
-    direct, ours = paces[case, DIRECT], paces[case, OURS]
+def _stream_rows(paces: Mapping[tuple[str, str], Pace], side: str, form: str) -> Iterator[Row]:
+    streams = "100 streams"
+    case = streams + form
+    direct, ours = paces[streams, DIRECT], paces[streams, side]
     for share, field in (("p50", "first_p50_ms"), ("p99", "first_p99_ms")):
         base = getattr(direct, field)
         yield row(f"{case}, added to the first token, {share}", "ms", getattr(ours, field) - base)
         for name in (SGLANG, VLLM, LITELLM):
-            if peer := paces.get((case, name)):
+            if peer := paces.get((streams, name)):
                 added = getattr(peer, field) - base
                 mine = getattr(ours, field) - base
                 yield row(f"{case}, added, {share} | {name}", "ms", mine, added)
@@ -251,7 +261,7 @@ def _stream_rows(paces: Mapping[tuple[str, str], Pace]) -> Iterator[Row]:
     cost = 1e6 * ours.cpu_s / ours.tokens
     yield row(f"{case}, CPU of 1,000 tokens", "ms", cost)
     for name in (SGLANG, VLLM, LITELLM, DYNAMO):
-        if peer := paces.get((case, name)):
+        if peer := paces.get((streams, name)):
             mine, theirs = ours.tokens / ours.cpu_s, peer.tokens / peer.cpu_s
             yield row(f"{case}, tokens a core-second | {name}", "1/s", mine, theirs)
             their_cost = 1e6 * peer.cpu_s / peer.tokens
@@ -260,9 +270,10 @@ def _stream_rows(paces: Mapping[tuple[str, str], Pace]) -> Iterator[Row]:
 
 def _request_rows(case: str, paces: Mapping[tuple[str, str], Pace]) -> Iterator[Row]:
     ours = paces[case, OURS]
-    best = max(ours.per_s, paces[case, TWO].per_s) if (case, TWO) in paces else ours.per_s
-    yield row(f"{case}, requests, one process", "1/s", ours.per_s)
-    yield row(f"{case}, CPU of a request", "ms", 1e3 * ours.cpu_s)
+    best = max(paces[case, side].per_s for side in FORMS if (case, side) in paces)
+    for side, form in ((OURS, "one process"), (OWN, "one process, own router")):
+        yield row(f"{case}, requests, {form}", "1/s", paces[case, side].per_s)
+        yield row(f"{case}, CPU of a request, {form}", "ms", 1e3 * paces[case, side].cpu_s)
     for name in (SGLANG, VLLM, LITELLM, DYNAMO):
         if peer := paces.get((case, name)):
             yield row(f"{case}, requests | {name}", "1/s", best, peer.per_s)

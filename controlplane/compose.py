@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 import time
@@ -49,6 +50,8 @@ from proto.subjects import Keys, Subjects
 from proto.wire.http import HttpClient
 from proto.wire.ports import Store
 
+log = logging.getLogger(__name__)
+
 
 class RouterProcess(CommonSettings):
     """All settings of a router's process."""
@@ -60,6 +63,14 @@ class GatewayProcess(CommonSettings):
     """All settings of a gateway's process."""
 
     gateway: GatewaySettings = Field(GatewaySettings(), description="Where it listens, and waits")
+    router: RouterSettings = Field(
+        RouterSettings(), description="How it decides, with gateway.own_router"
+    )
+
+    @property
+    def asks_itself(self) -> bool:
+        """With a router of its own."""
+        return self.gateway.own_router
 
 
 class TransferProcess(CommonSettings):
@@ -131,23 +142,20 @@ def console(argv: Sequence[str]) -> int:
 def build_router(settings: RouterProcess, kit: Kit) -> Sequence[Service]:
     """A router and the view it follows."""
     view = RegistryView(kit.carriers.store, Keys(settings.cluster))
-    name = _service_id("router")
-    core = RouterCore(settings.router, name, random.Random(), installed())
-    service = RouterService(
-        settings.router,
-        core,
-        kit.carriers.bus,
-        Subjects(settings.cluster),
-        view,
-        RouterMetrics(kit.metrics),
-    )
-    live = _live(settings, kit, name)
+    service = _router(settings.router, settings.cluster, kit, view)
+    live = _live(settings, kit, ServiceId(service.core.name))
     live.follow("router", settings.router, service.adopt)
     return [view, live, service]
 
 
+def _router(settings: RouterSettings, cluster: str, kit: Kit, view: RegistryView) -> RouterService:
+    core = RouterCore(settings, _service_id("router"), random.Random(), installed())
+    bus, metrics = kit.carriers.bus, RouterMetrics(kit.metrics)
+    return RouterService(settings, core, bus, Subjects(cluster), view, metrics)
+
+
 def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
-    """A gateway and the view it follows."""
+    """A gateway and the view it follows, and a router before it if it is to have one of its own."""
     view = RegistryView(kit.carriers.store, Keys(settings.cluster))
     around = Surroundings(
         service=_service_id("gateway"),
@@ -164,7 +172,16 @@ def build_gateway(settings: GatewayProcess, kit: Kit) -> Sequence[Service]:
     service = GatewayService(settings.gateway, around)
     live = _live(settings, kit, around.service, kind="gateway")
     live.follow("gateway", settings.gateway, service.dispatcher.adopt)
-    return [view, live, service]
+    if not settings.gateway.own_router:
+        if settings.router != RouterSettings():
+            log.warning(
+                "router.* is set, and this gateway has no router of its own: nothing here goes by"
+                " it; set it where `tokenplane router` runs, or set gateway.own_router"
+            )
+        return [view, live, service]
+    router = _router(settings.router, settings.cluster, kit, view)
+    live.follow("router", settings.router, router.adopt)
+    return [view, live, router, service]
 
 
 def build_planner(settings: PlannerProcess, kit: Kit) -> Sequence[Service]:

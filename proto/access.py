@@ -63,9 +63,18 @@ class Rights(NamedTuple):
     """Read as well."""
 
 
-def words(role: Role, subjects: Subjects, worker: WorkerId | None = None) -> Words:
-    """What a role says and hears; an agent without `worker` may be that of any."""
+def words(
+    role: Role, subjects: Subjects, worker: WorkerId | None = None, *, own_routers: bool = False
+) -> Words:
+    """What a role says and hears; an agent without `worker` may be that of any. With `own_routers`
+    a gateway is a router, too."""
     may = _at_work(role, subjects, worker)
+    if own_routers and role is Role.GATEWAY:
+        deciding = _at_work(Role.ROUTER, subjects, None)
+        may = may._replace(
+            publish=(*may.publish, *deciding.publish),
+            subscribe=(*may.subscribe, *deciding.subscribe),
+        )
     if role not in SETTABLE:
         return may
     return may._replace(

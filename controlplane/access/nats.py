@@ -16,16 +16,19 @@ ANSWER_WITHIN = "2m"
 """An answer may be published so long after its question."""
 
 
-def configuration(cluster: str, workers: Sequence[WorkerId] = ()) -> str:
+def configuration(
+    cluster: str, workers: Sequence[WorkerId] = (), *, own_routers: bool = False
+) -> str:
     """An `accounts` block to be included. Passwords are the environment's: user `gateway` has
     `$GATEWAY_PASSWORD`. With `workers` each has a user of its own name and may speak for itself
-    alone; without, agents share the user `agent`.
+    alone; without, agents share the user `agent`. With `own_routers` a gateway may decide.
     """
     subjects = Subjects(cluster)
-    users = list(_users(subjects, workers))
+    users = list(_users(subjects, workers, own_routers))
+    flags = _flags(workers, own_routers)
     return "\n".join(
         [
-            f"# Made by `tokenplane access nats --cluster {cluster}{_flag(workers)}`",
+            f"# Made by `tokenplane access nats --cluster {cluster}{flags}`",
             "# from proto/access.py.",
             "accounts {",
             f"  {ACCOUNT} {{",
@@ -52,16 +55,17 @@ def users_of(workers: Sequence[WorkerId]) -> list[str]:
     return [r.value for r in Role if r is not Role.AGENT or not workers] + [*workers]
 
 
-def _flag(workers: Sequence[WorkerId]) -> str:
-    return f" --workers {','.join(workers)}" if workers else ""
+def _flags(workers: Sequence[WorkerId], own_routers: bool) -> str:
+    named = f" --workers {','.join(workers)}" if workers else ""
+    return f"{named}{' --own-routers' if own_routers else ''}"
 
 
-def _users(subjects: Subjects, workers: Sequence[WorkerId]) -> Iterator[str]:
+def _users(subjects: Subjects, workers: Sequence[WorkerId], own_routers: bool) -> Iterator[str]:
     for name in users_of(workers):
         if name in workers:
             yield from _user(name, words(Role.AGENT, subjects, WorkerId(name)))
         else:
-            yield from _user(name, words(Role(name), subjects))
+            yield from _user(name, words(Role(name), subjects, own_routers=own_routers))
 
 
 def _user(name: str, may: Words) -> Iterator[str]:

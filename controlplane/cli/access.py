@@ -40,6 +40,9 @@ class AccessSettings(CommandSettings):
         description="workers that get a user each and speak for themselves alone; else agents "
         "share one",
     )
+    own_routers: bool = Field(
+        False, description="nats: gateways decide by themselves (gateway.own_router)"
+    )
     as_json: bool = Field(False, alias="json", description="what it prints as JSON")
     etcd: StoreSettings = Field(StoreSettings(), description="How to reach etcd; its user is root")
 
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         settings = load(AccessSettings, argv, prog=PROG)
         workers = [WorkerId(check_name(name, "worker")) for name in settings.workers]
         if settings.what == "nats":
-            text = configuration(settings.cluster, workers)
+            text = configuration(settings.cluster, workers, own_routers=settings.own_routers)
             sys.stdout.write(_json(configuration=text) if settings.as_json else text)
         elif settings.what == "passwords":
             lines = new_passwords(workers)

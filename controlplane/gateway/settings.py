@@ -19,6 +19,11 @@ class GatewaySettings(Group):
     shared: bool = Field(
         False, description="share the port with other gateway processes that say so, too"
     )
+    own_router: bool = Field(
+        False,
+        description="decide in this process, with a router of its own that also answers others,"
+        " instead of asking one over NATS",
+    )
     cert: Path | None = Field(None, description="PEM file of our certificate: HTTPS, not HTTP")
     key: Path | None = Field(None, description="PEM file of our certificate's key")
     client_ca: Path | None = Field(

@@ -235,12 +235,13 @@ class LocalCluster:
     def state(self) -> Mapping[str, object]:
         """Where everything is, for other commands, tests and scripts."""
         admins = [f"{LOOPBACK_URL}:{port}" for port in self.ports.gateways_admin]
+        routers = [f"{LOOPBACK_URL}:{port}" for port in self.ports.routers_admin]
         return {
             "cluster": self.options.name,
             "gateway": self.url,
             "gateway_admin": admins[0],
             "gateway_admins": admins,
-            "routers_admin": [f"{LOOPBACK_URL}:{port}" for port in self.ports.routers_admin],
+            "routers_admin": routers or admins,
             "registry_admin": f"{LOOPBACK_URL}:{self.ports.registry_admin}",
             "console": self.console_url,
             "model": self.model,

@@ -66,7 +66,12 @@ class ClusterOptions(CommandSettings):
         False, description="let a planner decide how many engines there are, by their latencies"
     )
     engines_max: int = Field(8, ge=1, le=64, description="with --planner: engines, at most")
-    routers: int = Field(1, ge=1, le=16, description="how many router replicas")
+    routers: int = Field(
+        1,
+        ge=0,
+        le=16,
+        description="how many router replicas; 0: each gateway process has a router of its own",
+    )
     gateways: int = Field(
         1, ge=1, le=16, description="how many gateway processes share the gateway's port"
     )
@@ -281,22 +286,22 @@ def services(
         argv = (sys.executable, "-m", "controlplane.cli.main", command)
         return Part(name, argv, f"{LOOPBACK_URL}:{admin_port}/ready", environment)
 
+    deciding = {
+        "TOKENPLANE_ROUTER__POLICY": options.policy,
+        "TOKENPLANE_ROUTER__DECISIONS_SHARE": str(options.decisions_share),
+    }
     routers = [
-        service(
-            "router",
-            f"router-{number}",
-            port,
-            TOKENPLANE_ROUTER__POLICY=options.policy,
-            TOKENPLANE_ROUTER__DECISIONS_SHARE=str(options.decisions_share),
-        )
+        service("router", f"router-{number}", port, **deciding)
         for number, port in enumerate(ports.routers_admin)
     ]
-    port = {"TOKENPLANE_GATEWAY__PORT": str(ports.gateway)}
+    answering = {"TOKENPLANE_GATEWAY__PORT": str(ports.gateway)}
     if options.gateways > 1:
-        port["TOKENPLANE_GATEWAY__SHARED"] = "true"
+        answering["TOKENPLANE_GATEWAY__SHARED"] = "true"
+    if not routers:
+        answering |= {"TOKENPLANE_GATEWAY__OWN_ROUTER": "true", **deciding}
     names = ["gateway", *(f"gateway-{number}" for number in range(2, options.gateways + 1))]
     gateways = [
-        service("gateway", name, admin, **port)
+        service("gateway", name, admin, **answering)
         for name, admin in zip(names, ports.gateways_admin, strict=True)
     ]
     choice = {"TOKENPLANE_TRANSFER__CHOICE": options.prefill}

@@ -16,7 +16,7 @@ from proto.wire.errors import StoreRefused, StoreUnavailable
 from proto.wire.etcd.connection import EtcdSettings
 from proto.wire.etcd.store import EtcdStore
 from proto.wire.http import HttpClient, HttpServer
-from proto.wire.nats import NatsBus, NatsSettings
+from proto.wire.nats import NatsBus, NatsSettings, NearBus
 from proto.wire.ports import Bus, Frames, Http, HttpServing, Store
 from proto.wire.zmq import ZmqFrames
 
@@ -48,11 +48,12 @@ async def open_carriers(settings: CommonSettings, client_name: str) -> AsyncIter
         ", ".join(settings.etcd.endpoints),
     )
     http = settings.http
+    connect = NearBus if settings.asks_itself else NatsBus
     with closing(ZmqFrames()) as frames:
         async with (
             HttpClient(client_context(http.ca, http.cert, http.key)) as client,
             EtcdStore(etcd_settings(settings.etcd)) as store,
-            NatsBus(nats_settings(settings.nats, client_name)) as bus,
+            connect(nats_settings(settings.nats, client_name)) as bus,
         ):
             await _check(store, settings)
             yield Carriers(bus, store, client, frames, HttpServer())

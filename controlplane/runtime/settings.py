@@ -201,6 +201,11 @@ class CommonSettings(CommandSettings):
         return self.secret.get_secret_value().encode()
 
     @property
+    def asks_itself(self) -> bool:
+        """True: several services in one process, that ask each other without the way over NATS."""
+        return False
+
+    @property
     def development_secret(self) -> bool:
         """True: nobody set a secret, and everybody knows the one in use."""
         return self.secret.get_secret_value() == DEVELOPMENT_SECRET

@@ -5,10 +5,7 @@ A whole cluster, whose events, planner, etcd and NATS go away one after the othe
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from typing import NamedTuple
 
@@ -76,17 +73,6 @@ def new_prompt() -> str:
     return f"Number {next(new_numbers)}. " + "A token went over the wire. " * 300
 
 
-@contextmanager
-def frozen(cluster: UpCluster, part: str) -> Iterator[None]:
-    """It keeps its connections and says nothing, meanwhile."""
-    pid = cluster.pids()[part]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 def routed(cluster: UpCluster) -> bool:
     """A router has decided."""
     return ask(cluster, "Who?").policy != FALLBACK
@@ -120,7 +106,7 @@ def test_cp6_events_down_routing_goes_by_its_own_decisions(cluster: UpCluster) -
 
 
 def test_cp6_planner_down_serving_goes_on(cluster: UpCluster) -> None:
-    with frozen(cluster, "planner"):
+    with cluster.frozen("planner"):
         assert all(ask(cluster, new_prompt()).policy != FALLBACK for _ in range(8))
     cluster.kill("planner")
     assert all(ask(cluster, new_prompt()).policy != FALLBACK for _ in range(8))
@@ -134,7 +120,7 @@ def test_cp6_etcd_down_the_last_topology_serves_and_is_flagged(cluster: UpCluste
         return cluster.gauge(registry, REGISTRY_STALE) == 1
 
     assert not stale()
-    with frozen(cluster, "etcd"):
+    with cluster.frozen("etcd"):
         cluster.wait_until(stale, "the registry to say that its view is old")
         served = [ask(cluster, new_prompt()) for _ in range(8)]
         assert all(answer.policy != FALLBACK for answer in served)
@@ -145,7 +131,7 @@ def test_cp6_etcd_down_the_last_topology_serves_and_is_flagged(cluster: UpCluste
 def test_cp6_bus_down_the_gateway_serves_by_its_last_view_and_routers_come_back(
     cluster: UpCluster,
 ) -> None:
-    with frozen(cluster, "nats"):
+    with cluster.frozen("nats"):
         cluster.wait_until(lambda: not routed(cluster), "a request that no router has seen")
         served = [ask(cluster, "Who?") for _ in range(4)]
         assert {answer.policy for answer in served} == {FALLBACK}

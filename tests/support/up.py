@@ -90,6 +90,16 @@ class UpCluster:
         """Stop it where it is: it keeps its connections and does nothing any more."""
         os.kill(self.pids()[name], signal.SIGSTOP)
 
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """The same, for a while."""
+        pid = self.pids()[name]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     def restarts(self, name: str) -> int:
         return int(self.state["children"][name]["restarts"])
 

@@ -140,6 +140,33 @@ async def test_services_do_what_they_are_for(nats: NatsServer) -> None:
             await record.ack()
 
 
+@pytest.mark.anyio
+async def test_a_gateway_is_a_router_only_where_that_is_granted(
+    tmp_path: Path, nats: NatsServer
+) -> None:
+    async def answer(message: Message) -> bytes:
+        return message.data
+
+    info, endpoint = ServiceInfo("router", "1.0.0"), Endpoint("route", SUBJECTS.route, answer)
+    async with _bus(nats, "gateway") as gateway:
+        with pytest.raises(BusUnavailable, match="permissions violation"):
+            async with gateway.serve(info, [endpoint]):
+                pass
+    file = tmp_path / "access.conf"
+    file.write_text(configuration(CLUSTER, WORKERS, own_routers=True))
+    nats.restart()
+    async with (
+        _bus(nats, "gateway") as gateway,
+        _bus(nats, OURS) as agent,
+        gateway.subscribe(SUBJECTS.every_kv) as events,
+        gateway.serve(info, [endpoint]),
+    ):
+        await agent.publish(SUBJECTS.kv(OURS), b"stored")
+        with anyio.fail_after(5):
+            assert (await anext(aiter(events))).data == b"stored"
+        assert (await gateway.request(SUBJECTS.route, b"?", timeout_s=5)).data == b"?"
+
+
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     with etcd_server(tmp_path_factory.mktemp("etcd")) as server:
