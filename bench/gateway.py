@@ -48,7 +48,12 @@ DIRECT, OURS, TWO = "direct", "ours", "ours, two processes"
 OWN, TWO_OWN = "ours, own router", "ours, own routers, two processes"
 DECIDING, TWO_DECIDING = "bench-own", "bench-own-two"
 """Their clusters."""
-FORMS = (OURS, OWN, TWO, TWO_OWN)
+FORMS = {
+    OURS: "one process",
+    OWN: "one process, own router",
+    TWO: "two processes",
+    TWO_OWN: "two processes, own routers",
+}
 STREAMS, STREAMED_TOKENS = 100, (50, 150)
 CALLERS = 32
 PROMPT_WORDS = 1_000
@@ -270,10 +275,11 @@ def _stream_rows(paces: Mapping[tuple[str, str], Pace], side: str, form: str) ->
 
 def _request_rows(case: str, paces: Mapping[tuple[str, str], Pace]) -> Iterator[Row]:
     ours = paces[case, OURS]
-    best = max(paces[case, side].per_s for side in FORMS if (case, side) in paces)
-    for side, form in ((OURS, "one process"), (OWN, "one process, own router")):
-        yield row(f"{case}, requests, {form}", "1/s", paces[case, side].per_s)
-        yield row(f"{case}, CPU of a request, {form}", "ms", 1e3 * paces[case, side].cpu_s)
+    forms = {form: paces[case, side] for side, form in FORMS.items() if (case, side) in paces}
+    best = max(pace.per_s for pace in forms.values())
+    for form, pace in forms.items():
+        yield row(f"{case}, requests, {form}", "1/s", pace.per_s)
+        yield row(f"{case}, CPU of a request, {form}", "ms", 1e3 * pace.cpu_s)
     for name in (SGLANG, VLLM, LITELLM, DYNAMO):
         if peer := paces.get((case, name)):
             yield row(f"{case}, requests | {name}", "1/s", best, peer.per_s)
