@@ -36,6 +36,9 @@ class Sink(Protocol):
         if not self.put(data):
             await self.writable()
 
+    def finish(self) -> None:
+        """The client has all of it: it may go, and cancels nothing."""
+
 
 class ClientStalled(Exception):
     """The client has not read for too long."""

@@ -71,6 +71,7 @@ class Forwarding:
             return False
         log.warning("request %s: ended in its engine's place: %s", self._flight.request, why)
         self._sink.put(missing)
+        self._sink.finish()
         self._scanner.done = True
         return True
 
@@ -89,7 +90,10 @@ class Forwarding:
                 flight.timed(now_s)
                 self._first()
             self._seen, self._seen_s = scanner.events, now_s
-        return self._sink.put(events)
+        free = self._sink.put(events)
+        if scanner.done:
+            self._sink.finish()
+        return free
 
 
 def gave_up(said: GivenUp) -> EngineFailed | ClientError:

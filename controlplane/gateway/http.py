@@ -216,6 +216,9 @@ class _Sink(Sink):
         except HttpTimeout as error:
             raise ClientStalled(f"the client did not read for {error.seconds:g} s") from error
 
+    def finish(self) -> None:
+        self._call.finish()
+
 
 async def _reply(call: HttpCall, status: int, headers: Headers, body: bytes) -> None:
     call.start(status, headers, len(body))

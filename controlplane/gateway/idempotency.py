@@ -131,6 +131,9 @@ class _Answer(Sink):
     async def writable(self) -> None:
         """Readers come later, each at his own pace."""
 
+    def finish(self) -> None:
+        """They are told by `end`, a moment later."""
+
     def end(self, now_s: float) -> None:
         """Nothing more will come."""
         self.ended, self.ended_s = True, now_s

@@ -38,6 +38,9 @@ class Landing(Sink):
     async def writable(self) -> None:
         await self._sink.writable()
 
+    def finish(self) -> None:
+        self._sink.finish()
+
     def close(self) -> None:
         self._span.end()
 

@@ -382,7 +382,7 @@ class HttpCall(Protocol):
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         """The head, once. `length` is the body's, in bytes; None: it comes in pieces, and ends when
-        the handler returns."""
+        the handler returns, or says so before."""
 
     def put(self, data: bytes) -> bool:
         """A piece of the body. False: wait until it is `writable` before the next one."""
@@ -393,6 +393,10 @@ class HttpCall(Protocol):
 
     async def write(self, data: bytes) -> None:
         """Both, one after the other."""
+
+    def finish(self) -> None:
+        """The body is whole: what the handler still does is not for the client, and is done though
+        it should go. What is put behind it is not sent."""
 
 
 HttpHandler = Callable[[HttpCall], Awaitable[None]]

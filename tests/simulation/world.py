@@ -92,6 +92,8 @@ class Client(Sink):
 
     async def writable(self) -> None: ...
 
+    def finish(self) -> None: ...
+
 
 @dataclass
 class World:

@@ -259,6 +259,7 @@ class Call:
         self._chunked = False
         self._left_bytes: int | None = None
         """Of a body that says its length."""
+        self._finished = False
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         self._started = True
@@ -271,7 +272,7 @@ class Call:
     def put(self, data: bytes) -> bool:
         assert self._started, "an answer starts with its head"
         connection = self._connection
-        if not data or self.gone:
+        if not data or self.gone or self._finished:
             return not connection.full
         if self._left_bytes is not None:
             self._left_bytes -= len(data)
@@ -297,18 +298,30 @@ class Call:
         """The client has gone. Who has its whole answer goes as it should: what its handler still
         does is not for it, and is done."""
         self.gone = True
-        if self._left_bytes != 0:
+        if not self._finished and self._left_bytes != 0:
             self.scope.cancel()
+
+    def finish(self) -> None:
+        assert self._started, "an answer starts with its head"
+        # Who does not know of chunks only sees it whole once the connection is closed.
+        if self._chunked:
+            self._finish()
 
     def end(self) -> None:
         """The handler has returned."""
         if self.gone:
             return
         assert self._started, "a handler answers"
+        self._finish()
+        self._connection.answered(keep=self.keep)
+
+    def _finish(self) -> None:
+        if self._finished or self.gone:
+            return
+        self._finished = True
         last = (self._head or b"") + (LAST_CHUNK if self._chunked else b"")
         if last:
             self._connection.transport.write(last)
-        self._connection.answered(keep=self.keep)
 
     def abort(self) -> None:
         """Break off, so that what was sent does not look whole."""

@@ -182,6 +182,50 @@ async def test_a_client_that_goes_with_its_whole_answer_leaves_its_handler_to_fi
             await finished.wait()
 
 
+async def test_a_client_that_goes_with_an_answer_that_was_finished_leaves_its_handler_to_work() -> (
+    None
+):
+    gone, worked = anyio.Event(), anyio.Event()
+
+    async def handle(call: HttpCall) -> None:
+        await in_pieces(call)
+        call.finish()
+        await call.write(b"too late")
+        await gone.wait()
+        for _ in range(10):  # the server sees it, and nothing comes of that
+            await anyio.sleep(0.01)
+        worked.set()
+
+    async with serving(handle) as port:
+        async with connected(port) as stream:
+            await stream.send(GET)
+            read = await until(stream, b"0\r\n\r\n")
+            assert read.endswith(b"\r\n3\r\ntwo\r\n0\r\n\r\n")
+        gone.set()
+        with anyio.fail_after(5):
+            await worked.wait()
+
+
+async def test_behind_an_answer_that_was_finished_the_next_request_waits_for_its_handler() -> None:
+    work, served = anyio.Event(), 0
+
+    async def handle(call: HttpCall) -> None:
+        nonlocal served
+        await in_pieces(call)
+        call.finish()
+        await work.wait()
+        served += 1
+
+    async with serving(handle) as port, connected(port) as stream:
+        await stream.send(GET)
+        await until(stream, b"0\r\n\r\n")
+        await stream.send(GET)
+        assert served == 0
+        work.set()
+        await until(stream, b"0\r\n\r\n")
+        assert served >= 1
+
+
 async def test_gw2_who_does_not_read_makes_its_handler_wait_and_then_fail() -> None:
     failed = anyio.Event()
 

@@ -68,6 +68,8 @@ class Client(Sink):
 
     async def writable(self) -> None: ...
 
+    def finish(self) -> None: ...
+
 
 async def whole() -> AsyncGenerator[bytes]:
     for piece in (*PIECES, DONE):

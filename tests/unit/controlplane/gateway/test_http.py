@@ -113,6 +113,29 @@ async def test_a_request_that_ends_with_the_process_is_recorded(tmp_path: Path) 
         assert record.outcome == "cancelled"
 
 
+async def test_a_client_that_goes_at_done_has_it_all_though_its_engine_is_slow_to_hang_up(
+    tmp_path: Path,
+) -> None:
+    left = anyio.Event()
+
+    async def lingers() -> AsyncGenerator[bytes]:
+        async for piece in whole():
+            yield piece
+        await left.wait()
+        for _ in range(10):  # the gateway sees it, and nothing comes of that
+            await anyio.sleep(0.01)
+
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", lingers)
+        async with Client(session, url, "acme-key").post() as response:
+            await response.content.readuntil(b"data: [DONE]")
+            response.close()
+        left.set()
+        [record] = await records(ours, 1)
+        assert record.outcome == "completed"
+        assert record.output_tokens == len(PIECES)
+
+
 async def test_only_those_with_a_key_are_served(tmp_path: Path) -> None:
     async with served_world(tmp_path) as (ours, session, url):
         ours.engine("a", whole)
