@@ -23,7 +23,7 @@ from proto.route import Chosen, RouteRequest
 from tests.fuzz.mutate import changed_bytes, changed_value
 from tests.schedules.network import demand
 from tests.support.numbered_agent import packed
-from tests.unit.controlplane.router.test_core import record
+from tests.support.router_core import record
 
 WORKERS = (WorkerId("w0"), WorkerId("w1"))
 NAMES = packed({1, 2, 3})

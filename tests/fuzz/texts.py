@@ -20,7 +20,7 @@ from proto.ids import WorkerId
 from proto.subjects import Keys
 from tests.fuzz.mutate import JSON_EXTREMES, changed_bytes, changed_value
 from tests.schedules.network import demand
-from tests.unit.controlplane.router.test_core import record
+from tests.support.router_core import record
 
 CHAT = {
     "model": "m",

@@ -17,7 +17,7 @@ from proto.kv import KvBatch, KvSnapshotChunk, Tier
 from proto.load import LoadReport
 from tests.schedules.network import NONE, Faults, Network, demand
 from tests.support.numbered_agent import NumberedAgent, Word
-from tests.unit.controlplane.router.test_core import record
+from tests.support.router_core import record
 
 FAULTS = Faults(lost=0.05, doubled=0.05, late=0.15, late_s=0.5)
 SETTINGS = RouterSettings()

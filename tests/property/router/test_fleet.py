@@ -15,7 +15,7 @@ from proto.constraints import Constraints
 from proto.ids import WorkerId
 from proto.load import LoadReport
 from proto.workers import WorkerRecord, WorkerState
-from tests.unit.controlplane.router.test_core import question, record, report
+from tests.support.router_core import question, record, report
 
 NAMES = st.sampled_from([WorkerId(name) for name in "ab"])
 ZONES = st.sampled_from("xy")

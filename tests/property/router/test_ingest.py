@@ -21,7 +21,7 @@ from proto.ids import WorkerId
 from proto.kv import KvBatch, KvSnapshotChunk, Tier
 from proto.load import LoadReport
 from tests.support.numbered_agent import NumberedAgent, Word
-from tests.unit.controlplane.router.test_core import record
+from tests.support.router_core import record
 
 WORKER = WorkerId("w")
 HELD_BYTES_MAX = 3_000

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from proto.wire.errors import HttpBroken
-from tests.unit.controlplane.gateway.test_dispatch import DONE, Client, records, whole, world
+from tests.support.gateway_world import DONE, Client, records, whole, world
 
 pytestmark = [
     pytest.mark.anyio,

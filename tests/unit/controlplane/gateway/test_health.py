@@ -11,7 +11,7 @@ from controlplane.gateway.health import STUCK, Standstill
 from proto.ids import WorkerId
 from proto.progress import Phase
 from proto.wire.memory.http import Answer, Request
-from tests.unit.controlplane.gateway.test_dispatch import (
+from tests.support.gateway_world import (
     DONE,
     PIECES,
     SETTINGS,

@@ -17,7 +17,7 @@ from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, key_hash
 from controlplane.local.ports import free_ports
 from proto.wire.memory.http import Answer, Request
-from tests.unit.controlplane.gateway.test_dispatch import (
+from tests.support.gateway_world import (
     PIECES,
     SETTINGS,
     World,

@@ -14,7 +14,7 @@ from controlplane.gateway import idempotency
 from controlplane.gateway.flight import ClientStalled, Sink
 from controlplane.gateway.idempotency import Answers
 from controlplane.gateway.openai import ClientError
-from tests.unit.controlplane.gateway.test_dispatch import Client
+from tests.support.gateway_world import Client
 
 pytestmark = [
     pytest.mark.anyio,

@@ -19,7 +19,7 @@ from controlplane.gateway.openai import Api, ClientError
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.local.ports import free_ports
 from proto.wire.http import HttpClient
-from tests.unit.controlplane.gateway.test_dispatch import (
+from tests.support.gateway_world import (
     DONE,
     PIECES,
     SETTINGS,
@@ -30,7 +30,7 @@ from tests.unit.controlplane.gateway.test_dispatch import (
     silent,
     world,
 )
-from tests.unit.controlplane.router.test_core import record
+from tests.support.router_core import record
 
 STEP_S = 0.01
 FREED_STEPS = 1 + round(0.25 / STEP_S)

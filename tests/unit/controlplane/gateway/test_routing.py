@@ -15,7 +15,7 @@ from proto.ids import Incarnation, RequestId, WorkerId
 from proto.progress import Phase, Progress, Withdrawn
 from proto.route import ALL_BUSY, NO_WORKER, Queued, Rejected
 from proto.workers import WorkerRecord
-from tests.unit.controlplane.gateway.test_dispatch import (
+from tests.support.gateway_world import (
     DONE,
     SETTINGS,
     SUBJECTS,
@@ -25,7 +25,7 @@ from tests.unit.controlplane.gateway.test_dispatch import (
     whole,
     world,
 )
-from tests.unit.controlplane.router.test_core import record
+from tests.support.router_core import record
 
 pytestmark = [
     pytest.mark.anyio,

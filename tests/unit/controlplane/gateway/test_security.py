@@ -9,7 +9,7 @@ import pytest
 
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.tenants import Tenant, Tenants, key_hash
-from tests.unit.controlplane.gateway.test_dispatch import whole
+from tests.support.gateway_world import whole
 from tests.unit.controlplane.gateway.test_http import Client, served_world
 
 INSIDE = ("/metrics", "/ready", "/v1/explain", "/explain", "/admin", "/debug", "/v1/decisions")

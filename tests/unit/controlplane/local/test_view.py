@@ -16,7 +16,7 @@ from proto.load import LoadReport
 from proto.progress import Phase, Progress
 from proto.subjects import Subjects
 from proto.wire.memory.bus import MemoryHub
-from tests.unit.controlplane.router.test_core import record
+from tests.support.router_core import record
 
 SUBJECTS = Subjects("c")
 WORKER = WorkerId("w1")

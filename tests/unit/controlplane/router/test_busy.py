@@ -16,7 +16,7 @@ from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport
 from proto.progress import Phase, Progress
 from proto.route import ALL_BUSY, Chosen, Rejected
-from tests.unit.controlplane.router.test_core import PROMPT, chosen, question, record
+from tests.support.router_core import PROMPT, chosen, question, record
 
 BATCH = len(PROMPT)
 """One prompt fills a batch; a worker with two has more than one queued."""

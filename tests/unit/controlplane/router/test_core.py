@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-import msgspec
 import pytest
 
 from controlplane.router.core import RouterCore
@@ -17,53 +16,20 @@ from proto.constraints import Constraints
 from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch, Tier
-from proto.load import LoadReport
 from proto.progress import Phase, Progress
-from proto.route import NO_WORKER, UNKNOWN_MODEL, Chosen, Rejected, RouteReply, RouteRequest
-from proto.workers import Role, WorkerRecord, WorkerState
-
-BLOCK = 16
-PROMPT = list(range(320))
-
-
-def record(name: str, **other: object) -> WorkerRecord:
-    fields: dict[str, object] = {
-        "worker": name,
-        "incarnation": 1,
-        "model": "m",
-        "engine": "sim",
-        "url": f"http://{name}",
-        "state": WorkerState.READY,
-        "block_tokens": BLOCK,
-        "total_blocks": 1_000,
-    }
-    return WorkerRecord.model_validate({**fields, **other})
-
-
-def router(*names: str, policy: str = "kv") -> RouterCore:
-    core = RouterCore(RouterSettings(policy=policy), "r", random.Random(0))
-    for name in names:
-        core.worker_joined(record(name))
-    return core
-
-
-def names_of(tokens: list[int], scope: Scope | None = None) -> bytes:
-    return pack(BlockHasher(b"k", scope or Scope("m"), BLOCK).names(tokens))
-
-
-def question(request: str = "1", **other: object) -> RouteRequest:
-    return msgspec.structs.replace(
-        RouteRequest(RequestId(request), "m", len(PROMPT), {BLOCK: names_of(PROMPT)}), **other
-    )
-
-
-def ask(core: RouterCore, request: str = "1", now_s: float = 0.0, **other: object) -> RouteReply:
-    return core.decide(question(request, **other), now_s)
-
-
-def chosen(reply: RouteReply) -> Chosen:
-    assert isinstance(reply, Chosen)
-    return reply
+from proto.route import NO_WORKER, UNKNOWN_MODEL, Chosen, Rejected
+from proto.workers import Role, WorkerState
+from tests.support.router_core import (
+    BLOCK,
+    PROMPT,
+    ask,
+    chosen,
+    names_of,
+    question,
+    record,
+    report,
+    router,
+)
 
 
 def test_the_holder_of_the_prefix_is_chosen_and_the_overlap_told() -> None:
@@ -117,10 +83,6 @@ def test_booked_work_goes_when_the_request_ends() -> None:
     assert core.ledger.of(WorkerId("a")).requests == 1
     core.progress(Progress(RequestId("1"), WorkerId("a"), 1, Phase.ENDED), 1.0)
     assert core.ledger.of(WorkerId("a")).requests == 0
-
-
-def report(name: str = "a", **other: object) -> LoadReport:
-    return msgspec.structs.replace(LoadReport(WorkerId(name), 0, 0, 0, 0, 0, 0, 0, 0, 0), **other)
 
 
 def load_of(core: RouterCore, now_s: float = 0.0) -> float:

@@ -14,7 +14,7 @@ from proto.kv import KvBatch
 from proto.route import Elsewhere, RouteLeg
 from proto.transfers import Purpose
 from proto.workers import KvTransfer
-from tests.unit.controlplane.router.test_core import ask, chosen, names_of, record
+from tests.support.router_core import ask, chosen, names_of, record
 
 COPIES = KvTransfer(connector="sim", copies=True)
 PROMPT = list(range(320))

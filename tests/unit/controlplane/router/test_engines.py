@@ -13,7 +13,7 @@ from controlplane.router.settings import RouterSettings
 from proto.engine_choice import EngineRule
 from proto.ids import RequestId, WorkerId
 from proto.route import NO_WORKER, Rejected
-from tests.unit.controlplane.router.test_core import ask, chosen, record
+from tests.support.router_core import ask, chosen, record
 
 MIXED = {"v": "vllm", "s": "sglang", "t": "trtllm"}
 

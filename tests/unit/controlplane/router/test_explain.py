@@ -35,7 +35,7 @@ from proto.route import Rejected
 from proto.subjects import Subjects
 from proto.wire.memory.bus import MemoryHub
 from proto.workers import WorkerState
-from tests.unit.controlplane.router.test_core import (
+from tests.support.router_core import (
     PROMPT,
     ask,
     chosen,

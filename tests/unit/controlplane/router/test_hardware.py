@@ -13,7 +13,7 @@ from controlplane.router.core import RouterCore
 from controlplane.router.settings import RouterSettings
 from proto.ids import WorkerId
 from proto.load import LoadReport, StepSums
-from tests.unit.controlplane.router.test_core import ask, chosen, record
+from tests.support.router_core import ask, chosen, record
 
 TARGETS = Targets(5_000.0, 100.0)
 COURSE = Course(requests=400, workers=4, targets=TARGETS)

@@ -19,7 +19,7 @@ from proto.subjects import Keys, Subjects
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.store import MemoryEtcd
 from proto.wire.ports import Bus
-from tests.unit.controlplane.router.test_core import BLOCK, record
+from tests.support.router_core import BLOCK, record
 from tests.unit.controlplane.router.test_replicas import start
 from tests.unit.controlplane.router.test_service import pack_names
 

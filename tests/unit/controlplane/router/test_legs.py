@@ -7,7 +7,7 @@ import pytest
 from controlplane.router.core import RouterCore
 from proto.route import RouteLeg
 from proto.workers import Role
-from tests.unit.controlplane.router.test_core import ask, chosen, record, report, router
+from tests.support.router_core import ask, chosen, record, report, router
 
 
 def split() -> RouterCore:

@@ -24,7 +24,7 @@ from controlplane.router.settings import RouterSettings
 from proto.ids import WorkerId
 from proto.route import NO_WORKER, Rejected, RouteRequest
 from proto.workers import WorkerRecord
-from tests.unit.controlplane.router.test_core import ask, chosen, record
+from tests.support.router_core import ask, chosen, record
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "custom_policy"
 

@@ -28,7 +28,7 @@ from proto.wire.memory.store import MemoryEtcd
 from proto.wire.nats import NatsBus, NatsSettings
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo
 from tests.support.nats_server import NatsServer, nats_server
-from tests.unit.controlplane.router.test_core import question, record
+from tests.support.router_core import question, record
 from tests.unit.controlplane.router.test_service import until
 
 pytestmark = pytest.mark.anyio

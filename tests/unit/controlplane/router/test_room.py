@@ -20,7 +20,7 @@ from proto.constraints import Constraints
 from proto.ids import RequestId, WorkerId
 from proto.progress import Booking, Phase, Progress, Withdrawn
 from proto.route import ALL_BUSY, NO_WORKER, Chosen, Queued, Rejected, RouteReply, Verdict
-from tests.unit.controlplane.router.test_core import PROMPT, question, record
+from tests.support.router_core import PROMPT, question, record
 
 pytestmark = [
     pytest.mark.anyio,

@@ -20,14 +20,14 @@ from proto.hashing import pack
 from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch
 from proto.route import RouteRequest
-from tests.unit.controlplane.gateway.test_dispatch import (
+from tests.support.gateway_world import (
     NO_HINTS,
     Client,
     whole,
     with_adapter,
     world,
 )
-from tests.unit.controlplane.router.test_core import BLOCK, chosen, record
+from tests.support.router_core import BLOCK, chosen, record
 
 SECRET = b"k"
 WORKER = WorkerId("b")

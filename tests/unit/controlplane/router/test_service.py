@@ -27,7 +27,7 @@ from proto.wire.errors import NoResponder, RequestRefused
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.store import MemoryEtcd
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo
-from tests.unit.controlplane.router.test_core import BLOCK, record
+from tests.support.router_core import BLOCK, record
 
 pytestmark = [
     pytest.mark.anyio,
