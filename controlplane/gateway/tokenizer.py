@@ -147,11 +147,12 @@ class Tokenizers:
             known = self._made.get(card.name)
             if known is not None and known[0] is card:
                 return known[1]
-            made: ModelTokenizer | None = None
+            make, made = partial(ModelTokenizer, card), None
             try:
-                made = await anyio.to_thread.run_sync(
-                    partial(ModelTokenizer, card), limiter=self._threads
-                )
+                if card.tokenizer_json is None and card.tokenizer_path is None:
+                    made = make()  # there is nothing to read, and a thread has a time of its own
+                else:
+                    made = await anyio.to_thread.run_sync(make, limiter=self._threads)
             except Untokenisable as error:
                 log.error("model %s is routed by load only: %s", card.name, error)
             self._made[card.name] = (card, made)
