@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import compress
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -57,6 +58,15 @@ class Hints:
     workload: tuple[str, ...] = ()
 
 
+class Crew(NamedTuple):
+    """What all workers of a model have in common."""
+
+    block_sizes: frozenset[int]
+    """In tokens."""
+    splits: bool
+    """Some of them only prefill."""
+
+
 class Routing:
     """Asks routers; keeps just enough of its own to go on without them."""
 
@@ -75,6 +85,9 @@ class Routing:
         self._metrics = metrics
         self._routers = routers
         self._hashers: dict[tuple[Scope, int], BlockHasher] = {}
+        self._crews: dict[str, Crew] = {}
+        self._crews_as_of = 0
+        """`changes` of the view."""
         self._in_flight: Counter[WorkerId] = Counter()
         self._inhibited: dict[WorkerId, float] = {}
         self.quarantined: set[WorkerId] = set()
@@ -130,7 +143,9 @@ class Routing:
             exclude=tuple({*failed, *self.quarantined}),
             attempt=attempt,
             constraints=msgspec.structs.replace(hints.constraints, adapter=adapter),
-            leg=(RouteLeg.DECODE if self._split(model) else RouteLeg.WHOLE) if leg is None else leg,
+            leg=(RouteLeg.DECODE if self._crew(model).splits else RouteLeg.WHOLE)
+            if leg is None
+            else leg,
             workload=hints.workload,
         )
         with step(spans, "gateway.route", SpanKind.CLIENT) as span:
@@ -174,11 +189,21 @@ class Routing:
 
     def splits(self, record: WorkerRecord) -> bool:
         """Whether another worker may prefill for this one."""
-        return record.role is Role.DECODE and self._split(record.model)
+        return record.role is Role.DECODE and self._crew(record.model).splits
 
-    def _split(self, model: str) -> bool:
-        workers = self._view.workers.values()
-        return any(r.role is Role.PREFILL and r.model == model for r in workers)
+    def _crew(self, model: str) -> Crew:
+        """Of a model's workers; every request asks, and they seldom change."""
+        if self._crews_as_of != self._view.changes:
+            self._crews.clear()
+            self._crews_as_of = self._view.changes
+        crew = self._crews.get(model)
+        if crew is None:
+            workers = [r for r in self._view.workers.values() if r.model == model]
+            sizes = frozenset(r.block_tokens for r in workers)
+            crew = Crew(sizes, any(r.role is Role.PREFILL for r in workers))
+            if workers:
+                self._crews[model] = crew
+        return crew
 
     def _by_myself(self, route: RouteRequest) -> Verdict:
         """The worker with the fewest of our own requests; the request plane outlives routers, and
@@ -228,7 +253,7 @@ class Routing:
 
     def _names(self, scope: Scope, tokens: array[int]) -> dict[int, bytes]:
         """Packed block names for each block size among the model's workers."""
-        sizes = {r.block_tokens for r in self._view.workers.values() if r.model == scope.model}
+        sizes = self._crew(scope.model).block_sizes
         return {size: pack(self._hasher(scope, size).names(tokens)) for size in sizes}
 
     def _hasher(self, scope: Scope, block_tokens: int) -> BlockHasher:

@@ -48,6 +48,8 @@ class RegistryView:
         self._next_token = 0
         self._stale: dict[str, float] = {}
         self._trouble = "no answer yet"
+        self.changes = 0
+        """Seen since the start: what was made of the view holds for as long as they are as many."""
         self.bad_records: dict[str, str] = {}
         """Entries of the store that cannot be used, and why."""
 
@@ -140,6 +142,7 @@ class RegistryView:
                 self.bad_records[key] = change.why
                 log.warning("skipping the bad record under %s: %s", key, change.why)
                 continue
+            self.changes += 1
             _log_change(change)
             for token in tuple(self._callbacks):
                 # A callback may end another's subscription.

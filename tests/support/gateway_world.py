@@ -110,6 +110,7 @@ class World:
     hub: MemoryHub
     registry: CollectorRegistry
     store: MemoryStore
+    view: RegistryView
     stop: Callable[[], None]
     """Cancel the gateway, if it is behind an HTTP server."""
     fleet: Sequence[WorkerRecord]
@@ -191,7 +192,7 @@ async def world(
             HttpServer(),
         )
         service, scope = GatewayService(settings, around), anyio.CancelScope()
-        ours = World(service, http, hub, registry, store, scope.cancel, fleet)
+        ours = World(service, http, hub, registry, store, view, scope.cancel, fleet)
 
         async def run_gateway(*, task_status: TaskStatus[None]) -> None:
             with scope:

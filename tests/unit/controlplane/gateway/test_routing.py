@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from controlplane.gateway.openai import ClientError
@@ -13,10 +14,11 @@ from controlplane.gateway.routing import Hints
 from proto.codec import Producer, Reader
 from proto.ids import Incarnation, RequestId, WorkerId
 from proto.progress import Phase, Progress, Withdrawn
-from proto.route import ALL_BUSY, NO_WORKER, Queued, Rejected
-from proto.workers import WorkerRecord
+from proto.route import ALL_BUSY, NO_WORKER, Queued, Rejected, RouteLeg, RouteRequest
+from proto.workers import Role, WorkerRecord
 from tests.support.gateway_world import (
     DONE,
+    KEYS,
     SETTINGS,
     SUBJECTS,
     Client,
@@ -48,6 +50,27 @@ async def test_who_is_queued_asks_again_with_what_is_left_of_its_patience(
         assert third.deadline_s == pytest.approx(3.0 - third.waited_s)
         assert {route.attempt for route in ours.routed} == {1}
         assert first.answer_s < SETTINGS.route_s / 2  # or it would be taken for dead
+
+
+async def test_who_joins_or_changes_is_asked_about_from_then_on(anyio_backend: str) -> None:
+    async def told(ours: World, worker: WorkerRecord) -> RouteRequest:
+        """What is asked once the gateway knows of it."""
+        seen = ours.view.changes
+        await ours.store.put(KEYS.worker(worker.worker), worker.model_dump_json().encode())
+        with anyio.fail_after(5):
+            while ours.view.changes == seen:
+                await anyio.lowlevel.checkpoint()
+        await ours.serve(Client())
+        return ours.routed[-1]
+
+    async with world() as ours:
+        ours.engine("a", whole)
+        await ours.serve(Client())
+        assert (set(ours.routed[-1].blocks), ours.routed[-1].leg) == ({16}, RouteLeg.WHOLE)
+        joined = await told(ours, record("c", block_tokens=32))
+        assert (set(joined.blocks), joined.leg) == ({16, 32}, RouteLeg.WHOLE)
+        changed = await told(ours, record("c", role=Role.PREFILL))
+        assert (set(changed.blocks), changed.leg) == ({16}, RouteLeg.DECODE)
 
 
 async def test_routers_hear_of_an_end_before_they_are_asked_again(anyio_backend: str) -> None:
