@@ -57,7 +57,7 @@ def users_of(workers: Sequence[WorkerId]) -> list[str]:
 
 def _flags(workers: Sequence[WorkerId], own_routers: bool) -> str:
     named = f" --workers {','.join(workers)}" if workers else ""
-    return f"{named}{' --own-routers' if own_routers else ''}"
+    return f"{named}{' --own_routers' if own_routers else ''}"
 
 
 def _users(subjects: Subjects, workers: Sequence[WorkerId], own_routers: bool) -> Iterator[str]:
