@@ -18,7 +18,7 @@ import anyio
 
 from controlplane.gateway.openapi import PATH
 from controlplane.local.cluster import run_cluster
-from controlplane.local.plan import ClusterOptions
+from controlplane.local.options import ClusterOptions
 from proto.wire.http import HttpClient
 
 HOOKS = {"SCHEMATHESIS_HOOKS": "bench.api_hooks", "PYTHONPATH": str(Path(__file__).parents[1])}

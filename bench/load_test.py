@@ -16,7 +16,7 @@ import anyio
 import msgspec
 
 from controlplane.local.cluster import LocalCluster, run_cluster
-from controlplane.local.plan import ClusterOptions
+from controlplane.local.options import ClusterOptions
 from proto.wire.http import HttpClient
 
 AIPERF = Path(sys.prefix).with_name(".venv-load") / "bin" / "aiperf"

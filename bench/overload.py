@@ -19,7 +19,7 @@ import anyio
 
 from bench.measure import percentile
 from controlplane.local.cluster import LocalCluster, run_cluster
-from controlplane.local.plan import ClusterOptions
+from controlplane.local.options import ClusterOptions
 from proto.wire.errors import HttpError
 from proto.wire.http import HttpClient
 from proto.wire.ports import Http, HttpTimeouts

@@ -23,7 +23,7 @@ from rich.progress import (
 
 from controlplane.cli.run import run_interactive
 from controlplane.local.cluster import LocalCluster, run_cluster
-from controlplane.local.plan import ClusterOptions
+from controlplane.local.options import ClusterOptions
 from controlplane.replay.generate import Workload, generate
 from controlplane.replay.live import LiveTarget, run_live
 from controlplane.replay.names import PromptNamer

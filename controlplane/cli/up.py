@@ -16,7 +16,7 @@ from rich.console import Console
 from controlplane.cli.run import run_interactive
 from controlplane.local.cluster import LocalCluster, Stages, as_planned, run_cluster
 from controlplane.local.fleet import FleetActivity
-from controlplane.local.plan import ClusterOptions
+from controlplane.local.options import ClusterOptions
 from controlplane.local.scaler import LocalActuator
 from controlplane.local.view import show
 from controlplane.planner.scalers.follow import ScalerService

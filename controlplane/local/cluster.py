@@ -13,14 +13,8 @@ from pydantic import SecretStr
 
 from controlplane.local import engines, plan
 from controlplane.local.layout import Layout
-from controlplane.local.plan import (
-    LOOPBACK_URL,
-    ClusterOptions,
-    EnginePorts,
-    Part,
-    Place,
-    Ports,
-)
+from controlplane.local.options import ClusterOptions
+from controlplane.local.plan import LOOPBACK_URL, EnginePorts, Part, Place, Ports
 from controlplane.local.ports import PortTaken, check_free, free_ports
 from controlplane.local.supervisor import (
     PROBE_INTERVAL_S,

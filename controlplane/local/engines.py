@@ -10,7 +10,8 @@ from pathlib import Path
 
 from controlplane.local import plan
 from controlplane.local.layout import Layout
-from controlplane.local.plan import LOOPBACK_URL, ClusterOptions, EnginePorts, Part, Ports
+from controlplane.local.options import ClusterOptions
+from controlplane.local.plan import LOOPBACK_URL, EnginePorts, Part, Ports
 from controlplane.runtime.service import CannotServe
 from proto.workers import HandoffOrder, KvTransfer, Role
 from workers.launch import spec as launch

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from controlplane.local import engines
 from controlplane.local.engines import EngineMissing
 from controlplane.local.layout import Layout
-from controlplane.local.plan import ClusterOptions, Part, Ports
+from controlplane.local.options import ClusterOptions
+from controlplane.local.plan import Part, Ports
 from controlplane.runtime.settings import load
 
 KV_TRANSFER = "TOKENPLANE_AGENT__KV_TRANSFER"
