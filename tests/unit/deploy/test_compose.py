@@ -12,6 +12,7 @@ import yaml
 from controlplane.access.nats import password_variable, users_of
 from controlplane.cli.main import COMMANDS
 from proto.access import Role
+from tests.support.nats_server import nats_server
 
 TOP = Path(__file__).parents[3]
 COMPOSE: dict[str, Any] = yaml.safe_load((TOP / "docker-compose.yml").read_text())
@@ -33,6 +34,21 @@ def test_every_user_has_a_password_at_nats_and_etcd() -> None:
     wanted = {password_variable(user) for user in users_of(())}
     assert set(_environment("nats")) == wanted | {"SYS_PASSWORD"}
     assert wanted | {"ETCD_ROOT_PASSWORD"} <= set(_environment("access"))
+
+
+def test_nats_runs_by_its_configuration_whatever_its_container_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (TOP / "deploy" / "nats").glob("*.conf"):
+        here = file.read_text().replace("/data", str(tmp_path / "data"))
+        (tmp_path / file.name).write_text(re.sub(r"http_port: \d+", "http_port: -1", here))
+    for variable, word in _environment("nats").items():
+        monkeypatch.setenv(variable, word.partition(":-")[2].removesuffix("}"))
+    # One container id in 250 is a number to NATS, which takes it for one, and no name.
+    monkeypatch.setenv("HOSTNAME", "463749102885")
+    config = ("--config", str(tmp_path / "nats-server.conf"))
+    with nats_server(tmp_path, jetstream=False, options=config) as server:
+        assert server.url
 
 
 @pytest.mark.parametrize("name", sorted(set(OURS) - ONCE))
