@@ -59,7 +59,7 @@ class Hints:
 
 
 class Crew(NamedTuple):
-    """What all workers of a model have in common."""
+    """What is to be known of a model's workers, taken together."""
 
     block_sizes: frozenset[int]
     """In tokens."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from typing import NamedTuple
 
-import httpx2 as httpx
 import pytest
 
+from tests.support.asking import ask
 from tests.support.up import UpCluster, up
 
 pytestmark = [
@@ -24,35 +23,11 @@ AGAIN = 12
 new_numbers = count()
 
 
-class Answer(NamedTuple):
-    """How a prompt fared."""
-
-    request: str
-    policy: str
-    worker: str
-    expected_tokens: int
-    """Of the prompt, that were believed to be in the worker's cache."""
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
     words = ("--engines", str(ENGINES), "--routers", "0", "--gateways", str(GATEWAYS))
     with up(tmp_path_factory.mktemp("up"), *words, "--speed", "10") as running:
         yield running
-
-
-def ask(cluster: UpCluster, prompt: str) -> Answer:
-    """On a connection of its own, so that any of the processes may get it."""
-    body = {"model": cluster.model, "prompt": prompt, "max_tokens": 2}
-    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=20)
-    assert answer.status_code == 200, answer.text
-    said = answer.headers
-    return Answer(
-        said["x-request-id"],
-        said["x-tokenplane-policy"],
-        said["x-tokenplane-worker"],
-        int(said.get("x-tokenplane-overlap-tokens", 0)),
-    )
 
 
 def new_prompt() -> str:

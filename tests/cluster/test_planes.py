@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from typing import NamedTuple
 
 import anyio
-import httpx2 as httpx
 import pytest
 
 from controlplane.gateway.routing import FALLBACK
 from tests.chaos.linked import COMMAND, Links
+from tests.support.asking import ask
 from tests.support.link import Trouble
 from tests.support.up import PATIENCE_S, UpCluster, up
 
@@ -29,17 +28,6 @@ REGISTRY_STALE = "tokenplane_registry_stale"
 new_numbers = count()
 
 
-class Answer(NamedTuple):
-    """How a prompt fared."""
-
-    policy: str
-    worker: str
-    expected_tokens: int
-    """Of the prompt, that were believed to be in the worker's cache."""
-    cached_tokens: int
-    """That were."""
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
     words = ("--engines", str(ENGINES), "--speed", "10", "--planner")
@@ -51,21 +39,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
         TOKENPLANE_PLANNER__LEAST="2",
     ) as running:
         yield running
-
-
-def ask(cluster: UpCluster, prompt: str) -> Answer:
-    """One whole completion."""
-    body = {"model": cluster.model, "prompt": prompt, "max_tokens": 4, "ignore_eos": True}
-    answer = httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=30)
-    assert answer.status_code == 200, answer.text
-    said, usage = answer.headers, answer.json()["usage"]
-    assert usage["completion_tokens"] == 4
-    return Answer(
-        said["x-tokenplane-policy"],
-        said["x-tokenplane-worker"],
-        int(said.get("x-tokenplane-overlap-tokens", 0)),
-        usage["prompt_tokens_details"]["cached_tokens"],
-    )
 
 
 def new_prompt() -> str:

@@ -302,20 +302,20 @@ class Call:
             self.scope.cancel()
 
     def finish(self) -> None:
-        assert self._started, "an answer starts with its head"
-        # Who does not know of chunks only sees it whole once the connection is closed.
-        if self._chunked:
-            self._finish()
+        assert self._started and not self._left_bytes, "the body is there"
+        self._end_body()
+        if self.plain:  # who does not know of chunks only sees it whole once it is hung up on
+            self._connection.transport.close()
 
     def end(self) -> None:
         """The handler has returned."""
         if self.gone:
             return
         assert self._started, "a handler answers"
-        self._finish()
+        self._end_body()
         self._connection.answered(keep=self.keep)
 
-    def _finish(self) -> None:
+    def _end_body(self) -> None:
         if self._finished or self.gone:
             return
         self._finished = True
