@@ -196,10 +196,10 @@ async def test_leaving_finishes_what_is_under_way_and_takes_no_more(connect: Con
             await leaving.wait()
         left.set()
 
-    async with connect("server") as server, connect("client") as client:
+    async with connect("server") as server, connect("client") as client, connect("o") as observer:
         async with anyio.create_task_group() as tasks:
             await tasks.start(serve, server)
-            async with client.subscribe("echo") as routed:
+            async with observer.subscribe("echo") as routed:
                 for n in range(3):  # two go inside and one waits behind them
                     tasks.start_soon(ask, client, bytes([n]), answers)
                 await take(routed, 3)
