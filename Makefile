@@ -98,7 +98,7 @@ site: $(READY)
 	$(BIN)/uv tool run --quiet --from mkdocs-material==9.7.0 mkdocs build --quiet
 
 # The planner against other rules, on every trace of docs/planner.md: figures and pictures. The hour of
-# real traffic is read from TRACE (docs/replay.md says where it is published).
+# real traffic is read from TRACE (README.md says where it is published).
 PLANNED := diurnal flash mixflip noise
 .PHONY: plans plan-hour
 plans: $(READY)
@@ -123,7 +123,7 @@ $(PANELS)/built/panels.js: $(PANELS)/package.json $(PANELS)/panels.js
 	cd $(PANELS) && npm install --silent --no-audit --no-fund --no-package-lock --legacy-peer-deps \
 		--ignore-scripts && npm run --silent build
 
-# Every figure of docs/performance.md; in a quarter of an hour. BENCH_FLAGS=--quick shows that it works.
+# Every figure of docs/performance.md; in some 25 minutes. BENCH_FLAGS=--quick shows that it works.
 bench: $(BENCH_READY)
 	set -e; for name in $(BENCHES); do \
 		$(BENCH_VENV)/bin/tokenplane bench $$name --json bench/results/$$name.json $(BENCH_FLAGS); \

@@ -12,6 +12,8 @@ from controlplane.cli.main import COMMANDS, Command, Topic, function_of
 
 COMMON = ("nats", "etcd", "telemetry", "admin")
 """Groups of options that every process has; settings.md lists them once."""
+VARIANTS = {"replay": "--ladder"}
+"""Flags that make a command another one, with options of its own."""
 GROUP = re.compile(r"\n\n(?=[\w.]+ options:\n)")
 WIDTH = "92"
 
@@ -44,14 +46,17 @@ def page() -> str:
 
 def _command(name: str, command: Command) -> str:
     summary = command.summary[0].upper() + command.summary[1:]
-    return f"### tokenplane {name}\n\n{summary}.\n\n```text\n{_help(command)}\n```\n"
+    said = f"### tokenplane {name}\n\n{summary}.\n\n```text\n{_help(command)}\n```\n"
+    if flag := VARIANTS.get(name):
+        said += f"\n### tokenplane {name} {flag}\n\n```text\n{_help(command, flag)}\n```\n"
+    return said
 
 
-def _help(command: Command) -> str:
+def _help(command: Command, *flags: str) -> str:
     printed = StringIO()
     with _plain_terminal(), redirect_stdout(printed):
         try:
-            function_of(command)(["--help"])
+            function_of(command)([*flags, "--help"])
         except SystemExit as ended:
             assert not ended.code, f"{command}: --help failed"
     groups = GROUP.split(printed.getvalue().rstrip())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol, cast
 
-EXIT_OK, EXIT_USAGE = 0, 2
+EXIT_OK, EXIT_UNREAD, EXIT_USAGE = 0, 1, 2
 
 
 class Topic(StrEnum):
@@ -126,7 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return EXIT_USAGE
-    return function_of(command)(rest)
+    try:
+        code = function_of(command)(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNREAD
+    return code
 
 
 def function_of(command: Command) -> Main:

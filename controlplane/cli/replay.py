@@ -90,10 +90,11 @@ def _url(url: str) -> str:
 
 
 class ReplaySettings(TraceSettings):
-    """Replay a Mooncake-format trace and compare routing policies."""
+    """Replay a Mooncake-format trace and compare routing policies. With `--ladder` another command:
+    compare every policy on many kinds of traffic (`--ladder --help`)."""
 
     policy: Names[Annotated[str, AfterValidator(written_arm)]] = Field(
-        ("round_robin", "kv"),
+        ("round_robin", "kv", "slo"),
         description="policies to compare, separated by commas; virtual: also arms, such as"
         " kv:prefill_weight=2 or oracle",
     )

@@ -45,6 +45,19 @@ def test_a_misspelt_command_is_recognised(capsys: pytest.CaptureFixture[str]) ->
     assert "did you mean 'router'?" in capsys.readouterr().err
 
 
+def test_who_reads_no_further_is_no_failure_to_be_told_of() -> None:
+    unread, written = os.pipe()
+    os.close(unread)
+    ended = subprocess.run(
+        [sys.executable, "-m", "controlplane.cli.main", "completion", "bash"],
+        stdout=written,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+    os.close(written)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert completion([shell]) == 0
