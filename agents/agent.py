@@ -193,8 +193,25 @@ class AgentService:
         return self._producer.seal(DrainReply(self._draining, self._left(), evacuating))
 
     def _left(self) -> int:
+        """Requests that are not over; one, if another engine may still have to read their KV."""
         load = self._watch.load
-        return max(self._requests.in_flight, load.running + load.waiting if load else 0)
+        requests = max(self._requests.in_flight, load.running + load.waiting if load else 0)
+        return requests or int(self._has_readers())
+
+    def _has_readers(self) -> bool:
+        """An idle engine that uses blocks keeps them for another one: a request's prefill ends
+        with its answer, and only then are its blocks fetched.
+
+        What was told before the last request had ended does not tell of its blocks. No engine
+        keeps them for longer than its lease, and one that tells nothing new while it is idle
+        (TensorRT-LLM) is waited for no longer.
+        """
+        facts, load = self._watch.facts, self._watch.load
+        if facts is None or facts.transfer is None or load is None:
+            return False
+        if min(self._requests.quiet_s, self._watch.quiet_s) > facts.transfer.lease_s:
+            return False
+        return load.used_blocks > 0 or self._requests.quiet_s <= self._watch.load_age_s
 
     def _idle(self) -> bool:
         return not self._left()

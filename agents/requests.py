@@ -7,6 +7,7 @@ child of the gateway's span, and ends with it; one whose end was lost expires.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 import anyio
@@ -63,11 +64,17 @@ class RequestLog:
         self._spans = spans or tracer(__name__)
         self._reader: Reader[Progress] = Reader(Progress)
         self._open: dict[Attempt, _Open] = {}  # the one that was quiet for longest comes first
+        self._ended_s = -math.inf
 
     @property
     def in_flight(self) -> int:
         """Requests dispatched to this engine and not known to have ended."""
         return len(self._open)
+
+    @property
+    def quiet_s(self) -> float:
+        """Since a request was last heard to end; infinite before one was."""
+        return self._clock() - self._ended_s
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled. Raises `BusUnavailable` if it cannot begin to."""
@@ -142,6 +149,7 @@ class RequestLog:
         request = self._open.pop(attempt, None)
         if request is None:
             return
+        self._ended_s = self._clock()
         request.span.set_attribute("tokenplane.outcome", outcome)
         request.span.set_attribute("tokenplane.output_tokens", output_tokens)
         request.span.end()

@@ -7,6 +7,7 @@ empty live set; one that was merely away is taken up where it was left.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -72,6 +73,7 @@ class EngineWatch:
         self._misses = 0
         self._restart_heard = False  # on the event stream, since the last poll that was answered
         self._polled = anyio.Event()
+        self._asked_s = self._busy_s = -math.inf
         self.facts: EngineFacts | None = None
         """None before the engine was first attached."""
         self.load: EngineLoad | None = None
@@ -83,6 +85,16 @@ class EngineWatch:
     def healthy(self) -> bool:
         """Attached, answering, and speaking of the same blocks as it did at first."""
         return self.facts is not None and not self.refusal and self._misses < self._pace.misses_max
+
+    @property
+    def load_age_s(self) -> float:
+        """How long ago the engine was asked for the load that it last told."""
+        return anyio.current_time() - self._asked_s
+
+    @property
+    def quiet_s(self) -> float:
+        """Since it last told of a request, or was attached to: of before nothing is known."""
+        return anyio.current_time() - self._busy_s
 
     @property
     def orphans(self) -> int:
@@ -115,7 +127,9 @@ class EngineWatch:
     async def _attach(self) -> None:
         while True:
             try:
-                facts, load = await self._adapter.probe(), await self._adapter.load()
+                facts = await self._adapter.probe()
+                asked_s = anyio.current_time()
+                load = await self._adapter.load()
             except EngineAway as error:
                 self._missed(error)
             except EngineUnfit as error:
@@ -137,14 +151,15 @@ class EngineWatch:
         self._translator = Translator(
             self._live, self._secret, facts.model, facts.block_tokens, facts.total_blocks
         )
-        self.facts, self.refusal = facts, ""
-        self._answered(load)
+        self.facts, self.refusal, self._busy_s = facts, "", asked_s
+        self._answered(load, asked_s)
         self._listener.cache_changed()
         self._listener.state_changed()
 
     async def _poll_until_another_life(self) -> None:
         while True:
             await anyio.sleep(self._pace.interval_s)
+            asked_s = anyio.current_time()
             try:
                 load = await self._adapter.load()
             except (EngineAway, EngineUnfit) as error:
@@ -154,7 +169,7 @@ class EngineWatch:
                 log.warning("the engine has restarted")
                 if not await self._still_followed():
                     return
-            self._answered(load)
+            self._answered(load, asked_s)
 
     async def _still_followed(self) -> bool:
         """After a restart: whether the event stream began anew by itself, for the same engine.
@@ -166,12 +181,15 @@ class EngineWatch:
         except (EngineAway, EngineUnfit):
             return False
 
-    def _answered(self, load: EngineLoad) -> None:
+    def _answered(self, load: EngineLoad, asked_s: float) -> None:
         was_healthy = self.healthy
         before = self.load.adapters if self.load else ()
         if self._misses:
             self._adapter.recheck()
         self.load, self._misses, self._restart_heard = load, 0, False
+        self._asked_s = asked_s
+        if load.running or load.waiting:
+            self._busy_s = asked_s
         if not was_healthy and self.healthy:
             log.info("the engine is healthy")
             self._listener.state_changed()

@@ -17,6 +17,7 @@ class DrainReply(msgspec.Struct, frozen=True):
 
     draining: bool
     left: int
-    """Requests that the engine has still to finish, as far as it says."""
+    """Requests that the engine has still to finish, as far as it says; 1 if it has none, and keeps
+    blocks that another engine has still to fetch."""
     evacuating: bool = False
     """What it caches is being moved to others."""

@@ -110,6 +110,11 @@ class SplitEngine(MemoryEngine):
             self.serve(prompt)
         return 200, self._stream(prompt, request)
 
+    def _used(self) -> int:
+        now_s = anyio.current_time()
+        kept = [kept.prompt for kept in self.staged.values() if kept.until_s > now_s]
+        return sum(len(prompt) // self.block_tokens for prompt in kept)
+
     async def _stream(self, prompt: tuple[int, ...], request: str) -> Body:
         for token in answer(prompt):
             if not self.alive:

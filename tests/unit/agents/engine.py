@@ -38,6 +38,8 @@ class MemoryEngine:
         """What the metrics say instead of the truth."""
         self.running = 0
         self.waiting = 0
+        self.used_blocks = 0
+        """By sequences, and by what is kept for another engine; not by what is merely cached."""
         self.reachable = True
         self.answers: dict[str, str | None] = {}
         """Other answers than usual, by path; None is a 404."""
@@ -159,7 +161,7 @@ class MemoryEngine:
 
     def _metrics(self) -> str:
         labels = f'engine="0",model_name="{MODEL}"'
-        used = len(self._blocks) / self.total_blocks
+        used = self._used() / self.total_blocks
         block_tokens = self.told_block_tokens or self.block_tokens
         started = f"process_start_time_seconds {self.started_s}\n" if self.tells_start else ""
         return (
@@ -171,6 +173,9 @@ class MemoryEngine:
             f'vllm:cache_config_info{{{labels},block_size="{block_tokens}",'
             f'num_gpu_blocks="{self.total_blocks}"}} 1.0\n'
         )
+
+    def _used(self) -> int:
+        return self.used_blocks
 
     def _last_block(self, prompt: Sequence[int]) -> tuple[int, ...]:
         return tuple(prompt[: len(prompt) // self.block_tokens * self.block_tokens])

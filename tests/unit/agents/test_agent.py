@@ -13,7 +13,7 @@ from proto.ids import Incarnation, RequestId
 from proto.progress import Phase, Progress
 from proto.wire.errors import RequestRefused
 from proto.wire.memory import store
-from proto.workers import ModelCard, WorkerState
+from proto.workers import KvTransfer, ModelCard, WorkerState
 from tests.unit.agents.clocks import VIRTUAL
 from tests.unit.agents.engine import MODEL, MemoryEngine
 from tests.unit.agents.reader import wait_until
@@ -361,6 +361,32 @@ async def test_a_drain_waits_for_requests_that_are_on_their_way() -> None:
         await anyio.sleep(0.2)
         assert world.state() is WorkerState.DRAINING
         await say(Phase.ENDED)
+        await world.is_registered_as(None)
+
+
+@pytest.mark.parametrize("fetched", [True, False], ids=["fetched", "lease over"])
+async def test_cp9_a_drain_waits_until_staged_blocks_are_fetched_or_their_lease_is_over(
+    fetched: bool,
+) -> None:
+    """The leg has ended with the prefill's answer, and the engine has no request left."""
+    lease_s = 1000.0 if fetched else 1.0
+    transfer = KvTransfer(connector="sim-tcp", lease_s=lease_s)
+    async with running(World(role="prefill", kv_transfer=transfer)) as (world, tasks):
+        await world.is_registered_as(WorkerState.READY)
+        gateway, producer = world.hub.connect("gateway"), _producer()
+        for phase in (Phase.DISPATCHED, Phase.ENDED):
+            step = Progress(RequestId("r"), WORKER, 1, phase, outcome="completed")
+            await gateway.publish(SUBJECTS.progress(WORKER), producer.seal(step))
+        world.engine.used_blocks = 3
+        operator = Cluster(world.hub.connect("operator"), world.etcd.connect(), "test")
+        assert (await operator.drain(WORKER)).left == 1  # though it was last polled before
+        await world.reader.has_report(draining=True)
+        assert (await operator.drain(WORKER)).left == 1
+        tasks.start_soon(world.agent.drain)
+        await anyio.sleep(0.2)
+        assert world.state() is WorkerState.DRAINING
+        if fetched:
+            world.engine.used_blocks = 0
         await world.is_registered_as(None)
 
 
