@@ -94,7 +94,10 @@ class Membership:
             worker = self._workers.pop(WorkerId(key.removeprefix(self._keys.workers)), None)
             return [Left(worker)] if worker else []
         if key.startswith(self._keys.models):
-            card = self._models.pop(self._keys.model_of(key), None)
+            name = self._keys.model_of(key)
+            if self._keys.model(name) != key:
+                return []  # another spelling of the name, under which nothing was ever known
+            card = self._models.pop(name, None)
             return [ModelGone(card)] if card else []
         return []
 

@@ -135,6 +135,17 @@ def test_a_record_under_anothers_key_does_not_touch_the_other(membership: Member
     assert membership.workers == {"w2": worker("w2")}
 
 
+def test_another_spelling_of_a_models_key_does_not_touch_the_model(membership: Membership) -> None:
+    """As somebody writes it by hand: with the slash of the name as it is."""
+    key, value = entry(card("org/model"))
+    stray = f"{KEYS.models}org/model"
+    membership.put(key, value)
+    (bad,) = membership.put(stray, value)
+    assert isinstance(bad, BadRecord)
+    assert membership.delete(stray) == []
+    assert membership.models == {"org/model": card("org/model")}
+
+
 def test_a_key_of_nobody_is_reported(membership: Membership) -> None:
     assert membership.put("/tp/other/workers/w1", VALUE) == [
         BadRecord("/tp/other/workers/w1", "neither a worker's nor a model's key")
