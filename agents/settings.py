@@ -11,6 +11,7 @@ from agents.canary import CanaryPolicy
 from agents.speculation import DraftPolicy
 from controlplane.runtime.settings import CommonSettings, Group
 from proto.ids import WorkerId, check_name
+from proto.numbers import COUNT_MAX, SPAN_MAX
 from proto.workers import KvTransfer
 
 
@@ -83,13 +84,22 @@ class AgentSettings(Group):
         None, description="where the tokenizer lies, if not where the engine says its model is"
     )
     context_tokens: int | None = Field(
-        None, ge=1, description="longest prompt and answer; only TensorRT-LLM does not tell it"
+        None,
+        ge=1,
+        le=COUNT_MAX,
+        description="longest prompt and answer; only TensorRT-LLM does not tell it",
     )
     max_batched_tokens: int = Field(
-        MAX_BATCHED_TOKENS, ge=1, description="tokens of one engine step, as the engine was started"
+        MAX_BATCHED_TOKENS,
+        ge=1,
+        le=COUNT_MAX,
+        description="tokens of one engine step, as the engine was started",
     )
     max_running: int = Field(
-        MAX_RUNNING, ge=1, description="requests the engine runs at once, as it was started"
+        MAX_RUNNING,
+        ge=1,
+        le=COUNT_MAX,
+        description="requests the engine runs at once, as it was started",
     )
     hardware: str = Field(
         "unknown",
@@ -99,12 +109,20 @@ class AgentSettings(Group):
     precision: str = Field("", description="what the engine multiplies in, such as bf16 or fp8")
     moe: bool = Field(False, description="the engine spreads experts over its accelerators")
     weights_gb: float = Field(
-        0.0, ge=0, description="what the model takes of all accelerators' memory; 0: not known"
+        0.0,
+        ge=0,
+        le=SPAN_MAX,
+        description="what the model takes of all accelerators' memory; 0: not known",
     )
     price_per_hour: float | None = Field(
-        None, ge=0, description="dollars for all its accelerators, if not as the catalogue has it"
+        None,
+        ge=0,
+        le=SPAN_MAX,
+        description="dollars for all its accelerators, if not as the catalogue has it",
     )
-    accelerators: int = Field(1, ge=0, description="how many accelerators the engine uses")
+    accelerators: int = Field(
+        1, ge=0, le=COUNT_MAX, description="how many accelerators the engine uses"
+    )
     topology: dict[str, str] = Field(
         {}, description="labels from wide to narrow, such as zone, rack, host"
     )

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import msgspec
-from pydantic import Field
 
 from proto.ids import WorkerId
+from proto.numbers import Count, Span
 from proto.workers import Record, Role, Text, WorkerRecord
 
 
@@ -87,11 +87,11 @@ class Desired(Record):
     model: Text
     role: Role
     hardware: Text
-    replicas: int = Field(ge=0)
+    replicas: Count
     decision: str
     """Of which this is the outcome."""
     reason: Reason
-    decided_s: float
+    decided_s: Span
     """Seconds since the epoch."""
     planner: str
     retire: tuple[WorkerId, ...] = ()
@@ -112,9 +112,9 @@ class Scaled(Record):
     role: Role
     hardware: Text
     decision: str
-    replicas: int = Field(ge=0)
+    replicas: Count
     """That run, those that are starting among them."""
-    draining: int = Field(default=0, ge=0)
+    draining: Count = 0
     scaler: str = ""
     trouble: str = ""
     """Why it cannot do what is wanted, if it cannot."""

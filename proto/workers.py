@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from proto.ids import WorkerId
+from proto.numbers import COUNT_MAX, SPAN_MAX, Count, Life, Span
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
@@ -54,22 +55,22 @@ class Hardware(Record):
 
     profile: Text = "unknown"
     """For example `h100-sxm`; the key of capacity models and prices."""
-    accelerators: int = Field(default=1, ge=0)
+    accelerators: Count = 1
     topology: dict[str, str] = {}
     """Labels from wide to narrow, such as zone, rack, host, nvlink_domain."""
     precision: str = ""
     """What the engine multiplies in, such as `bf16` or `fp8`."""
-    memory_gb: float = Field(default=0.0, ge=0)
+    memory_gb: Span = 0.0
     """Of one accelerator, as are the next; 0: not known."""
-    bandwidth_gb_s: float = Field(default=0.0, ge=0)
+    bandwidth_gb_s: Span = 0.0
     """To its own memory."""
-    nvlink_accelerators: int = Field(default=1, ge=1)
+    nvlink_accelerators: int = Field(default=1, ge=1, le=COUNT_MAX)
     """How many share its NVLink domain, which the label `nvlink_domain` names."""
     moe: bool = False
     """The deployment spreads the experts of a mixture over its accelerators."""
-    weights_gb: float = Field(default=0.0, ge=0)
+    weights_gb: Span = 0.0
     """Of all accelerators' memory, what the model takes; 0: not known."""
-    price_per_hour: float | None = Field(default=None, ge=0)
+    price_per_hour: Span | None = None
     """Dollars for all its accelerators; None: nobody said."""
 
 
@@ -85,12 +86,12 @@ class KvTransfer(Record):
     dtype: Text = "auto"
     """Of the KV cache."""
     layout: Text = "default"
-    tensor_parallel: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1, le=COUNT_MAX)
     transforms_parallelism: bool = False
     """It can read blocks of an engine with another degree of tensor parallelism."""
-    block_bytes: int = Field(default=0, ge=0)
+    block_bytes: Count = 0
     """Of one block, over all layers and ranks; 0: not known."""
-    lease_s: float = Field(default=30.0, gt=0)
+    lease_s: float = Field(default=30.0, gt=0, le=SPAN_MAX)
     """For how long it keeps blocks that nobody has fetched yet."""
     bootstrap: str = ""
     """`host:port` where a decode engine meets it, where both run at once."""
@@ -102,7 +103,7 @@ class WorkerRecord(Record):
     """One routing target, registered by its agent under the agent's lease."""
 
     worker: WorkerId
-    incarnation: int
+    incarnation: Life
     """Of the agent; its KV batches and load reports carry the same."""
     model: Text
     engine: Text
@@ -113,9 +114,9 @@ class WorkerRecord(Record):
     role: Role = Role.AGGREGATED
     state: WorkerState = WorkerState.STARTING
     block_tokens: int = Field(ge=1, le=1024)
-    total_blocks: int = Field(ge=0)
-    max_batched_tokens: int = Field(default=8192, ge=1)
-    max_running: int = Field(default=256, ge=1)
+    total_blocks: Count
+    max_batched_tokens: int = Field(default=8192, ge=1, le=COUNT_MAX)
+    max_running: int = Field(default=256, ge=1, le=COUNT_MAX)
     kv_events: bool = True
     """False: the engine tells nothing of its cache; a router may only guess from its own words."""
     hardware: Hardware = Hardware()
@@ -151,7 +152,7 @@ class ModelCard(Record):
     """What a gateway must know to speak for a model; every agent of the model writes the same."""
 
     name: Text
-    context_tokens: int = Field(ge=1)
+    context_tokens: int = Field(ge=1, le=COUNT_MAX)
     tokenizer_json: str | None = None
     """The Hugging Face tokenizer itself, where it is small enough for the registry."""
     tokenizer_path: str | None = None

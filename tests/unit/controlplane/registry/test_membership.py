@@ -93,6 +93,13 @@ BAD_WORKERS = [
     (with_(state="asleep"), "state: Input should be"),
     (with_(worker="w2"), "the record is of worker 'w2'"),
     (with_(worker="no.dots"), "must be 1 to 128 letters"),
+    (with_(total_blocks=10**18), "total_blocks: Input should be less"),
+    (with_(max_running=1 << 70), "max_running: Input should be less"),
+    (with_(incarnation=1 << 70), "incarnation: Input should be less"),
+    (with_(incarnation=-1), "incarnation: Input should be greater"),
+    (with_(hardware={"accelerators": 1 << 70}), "hardware.accelerators: Input should be less"),
+    (VALUE.replace(b'"weights_gb":0.0', b'"weights_gb":1e400'), "hardware.weights_gb: Input"),
+    (with_(transfer={"connector": "c", "lease_s": 1e300}), "transfer.lease_s: Input should be"),
 ]
 
 
@@ -127,6 +134,13 @@ def test_a_model_whose_card_goes_bad_is_gone_until_it_is_good(membership: Member
     (wrong_key,) = membership.put(key, entry(card("other"))[1])
     assert isinstance(wrong_key, BadRecord)
     assert membership.put(key, value) == [ModelChanged(card())]
+
+
+def test_a_card_with_a_number_beyond_64_bits_is_reported(membership: Membership) -> None:
+    key, _ = entry(card())
+    (bad,) = membership.put(key, json.dumps({"name": "sim", "context_tokens": 1 << 70}).encode())
+    assert isinstance(bad, BadRecord)
+    assert membership.models == {}
 
 
 def test_a_record_under_anothers_key_does_not_touch_the_other(membership: Membership) -> None:
