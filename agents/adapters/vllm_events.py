@@ -74,10 +74,12 @@ class VllmEvents:
             return Lost(LossReason.MALFORMED, str(error))
 
     def _stored(self, event: _Stored) -> Stored | None:
-        group = event.group_idx
-        if group is not None and (event.kv_cache_spec_kind or "").startswith(PARTIAL_KINDS):
-            # Removals name the group only.
-            self._partial_groups.add(group)
+        group, kind = event.group_idx, event.kv_cache_spec_kind
+        if group is not None and kind:
+            # Kept, as removals name the group only. An engine's next life may have others.
+            self._partial_groups.discard(group)
+            if kind.startswith(PARTIAL_KINDS):
+                self._partial_groups.add(group)
         if group in self._partial_groups:
             return None
         tokens = len(event.block_hashes) * event.block_size

@@ -168,6 +168,13 @@ def test_groups_that_hold_part_of_a_prompt_are_left_out() -> None:
     assert events == [Removed((1,))]
 
 
+def test_a_group_that_holds_whole_prompts_in_the_engines_next_life_counts() -> None:
+    window = stored(group_idx=0, kv_cache_spec_kind="sliding_window")
+    full = stored(group_idx=0, kv_cache_spec_kind="full_attention")
+    gone = {"type": "BlockRemoved", "block_hashes": [1], "group_idx": 0}
+    assert [type(event) for event in read(batch(window), batch(full, gone))] == [Stored, Removed]
+
+
 def test_batches_of_another_rank_are_refused() -> None:
     payload = msgspec.msgpack.encode([1.0, [{"type": "AllBlocksCleared"}], 1])
     assert read(payload, rank=1) == read(payload) == [Cleared()]
