@@ -76,7 +76,6 @@ class TrtllmAdapter:
         self._options = options
         self._iterations = Iterations()
         self._reader: TrtllmEvents | None = None
-        self._block_tokens = 0
         self._look = anyio.Event()
 
     async def probe(self) -> EngineFacts:
@@ -104,11 +103,7 @@ class TrtllmAdapter:
         why = "agent.kv_events is off" if not options.kv_events else ""
         if not why and not options.trust_version:
             why = why_unknown("trtllm", version)
-        if why:
-            self._reader = None
-        elif self._reader is None or self._block_tokens != cache.block_tokens:
-            self._reader = TrtllmEvents(cache.block_tokens)
-            self._block_tokens = cache.block_tokens
+        self._reader = None if why else TrtllmEvents(cache.block_tokens)  # of this life only
         return EngineFacts(
             model=models[0].id,
             version=version,

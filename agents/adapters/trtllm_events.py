@@ -103,7 +103,7 @@ class TrtllmEvents:
             yield Lost(LossReason.MALFORMED, str(error))
             return
         yield from self._numbered(event.event_id)
-        self._widest = max(self._widest, event.window_size or 0)
+        yield from self._windowed(event.window_size or 0)
         if event.window_size is None or event.window_size == self._widest:
             yield from self._told(event.data)
 
@@ -111,9 +111,17 @@ class TrtllmEvents:
         expected, self._next_id = self._next_id, event_id + 1
         if expected is not None and event_id < expected:
             self._tiers.clear()
+            self._widest = 0
             yield Lost(LossReason.RESTART, f"event {event_id} after {expected - 1}")
         elif event_id > (expected or 0):
             yield Lost(LossReason.GAP, f"event {event_id} instead of {expected or 0}")
+
+    def _windowed(self, tokens: int) -> Iterator[EngineEvent]:
+        """Who comes late may hear of a narrow window first, and take it for the widest."""
+        if tokens > self._widest:
+            self._widest = tokens
+            if self._tiers:
+                yield Lost(LossReason.GAP, f"some blocks were those of less than {tokens} tokens")
 
     def _told(self, data: _Created | _Stored | _Removed | _Updated) -> Iterator[EngineEvent]:
         match data:
@@ -124,9 +132,9 @@ class TrtllmEvents:
                 yield from self._stored(blocks, None if parent is None else parent & _MASK)
             case _Removed(hashes):
                 for block in hashes:
-                    tier = self._tiers.pop(block & _MASK, None)
-                    if tier is not None:
-                        yield Removed((block & _MASK,), tier)
+                    # One that was removed before may have had a copy, or have come in a gap.
+                    tier = self._tiers.pop(block & _MASK, Tier.GPU)
+                    yield Removed((block & _MASK,), tier)
             case _Updated(block, level):
                 yield from self._moved(block & _MASK, level)
 

@@ -127,7 +127,10 @@ def test_trtllm_blocks_move_between_levels() -> None:
     stored, removed = engine({"type": "updated", "block_hash": 1, "cache_level": change})
     assert isinstance(stored, Stored) and (stored.tier, stored.tokens) == (Tier.HOST, ())
     assert removed == Removed((1,), Tier.GPU)
-    assert engine({"type": "removed", "block_hashes": [1, 77]}) == [Removed((1,), Tier.HOST)]
+    assert engine({"type": "removed", "block_hashes": [1, 77]}) == [
+        Removed((1,), Tier.HOST),
+        Removed((77,), Tier.GPU),
+    ]
 
 
 def test_trtllm_gaps_and_restarts_are_losses() -> None:
@@ -154,3 +157,48 @@ def test_trtllm_narrow_windows_do_not_hold_prefixes() -> None:
     block = {"type": "stored", "parent_hash": None, "blocks": [trtllm_block(1, PROMPT[:4])]}
     assert engine(block, window=512) == []
     assert len(engine(block, window=4_096)) == 1
+
+
+def live_after(events: Sequence[EngineEvent]) -> int:
+    live = LiveSet()
+    translator = Translator(live, b"k", "m", BLOCK, 100)
+    for event in events:
+        translator.apply(event)
+    return live.blocks
+
+
+def test_trtllm_blocks_with_two_copies_live_until_both_are_removed() -> None:
+    stored = {"type": "stored", "parent_hash": None, "blocks": [trtllm_block(1, PROMPT[:4])]}
+    engine = Trtllm()
+    events = engine({"type": "created"}, stored, stored)
+    assert live_after(events) == 1
+    for live in (1, 0):
+        events += engine({"type": "removed", "block_hashes": [1]})
+        assert live_after(events) == live
+
+
+def test_trtllm_windows_of_the_next_life_may_be_narrower() -> None:
+    engine = Trtllm()
+    engine({"type": "created"}, window=32_768)
+    engine.next_id = 0
+    stored = {"type": "stored", "parent_hash": None, "blocks": [trtllm_block(1, PROMPT[:4])]}
+    lost, *events = engine({"type": "created"}, stored, window=16_384)
+    assert isinstance(lost, Lost) and lost.reason is LossReason.RESTART
+    assert live_after(events) == 1
+
+
+def test_trtllm_a_narrow_window_that_is_heard_first_leaves_nothing_behind() -> None:
+    """Its blocks were taken for whole prefixes; what removes them is not listened to any more."""
+    engine = Trtllm()
+    engine.next_id = 7
+
+    def told(kind: str, hash: int, window: int) -> list[EngineEvent]:
+        if kind == "removed":
+            return engine({"type": kind, "block_hashes": [hash]}, window=window)
+        blocks = [trtllm_block(hash, PROMPT[:4])]
+        return engine({"type": kind, "parent_hash": None, "blocks": blocks}, window=window)
+
+    events = told("stored", 1, 16) + told("stored", 2, 64)
+    assert live_after(events) == 1
+    events += told("removed", 1, 16) + told("removed", 2, 64)
+    assert live_after(events) == 0
