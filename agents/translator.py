@@ -87,7 +87,8 @@ class Translator:
         self._known: dict[EngineHash, _Known] = {}
         self._by_name: dict[int, EngineHash] | None = None
         """Kept once somebody has asked."""
-        self._ghosts: dict[EngineHash, None] = {}  # known but not live, in the order they went
+        self._ghosts: dict[EngineHash, None] = {}
+        """Known but not live; the first of them is forgotten first."""
         self._orphans = Orphans(ORPHANS_MAX)
 
     def block_of(self, name: int) -> EngineHash | None:
@@ -137,7 +138,8 @@ class Translator:
                 self._ghosts.clear()
             case Lost():
                 self._forget_live()
-                self._ghosts = dict.fromkeys(self._known)
+                # Of those that may still be there, the beginnings of chains are worth most.
+                self._ghosts |= dict.fromkeys(reversed(self._known))
         self._forget_old_ghosts()
 
     # --- what is live

@@ -164,6 +164,17 @@ def test_after_a_loss_a_new_block_proves_all_before_it_live(agent: Agent) -> Non
     assert agent.holds() == sorted(names(PROMPT)[:4])
 
 
+def test_after_a_loss_of_more_than_is_remembered_the_beginnings_of_chains_still_have_names(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a system prompt that is never evicted, and conversations that follow it."""
+    monkeypatch.setattr(module, "GHOSTS_MAX", 4)
+    agent.hear(run(0, 3), run(3, 8), Removed((7,)), Lost(LossReason.GAP))
+    agent.hear(run(3, 4, PROMPT[:12] + PROMPT[:4], hashes=(99,)))
+    assert agent.translator.orphans == 0
+    assert agent.live.blocks == 4
+
+
 def test_an_orphan_outlives_a_loss(agent: Agent) -> None:
     agent.hear(run(1, 2), Lost(LossReason.GAP), run(0, 1), run(1, 2, tokens=()))
     assert agent.holds() == sorted(names(PROMPT)[:2])
