@@ -120,7 +120,9 @@ def _scope_of(event: _Stored, adapter: str) -> tuple[str, tuple[tuple[str, ...],
     salt = ""
     blocks = []
     for index, block_keys in enumerate(event.extra_keys):
-        keys = [key for key in block_keys or () if key != adapter]
+        keys = list(block_keys or ())
+        if adapter and keys[:1] == [adapter]:
+            del keys[0]  # only there: a salt may be spelled like it
         if index == 0 and event.parent_block_hash is None and keys and isinstance(keys[-1], str):
             salt = keys.pop()
         blocks.append(tuple([_text(key) for key in keys]))

@@ -131,6 +131,11 @@ def test_salt_adapter_and_media_are_told_apart() -> None:
     assert event.media == (("cat.png",), ("cat.png",), ())
 
 
+def test_kr8_a_salt_that_is_spelled_like_the_adapter_is_a_salt() -> None:
+    event = only_stored(lora_name="acme", extra_keys=[["acme", "acme"]])
+    assert (event.adapter, event.salt, event.media) == ("acme", "acme", ())
+
+
 def test_a_salt_counts_at_the_start_of_a_prompt_only() -> None:
     event = only_stored(parent_block_hash=9, extra_keys=[["cat.png"]])
     assert (event.salt, event.media) == ("", (("cat.png",),))
