@@ -63,13 +63,14 @@ class Evacuation:
         """The worker drains. Once until `forget`."""
         transfer = self._watch.facts.transfer if self._watch.facts else None
         if self._patience_s and transfer and transfer.copies and not self._wanted.is_set():
-            self._ended = anyio.Event()
+            if not self.under_way:
+                self._ended = anyio.Event()
             self._wanted.set()
 
     def forget(self) -> None:
-        """The worker serves again, and may drain another time."""
-        if not self.under_way:
-            self._wanted = anyio.Event()
+        """The worker serves again, and may drain another time. What is under way goes on, and is
+        that of a drain that begins before its end."""
+        self._wanted = anyio.Event()
 
     async def ended(self) -> None:
         """Wait until nothing more will be moved."""
@@ -88,7 +89,7 @@ class Evacuation:
             self._metrics.evacuations.labels(outcome).inc()
             self._ended.set()
             wanted = self._wanted
-            while self._wanted is wanted:
+            while self._wanted is wanted and wanted.is_set():
                 await self._watch.next_poll()
 
     async def _evacuate(self, worker: WorkerId, incarnation: int) -> str:

@@ -81,7 +81,11 @@ class MemoryEngine:
 
     def caches(self, prompt: Sequence[int]) -> bool:
         """Whether the last block of a prompt is cached."""
-        return _hash(self._last_block(prompt)) in self._blocks
+        return self.tail(prompt) in self._blocks
+
+    def tail(self, prompt: Sequence[int]) -> int:
+        """What it calls the last block of a prompt."""
+        return _hash(self._last_block(prompt))
 
     def evict(self, prompt: Sequence[int]) -> None:
         """Drop one copy of the last block of a prompt."""

@@ -11,8 +11,10 @@ from controlplane.client.cluster import Cluster, NotThere
 from proto.codec import Producer
 from proto.ids import Incarnation, RequestId
 from proto.progress import Phase, Progress
+from proto.transfers import Evacuated
 from proto.wire.errors import RequestRefused
 from proto.wire.memory import store
+from proto.wire.ports import Endpoint, Message, ServiceInfo
 from proto.workers import KvTransfer, ModelCard, WorkerState
 from tests.unit.agents.clocks import VIRTUAL
 from tests.unit.agents.engine import MODEL, MemoryEngine
@@ -451,3 +453,36 @@ async def test_a_worker_is_drained_on_demand_and_serves_again() -> None:
         await world.agent.drain()
         with pytest.raises(RequestRefused, match="stopping"):
             await operator.drain(WORKER, undo=True)
+
+
+async def test_a_drain_after_one_that_was_undone_moves_what_is_cached_again() -> None:
+    """Undone while the first was still under way, which goes on to its end."""
+    transfer = KvTransfer(connector="sim-tcp", copies=True)
+    asked: list[Message] = []
+    moved = anyio.Event()
+
+    async def move(message: Message) -> bytes:
+        asked.append(message)
+        await moved.wait()
+        return _producer().seal(Evacuated(1, 1))
+
+    async with running(World(kv_transfer=transfer)) as (world, _):
+        world.engine.serve(PROMPT)
+        await world.agrees()
+        chains = {"chains": [{"block_hash": world.engine.tail(PROMPT)}]}
+        world.engine.answers["/kv_chains?limit=512"] = json.dumps(chains)
+        operator = Cluster(world.hub.connect("operator"), world.etcd.connect(), "test")
+        endpoint = Endpoint("evacuate", SUBJECTS.transfer("evacuate"), move)
+        info = ServiceInfo("coordinator", "1.0.0", "Moves what a worker caches")
+        async with world.hub.connect("coordinator").serve(info, [endpoint]):
+            await operator.drain(WORKER)
+            await wait_until(lambda: len(asked) == 1)
+            reply = await operator.drain(WORKER, undo=True)
+            assert reply.evacuating
+            moved.set()
+            with anyio.fail_after(10):
+                while reply.evacuating:
+                    reply = await operator.drain(WORKER, undo=True)
+            await operator.drain(WORKER)
+            await wait_until(lambda: len(asked) == 2)
+            assert len(asked) == 2
