@@ -17,8 +17,9 @@ from proto.subjects import Subjects
 from proto.wire.errors import RequestRefused
 from proto.wire.ports import Endpoint, Message
 
-KEPT = 4
-"""Snapshots at a time: one for each router of a fleet that starts anew."""
+KEPT = 16
+"""Snapshots at a time: one for each router, those of gateways among them, that starts anew. With
+fewer, readers in step push out each other's for ever."""
 KEPT_S = 30.0
 
 

@@ -106,6 +106,19 @@ async def test_few_snapshots_are_kept(agent: Asked) -> None:
     assert refused.value.code == 404
 
 
+async def test_a_dozen_readers_in_step_all_come_to_the_end(
+    agent: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As routers do that start anew at once."""
+    monkeypatch.setattr(snapshot, "SNAPSHOT_CHUNK_BLOCKS", 2)
+    agent.store(1, 2, 3, 4, 5)
+    firsts = [await agent.ask() for _ in range(12)]
+    for chunk in (1, 2):
+        for first in firsts:
+            last = (await agent.ask(first.snapshot, chunk)).last
+    assert last
+
+
 async def test_a_snapshot_expires(agent: Asked) -> None:
     number = (await agent.ask()).snapshot
     agent.now_s += snapshot.KEPT_S
