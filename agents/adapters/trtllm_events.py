@@ -10,7 +10,8 @@ An answer is a list of `{event_id, data}`, numbered from 0 by the engine; `data`
 - `updated`: a block that moved to another level.
 
 With sliding windows each window has a cache of its own; only that of the widest window holds whole
-prefixes.
+prefixes. With attention data parallelism each rank has a cache and numbers of its own, and one
+answer tells of all: what any of them has, the engine has.
 """
 
 from __future__ import annotations
@@ -71,7 +72,11 @@ class _Event(msgspec.Struct):
     event_id: int
     data: _Created | _Stored | _Removed | _Updated
     window_size: int | None = None
+    attention_dp_rank: int | None = None
 
+
+_Place = tuple[int | None, int]
+"""A rank and a block."""
 
 _answer = msgspec.json.Decoder(list[msgspec.Raw])
 _event = msgspec.json.Decoder(_Event)
@@ -82,9 +87,10 @@ class TrtllmEvents:
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self._next_id: int | None = None
+        self._next_ids: dict[int | None, int] = {}
+        """By rank, of those that were heard."""
         self._widest = 0
-        self._tiers: dict[int, Tier] = {}
+        self._tiers: dict[_Place, Tier] = {}
         """Where each block lies, as removals do not say."""
 
     def read(self, payload: bytes) -> list[EngineEvent]:
@@ -99,22 +105,25 @@ class TrtllmEvents:
         try:
             event = _event.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self._next_id = (self._next_id or 0) + 1
+            self._next_ids[None] = self._next_ids.get(None, 0) + 1
             yield Lost(LossReason.MALFORMED, str(error))
             return
-        yield from self._numbered(event.event_id)
+        rank = event.attention_dp_rank
+        yield from self._numbered(rank, event.event_id)
         yield from self._windowed(event.window_size or 0)
         if event.window_size is None or event.window_size == self._widest:
-            yield from self._told(event.data)
+            yield from self._told(rank, event.data)
 
-    def _numbered(self, event_id: int) -> Iterator[EngineEvent]:
-        expected, self._next_id = self._next_id, event_id + 1
+    def _numbered(self, rank: int | None, event_id: int) -> Iterator[EngineEvent]:
+        expected = self._next_ids.get(rank)
         if expected is not None and event_id < expected:
             self._tiers.clear()
+            self._next_ids.clear()
             self._widest = 0
             yield Lost(LossReason.RESTART, f"event {event_id} after {expected - 1}")
         elif event_id > (expected or 0):
             yield Lost(LossReason.GAP, f"event {event_id} instead of {expected or 0}")
+        self._next_ids[rank] = event_id + 1
 
     def _windowed(self, tokens: int) -> Iterator[EngineEvent]:
         """Who comes late may hear of a narrow window first, and take it for the widest."""
@@ -123,27 +132,33 @@ class TrtllmEvents:
             if self._tiers:
                 yield Lost(LossReason.GAP, f"some blocks were those of less than {tokens} tokens")
 
-    def _told(self, data: _Created | _Stored | _Removed | _Updated) -> Iterator[EngineEvent]:
+    def _told(
+        self, rank: int | None, data: _Created | _Stored | _Removed | _Updated
+    ) -> Iterator[EngineEvent]:
         match data:
             case _Created():
-                self._tiers.clear()
-                yield Cleared()
+                # Another rank may have begun sooner.
+                if all(of == rank for of, _ in self._tiers):
+                    self._tiers.clear()
+                    yield Cleared()
             case _Stored(blocks, parent):
-                yield from self._stored(blocks, None if parent is None else parent & _MASK)
+                yield from self._stored(rank, blocks, None if parent is None else parent & _MASK)
             case _Removed(hashes):
                 for block in hashes:
                     # One that was removed before may have had a copy, or have come in a gap.
-                    tier = self._tiers.pop(block & _MASK, Tier.GPU)
+                    tier = self._tiers.pop((rank, block & _MASK), Tier.GPU)
                     yield Removed((block & _MASK,), tier)
             case _Updated(block, level):
-                yield from self._moved(block & _MASK, level)
+                yield from self._moved(rank, block & _MASK, level)
 
-    def _stored(self, blocks: list[_Block], parent: int | None) -> Iterator[EngineEvent]:
+    def _stored(
+        self, rank: int | None, blocks: list[_Block], parent: int | None
+    ) -> Iterator[EngineEvent]:
         for block in blocks:
             if len(block.tokens) < self._block_tokens:
                 return  # what follows a block that is not full cannot be there
             name = block.block_hash & _MASK
-            tier = self._tiers[name] = LEVELS.get(block.cache_level, Tier.DISK)
+            tier = self._tiers[rank, name] = LEVELS.get(block.cache_level, Tier.DISK)
             yield Stored(
                 hashes=(name,),
                 parent=parent,
@@ -154,10 +169,10 @@ class TrtllmEvents:
             )
             parent = name
 
-    def _moved(self, block: int, level: _Change | None) -> Iterator[EngineEvent]:
-        before = self._tiers.get(block)
+    def _moved(self, rank: int | None, block: int, level: _Change | None) -> Iterator[EngineEvent]:
+        before = self._tiers.get((rank, block))
         if level is None or before is None:
             return
-        tier = self._tiers[block] = LEVELS.get(level.new_value, Tier.DISK)
+        tier = self._tiers[rank, block] = LEVELS.get(level.new_value, Tier.DISK)
         yield Stored((block,), None, (), self._block_tokens, tier=tier)
         yield Removed((block,), before)

@@ -202,3 +202,22 @@ def test_trtllm_a_narrow_window_that_is_heard_first_leaves_nothing_behind() -> N
     assert live_after(events) == 1
     events += told("removed", 1, 16) + told("removed", 2, 64)
     assert live_after(events) == 0
+
+
+def test_trtllm_ranks_of_attention_count_for_themselves() -> None:
+    """One queue tells of all of them, in turns."""
+    stored = {"type": "stored", "parent_hash": None, "blocks": [trtllm_block(1, PROMPT[:4])]}
+    removed = {"type": "removed", "block_hashes": [1]}
+    reader, events = TrtllmEvents(BLOCK), []
+    for rank, id, data, live in [
+        (0, 0, {"type": "created"}, 0),
+        (0, 1, stored, 1),
+        (1, 0, {"type": "created"}, 1),
+        (1, 1, stored, 1),
+        (0, 2, removed, 1),
+        (1, 2, removed, 0),
+    ]:
+        told = {"event_id": id, "data": data, "window_size": 64, "attention_dp_rank": rank}
+        events += reader.read(json.dumps([told]).encode())
+        assert live_after(events) == live
+    assert not [event for event in events if isinstance(event, Lost)]
