@@ -202,9 +202,9 @@ class AgentService:
         """An idle engine that uses blocks keeps them for another one: a request's prefill ends
         with its answer, and only then are its blocks fetched.
 
-        What was told before the last request had ended does not tell of its blocks. No engine
-        keeps them for longer than its lease, and one that tells nothing new while it is idle
-        (TensorRT-LLM) is waited for no longer.
+        What was told before the last request had ended does not tell of its blocks. Nobody begins
+        to read later than the lease lasts, and an engine that tells nothing new while it is idle
+        (TensorRT-LLM) would say so for ever: that long is waited for.
         """
         facts, load = self._watch.facts, self._watch.load
         if facts is None or facts.transfer is None or load is None:
