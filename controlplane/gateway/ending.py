@@ -27,7 +27,6 @@ class _StreamOptions(msgspec.Struct):
 class _Wishes(msgspec.Struct):
     """What the client wants that says how its stream ends."""
 
-    n: float | None = None
     stream_options: _StreamOptions | None = None
 
 
@@ -35,14 +34,14 @@ def missing_end(flight: Flight, scanner: SseScanner) -> bytes | None:
     """What is still to be sent of an answer that broke off; None if it is more than its end, or
     nobody knows what the engine would have counted."""
     ask = flight.ask
+    if ask.answers > 1:
+        return None  # the others may have had more to say
     if ask.api not in _OBJECTS or scanner.given_up or not _FINISHED.search(scanner.last):
         return None
     try:
         wishes = msgspec.json.decode(ask.body, type=_Wishes)
     except msgspec.ValidationError:
         return None  # its engine knows what that is to mean
-    if (wishes.n or 1) > 1:
-        return None  # the others may have had more to say
     if scanner.counted or not (wishes.stream_options and wishes.stream_options.include_usage):
         return _END
     said = flight.transcript

@@ -77,7 +77,7 @@ def obstacle(ask: Ask) -> str:
     given = {name for name, value in fields.items() if bytes(value) not in (b"null", b"[]")}
     if unsafe := given - SAMPLING - HANDLED:
         return f"it asks for {', '.join(sorted(unsafe))}"
-    if bytes(fields.get("n", b"1")) not in (b"1", b"null"):
+    if ask.answers > 1:
         return "it asks for several answers"
     if _is_true(fields.get("return_token_ids")):
         return "it asks for token ids"

@@ -6,7 +6,7 @@ The client's own bytes go to the engine; what is read here decides only where th
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -16,6 +16,8 @@ from msgspec import Meta
 from controlplane.gateway.kinds import Format, Kind, Shaped, TextOptions
 
 EXPECTED_OUTPUT_TOKENS = 256
+CHARS_A_TOKEN = 4
+"""Of English, some."""
 
 
 class Api(StrEnum):
@@ -84,19 +86,32 @@ class Ask(msgspec.Struct, frozen=True):
     tokens: array[int] | None = None
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+    prompts: int = 1
+    """More than one are a batch: one engine answers each by itself, and its events are mixed.
+    `text` and `tokens` are those of the first."""
+    n: int = 1
+    """Answers to each prompt."""
+    unread_tokens: int = 0
+    """Guessed: what the prompt has beside `text`, `tokens` or `messages`."""
     cache_salt: str = ""
     kind: Kind = Kind.COMPLETION
     sampled: bool = True
     """Tokens are drawn by chance; else the likeliest are taken."""
 
     @property
+    def answers(self) -> int:
+        """How many it asks for, of which any may end before the others."""
+        return self.prompts * self.n
+
+    @property
     def guessed_prompt_tokens(self) -> int:
-        """For prompts that cannot be tokenised here: English has some four letters a token."""
-        return max(1, len(self.body) // 4)
+        """For prompts that cannot be tokenised here."""
+        return max(1, len(self.body) // CHARS_A_TOKEN)
 
     @property
     def expected_output_tokens(self) -> int:
-        """As much as it asks for; else a guess, which both planning and budgets correct later."""
+        """Of each answer as much as it asks for; else a guess, which both planning and budgets
+        correct later."""
         return self.max_tokens or EXPECTED_OUTPUT_TOKENS
 
 
@@ -122,6 +137,7 @@ class CompletionBody(Shaped):
     model: str
     prompt: Annotated[msgspec.Raw, Meta(extra_json_schema=_PROMPT)]
     stream: bool | None = None
+    n: Limit | None = None
     max_tokens: Limit | None = None
     cache_salt: str | None = None
 
@@ -132,6 +148,7 @@ class ChatBody(Shaped):
     model: str
     messages: Messages
     stream: bool | None = None
+    n: Limit | None = None
     max_tokens: Limit | None = None
     max_completion_tokens: Limit | None = None
     tools: list[dict[str, Any]] | None = None
@@ -197,7 +214,7 @@ def salted(ask: Ask, salt: str) -> Ask:
 
 def _read_completion(body: bytes) -> Ask:
     asked = _COMPLETION.decode(body)
-    prompt = _prompt(asked.prompt)
+    prompt, others = _prompts(asked.prompt)
     return Ask(
         Api.COMPLETIONS,
         body,
@@ -206,6 +223,9 @@ def _read_completion(body: bytes) -> Ask:
         _limit(asked.max_tokens, "max_tokens"),
         text=prompt if isinstance(prompt, str) else None,
         tokens=_token_ids(prompt) if isinstance(prompt, list) else None,
+        prompts=1 + len(others),
+        n=_limit(asked.n, "n") or 1,
+        unread_tokens=sum(map(_guessed_tokens, others)),
         cache_salt=asked.cache_salt or "",
         kind=asked.kind(Kind.COMPLETION),
         sampled=asked.sampled,
@@ -226,6 +246,7 @@ def _read_chat(body: bytes) -> Ask:
         _limit(asked.max_tokens if limit is None else limit, name),
         messages=asked.messages,
         tools=asked.tools,
+        n=_limit(asked.n, "n") or 1,
         cache_salt=asked.cache_salt or "",
         kind=asked.kind(Kind.CHAT, asked.tools),
         sampled=asked.sampled,
@@ -283,26 +304,28 @@ _READERS: dict[Api, Callable[[bytes], Ask]] = {
 }
 
 
-def _prompt(raw: msgspec.Raw) -> str | list[int]:
-    """The prompt; of a batch the first, as all of it goes to one engine."""
+def _prompts(raw: msgspec.Raw) -> tuple[str | list[int], Sequence[object]]:
+    """The prompt, and those that a batch has beside it; one engine answers them all."""
     prompt: str | list[int]
+    others: Sequence[object] = ()
     try:
         prompt = _TEXT_OR_TOKENS.decode(raw)
     except msgspec.ValidationError:
-        prompt = _first_of_batch(raw)
+        prompt, others = _batch(raw)
     if not prompt:
         raise ClientError(400, "prompt is empty", code="empty_prompt", param="prompt")
-    return prompt
+    return prompt, others
 
 
-def _first_of_batch(raw: msgspec.Raw) -> str | list[int]:
-    """Of a batch the first; and token ids that are written as 3.0, which in JSON are integers."""
+def _batch(raw: msgspec.Raw) -> tuple[str | list[int], Sequence[object]]:
+    """As `_prompts`; token ids may be written as 3.0, too, which in JSON are integers."""
     try:
         batch = _BATCH.decode(raw)
-        first = batch[0] if batch else []
+        first = batch[0] if batch else batch
         if isinstance(first, str):
-            return first
-        return msgspec.convert(first if isinstance(first, list) else batch, list[int], strict=False)
+            return first, batch[1:]
+        ids, others = (first, batch[1:]) if isinstance(first, list) else (batch, ())
+        return msgspec.convert(ids, list[int], strict=False), others
     except msgspec.ValidationError as error:
         raise ClientError(
             400,
@@ -310,6 +333,13 @@ def _first_of_batch(raw: msgspec.Raw) -> str | list[int]:
             code="invalid_value",
             param="prompt",
         ) from error
+
+
+def _guessed_tokens(prompt: object) -> int:
+    """Of one that is not tokenised here."""
+    if isinstance(prompt, str):
+        return len(prompt) // CHARS_A_TOKEN
+    return len(prompt) if isinstance(prompt, list) else 0
 
 
 def _token_ids(tokens: list[int]) -> array[int]:

@@ -85,6 +85,7 @@ async def test_who_wants_the_count_gets_it_once(
     "asked",
     [
         {"n": 2},
+        {"prompt": [[1, 2, 3], [4, 5]]},
         {"stream_options": {"include_usage": "please"}},
         {"stream_options": WITH_USAGE, "logprobs": 1},  # so that its tokens are not known
     ],

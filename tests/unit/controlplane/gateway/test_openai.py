@@ -35,6 +35,18 @@ def test_chat_limits_have_two_names() -> None:
     assert read(Api.CHAT, both).max_tokens == 4
 
 
+def test_how_many_answers_are_asked_for_is_known() -> None:
+    assert read(Api.COMPLETIONS, body(prompt=["1", "2"], n=3)).answers == 6
+    assert read(Api.COMPLETIONS, body(prompt=[[1, 2]])).answers == 1
+    assert read(Api.COMPLETIONS, body(prompt=[1, 2], n=None)).answers == 1
+    assert read(Api.CHAT, body(messages=[{"role": "user", "content": "hi"}], n=2.0)).answers == 2
+
+
+def test_of_a_batchs_other_prompts_the_lengths_are_guessed() -> None:
+    batch = body(prompt=[[1, 2, 3], [7] * 90, "eight letters and more"])
+    assert read(Api.COMPLETIONS, batch).unread_tokens == 90 + 5
+
+
 @pytest.mark.parametrize(
     ("api", "sent", "code", "param"),
     [
@@ -51,6 +63,7 @@ def test_chat_limits_have_two_names() -> None:
         (Api.COMPLETIONS, body(prompt="x", max_tokens=-1), "invalid_value", "max_tokens"),
         (Api.COMPLETIONS, body(prompt="x", max_tokens=0), "invalid_value", "max_tokens"),
         (Api.COMPLETIONS, body(prompt="x", max_tokens="9"), "invalid_value", "max_tokens"),
+        (Api.COMPLETIONS, body(prompt="x", n=0), "invalid_value", "n"),
         (Api.CHAT, body(messages=[]), "empty_prompt", "messages"),
         (Api.CHAT, body(messages="hi"), "invalid_value", "messages"),
         (Api.CHAT, body(prompt="hi"), "invalid_value", None),
