@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from controlplane.gateway.migration import Leg
-from controlplane.gateway.openai import Api
+from controlplane.gateway.openai import Api, Ask
 from proto.transfers import Ticket
 from proto.workers import HandoffOrder, WorkerRecord
 
@@ -53,19 +53,18 @@ def dialect_of(prefill: WorkerRecord, order: HandoffOrder) -> Dialect | None:
     return _DIALECTS.get((prefill.engine, order))
 
 
-def obstacle(leg: Leg) -> str:
-    """Why a request cannot be split, "" if it can."""
+def obstacle(ask: Ask, leg: Leg) -> str:
+    """Why a leg of a request cannot be split, "" if it can."""
     if leg.path not in DISAGGREGATED:
         return "its kind is served by one engine"
-    fields = _fields(leg)
-    if bytes(fields.get("n", b"1")) not in (b"1", b"null"):
+    if ask.prompts > 1:
+        return "it has several prompts"
+    if ask.n > 1:
         return "it asks for several answers"
+    fields = _fields(leg)
     for name in ("kv_transfer_params", "disaggregated_params", "echo", "prompt_logprobs"):
         if bytes(fields.get(name, b"null")) not in (b"null", b"false"):
             return f"it asks for {name}"
-    prompt = bytes(fields.get("prompt", b"")).lstrip()
-    if prompt.startswith((b"[[", b'["')):
-        return "it has several prompts"
     return ""
 
 

@@ -99,7 +99,7 @@ class Handover:
         record = self._view.workers.get(chosen.worker)
         if record is None or not self._routing.splits(record):
             return Local("")
-        if why := obstacle(leg):
+        if why := obstacle(flight.ask, leg):
             return Local("cannot_be_split", why)
         prefill = await self._routing.choose_prefill(
             flight.request, flight.ask, flight.tokens, flight.hints, flight.attempts, flight.failed
