@@ -115,7 +115,12 @@ class Ask(msgspec.Struct, frozen=True):
         return self.max_tokens or EXPECTED_OUTPUT_TOKENS
 
 
-Limit = Annotated[int | float, Meta(extra_json_schema={"type": "integer", "minimum": 1})]
+COUNT_MAX = (1 << 31) - 1
+"""What engines take a number of tokens or of answers for, at the most."""
+Limit = Annotated[
+    int | float,
+    Meta(extra_json_schema={"type": "integer", "minimum": 1, "maximum": COUNT_MAX}),
+]
 """What a schema can say; `_limit` says it in better words. In JSON 3.0 is an integer, too."""
 Messages = Annotated[list[dict[str, Any]], Meta(extra_json_schema={"minItems": 1})]
 _NOT_EMPTY = Meta(extra_json_schema={"minItems": 1, "minLength": 1})
@@ -198,7 +203,7 @@ def read(api: Api, body: bytes) -> Ask:
         raise ClientError(
             400, str(error), code="invalid_value", param=where.rstrip("`") or None
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ClientError(
             400, f"the body is not valid JSON: {error}", code="invalid_json"
         ) from error
@@ -354,10 +359,10 @@ def _token_ids(tokens: list[int]) -> array[int]:
 def _limit(value: int | float | None, name: str) -> int | None:
     if value is None:
         return None
-    if value < 1 or value != int(value):
+    if not 1 <= value <= COUNT_MAX or value != int(value):
         raise ClientError(
             400,
-            f"{name} must be a whole number from 1, not {value}",
+            f"{name} must be a whole number from 1 to {COUNT_MAX}, not {value}",
             code="invalid_value",
             param=name,
         )

@@ -47,6 +47,9 @@ def test_of_a_batchs_other_prompts_the_lengths_are_guessed() -> None:
     assert read(Api.COMPLETIONS, batch).unread_tokens == 90 + 5
 
 
+DEEP = b'{"model": "m", "prompt": "x", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
 @pytest.mark.parametrize(
     ("api", "sent", "code", "param"),
     [
@@ -63,7 +66,10 @@ def test_of_a_batchs_other_prompts_the_lengths_are_guessed() -> None:
         (Api.COMPLETIONS, body(prompt="x", max_tokens=-1), "invalid_value", "max_tokens"),
         (Api.COMPLETIONS, body(prompt="x", max_tokens=0), "invalid_value", "max_tokens"),
         (Api.COMPLETIONS, body(prompt="x", max_tokens="9"), "invalid_value", "max_tokens"),
+        (Api.COMPLETIONS, body(prompt="x", max_tokens=2**31), "invalid_value", "max_tokens"),
+        (Api.COMPLETIONS, body(prompt="x", max_tokens=1e30), "invalid_value", "max_tokens"),
         (Api.COMPLETIONS, body(prompt="x", n=0), "invalid_value", "n"),
+        (Api.COMPLETIONS, DEEP, "invalid_json", None),
         (Api.CHAT, body(messages=[]), "empty_prompt", "messages"),
         (Api.CHAT, body(messages="hi"), "invalid_value", "messages"),
         (Api.CHAT, body(prompt="hi"), "invalid_value", None),
