@@ -103,6 +103,8 @@ def continuation(ask: Ask, prompt: Sequence[int], said: Transcript, context_toke
     """The rest of the answer. Raises `CannotContinue`."""
     if not said.whole:
         raise CannotContinue("the engine did not tell its tokens, or told too many to be kept")
+    if said.parsed:
+        raise CannotContinue("some of it was thoughts or calls of tools")
     if said.finished:
         raise CannotContinue("all of it was said, and only the end was missing")
     fields = msgspec.json.decode(ask.body, type=Fields)

@@ -9,6 +9,13 @@ import msgspec
 
 class _Delta(msgspec.Struct):
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+    @property
+    def parsed(self) -> bool:
+        return bool(self.reasoning or self.reasoning_content or self.tool_calls)
 
 
 class _Choice(msgspec.Struct):
@@ -53,6 +60,7 @@ class Transcript:
         self._pieces: list[str] = []
         self._head = Head()
         self._finished = False
+        self._parsed = False
         self._whole = True
 
     @property
@@ -78,6 +86,13 @@ class Transcript:
         """The last token has come; only the end of the stream may be missing."""
         self._read()
         return self._finished
+
+    @property
+    def parsed(self) -> bool:
+        """Some of it is no text to the client: a parser has made thoughts or calls of tools of it,
+        and another engine's would begin in their middle."""
+        self._read()
+        return self._parsed
 
     @property
     def whole(self) -> bool:
@@ -113,10 +128,13 @@ class Transcript:
             return
         self._head = self._head if self._head.id else Head(event.id, event.created, event.model)
         for choice in event.choices:
-            text = choice.text if choice.delta is None else choice.delta.content
-            if text and choice.token_ids is None:
+            delta = choice.delta
+            text = choice.text if delta is None else delta.content
+            parsed = delta is not None and delta.parsed
+            if (text or parsed) and choice.token_ids is None:
                 self._whole = False
                 return
+            self._parsed = self._parsed or parsed
             self._tokens.extend(choice.token_ids or ())
             self._pieces.append(text or "")
             self._finished = self._finished or choice.finish_reason is not None

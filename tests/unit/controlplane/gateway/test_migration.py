@@ -116,6 +116,23 @@ def test_an_engine_that_tells_no_tokens_cannot_be_followed() -> None:
         continuation(completion(), PROMPT, transcript, 100)
 
 
+@pytest.mark.parametrize("told", [{"token_ids": [1]}, {}])
+@pytest.mark.parametrize(
+    "delta",
+    [{"reasoning_content": "one "}, {"reasoning": "one "}, {"tool_calls": [{"index": 0}]}],
+)
+def test_what_a_parser_took_out_of_an_answer_is_not_said_twice(
+    delta: dict[str, object], told: dict[str, object]
+) -> None:
+    transcript = Transcript(100)
+    transcript.see(event({"delta": {"role": "assistant", "content": "", "tool_calls": []}}))
+    assert transcript.whole
+    transcript.see(event({"delta": delta, **told}))
+    assert transcript.whole == bool(told)
+    with pytest.raises(CannotContinue):
+        continuation(chat(), PROMPT, transcript, 100)
+
+
 def test_an_answer_too_long_to_be_remembered_cannot_go_on() -> None:
     transcript = Transcript(2)
     for _ in range(3):
