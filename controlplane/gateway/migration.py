@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from controlplane.gateway.content import beside_text
 from controlplane.gateway.openai import Api, Ask
 from controlplane.gateway.transcript import Head, Transcript
 
@@ -73,6 +74,9 @@ def obstacle(ask: Ask) -> str:
         return "nothing is sent before the whole answer is there"
     if ask.api not in (Api.COMPLETIONS, Api.CHAT):
         return "its events have a form of their own"
+    for message in ask.messages or ():
+        if other := beside_text(message.get("content")):
+            return f"it has {other} beside text"
     fields = msgspec.json.decode(ask.body, type=Fields)
     given = {name for name, value in fields.items() if bytes(value) not in (b"null", b"[]")}
     if unsafe := given - SAMPLING - HANDLED:

@@ -13,11 +13,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from controlplane.gateway.content import CHARS_A_TOKEN, guessed_tokens, tokens_unread
 from controlplane.gateway.kinds import Format, Kind, Shaped, TextOptions
 
 EXPECTED_OUTPUT_TOKENS = 256
-CHARS_A_TOKEN = 4
-"""Of English, some."""
 
 
 class Api(StrEnum):
@@ -92,7 +91,8 @@ class Ask(msgspec.Struct, frozen=True):
     n: int = 1
     """Answers to each prompt."""
     unread_tokens: int = 0
-    """Guessed: what the prompt has beside `text`, `tokens` or `messages`."""
+    """Guessed: what the prompt has beside `text` and `tokens`, and of `messages` from the first on
+    that has more than text."""
     cache_salt: str = ""
     kind: Kind = Kind.COMPLETION
     sampled: bool = True
@@ -230,7 +230,7 @@ def _read_completion(body: bytes) -> Ask:
         tokens=_token_ids(prompt) if isinstance(prompt, list) else None,
         prompts=1 + len(others),
         n=_limit(asked.n, "n") or 1,
-        unread_tokens=sum(map(_guessed_tokens, others)),
+        unread_tokens=sum(map(guessed_tokens, others)),
         cache_salt=asked.cache_salt or "",
         kind=asked.kind(Kind.COMPLETION),
         sampled=asked.sampled,
@@ -251,6 +251,7 @@ def _read_chat(body: bytes) -> Ask:
         _limit(asked.max_tokens if limit is None else limit, name),
         messages=asked.messages,
         tools=asked.tools,
+        unread_tokens=tokens_unread(asked.messages),
         n=_limit(asked.n, "n") or 1,
         cache_salt=asked.cache_salt or "",
         kind=asked.kind(Kind.CHAT, asked.tools),
@@ -269,14 +270,16 @@ def _read_response(body: bytes) -> Ask:
         )
     if not asked.input:
         raise ClientError(400, "input is empty", code="empty_prompt", param="input")
+    messages = _conversation(asked)
     return Ask(
         Api.RESPONSES,
         body,
         asked.model,
         bool(asked.stream),
         _limit(asked.max_output_tokens, "max_output_tokens"),
-        messages=_conversation(asked),
+        messages=messages,
         tools=asked.tools,
+        unread_tokens=tokens_unread(messages or ()),
         cache_salt=asked.cache_salt or "",
         kind=asked.kind(Kind.CHAT, asked.tools),
         sampled=asked.sampled,
@@ -338,13 +341,6 @@ def _batch(raw: msgspec.Raw) -> tuple[str | list[int], Sequence[object]]:
             code="invalid_value",
             param="prompt",
         ) from error
-
-
-def _guessed_tokens(prompt: object) -> int:
-    """Of one that is not tokenised here."""
-    if isinstance(prompt, str):
-        return len(prompt) // CHARS_A_TOKEN
-    return len(prompt) if isinstance(prompt, list) else 0
 
 
 def _token_ids(tokens: list[int]) -> array[int]:

@@ -15,6 +15,7 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from controlplane.gateway.content import beside_text
 from controlplane.gateway.openai import Ask, ClientError
 from controlplane.gateway.pieces import PieceEncoder
 from controlplane.gateway.words import WordEncoder
@@ -26,6 +27,9 @@ SHORT_CHARS = 6_000
 """Shorter texts, of which nothing is known yet, are tokenised on the spot. It is a millisecond's
 work; a thread costs half of that, and takes three times as long to be heard on a busy loop."""
 THREADS = 2
+UNKNOWN = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""In place of content that an engine makes more of than text: it may put images before the words
+that they are said with, so all of a message's is unknown, and two images are never one prompt."""
 
 
 class Untokenisable(Exception):
@@ -43,9 +47,16 @@ class ModelTokenizer:
         self._special = dict(card.special_tokens)
         self._template = _template(card)
 
-    def prompt(self, ask: Ask) -> str:
-        """The prompt's text as the engine will see it. Raises `ClientError`."""
-        return ask.text if ask.text is not None else self._render(ask)
+    def prompt(self, ask: Ask) -> str | None:
+        """The prompt's text as the engine will see it, of a chat as far as the first message that
+        has more than text; None if that cannot be told. Raises `ClientError`."""
+        if ask.text is not None:
+            return ask.text
+        rendered = self._render(ask)
+        if not ask.unread_tokens:
+            return rendered
+        known, mark, _ = rendered.partition(UNKNOWN)
+        return known if mark else None
 
     def unknown_chars(self, ask: Ask, prompt: str) -> int:
         """How much of it is to be worked on: what began a chat before is remembered."""
@@ -115,7 +126,8 @@ class Tokenizers:
                     log.exception("the tokenizer of %s cannot be made", name)
 
     async def tokens(self, card: ModelCard, ask: Ask) -> array[int] | None:
-        """Token ids of the prompt, or None where the model cannot be tokenised here.
+        """Token ids of the prompt, as far as its text is known (`Ask.unread_tokens`), or None where
+        it cannot be tokenised here.
 
         Long texts are worked on in a thread, off the event loop. Raises `ClientError`.
         """
@@ -127,6 +139,8 @@ class Tokenizers:
         if tokenizer is None:
             return None
         prompt = tokenizer.prompt(ask)
+        if prompt is None:
+            return None
         if tokenizer.unknown_chars(ask, prompt) < SHORT_CHARS:
             return tokenizer.encode(ask, prompt)
         return await anyio.to_thread.run_sync(
@@ -200,5 +214,7 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
         return dict(message)
+    if beside_text(content):
+        return {**message, "content": UNKNOWN}
     texts = [part.get("text", "") for part in content if isinstance(part, dict)]
     return {**message, "content": "".join(text for text in texts if isinstance(text, str))}

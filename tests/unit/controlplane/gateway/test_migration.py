@@ -38,6 +38,10 @@ def chat(**fields: object) -> Ask:
     return read(Api.CHAT, json.dumps(body).encode())
 
 
+def said_with(part: dict[str, object]) -> list[dict[str, object]]:
+    return [{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]
+
+
 def event(choice: dict[str, object], **fields: object) -> bytes:
     body = {"id": "first", "created": 7, "model": "m", "choices": [choice], **fields}
     return b"data: " + json.dumps(body).encode() + b"\n\n"
@@ -60,6 +64,10 @@ def said(*tokens: int, held_back: int = 0) -> Transcript:
         (chat(tools=[], response_format=None), ""),
         (completion(stream=False), "nothing is sent"),
         (completion(prompt=[[9, 9]]), ""),
+        (chat(messages=said_with({"type": "text", "text": "y"})), ""),
+        (chat(messages=said_with({"type": "image_url", "image_url": {"url": "u"}})), "image_url"),
+        (chat(messages=said_with({"type": "input_audio"})), "input_audio"),
+        (chat(messages=said_with({"image_url": "u"})), "beside text"),
         (completion(n=2), "several"),
         (completion(prompt=["a", "b"]), "several"),
         (completion(prompt=[[1], [2]]), "several"),

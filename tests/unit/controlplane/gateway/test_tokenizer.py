@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from controlplane.gateway import tokenizer
-from controlplane.gateway.openai import Api, read
+from controlplane.gateway.openai import Api, Ask, read
 from controlplane.gateway.tokenizer import ModelTokenizer, Tokenizers
 from proto.workers import ModelCard
 from workers.sim.tokens import write_model
@@ -95,3 +95,41 @@ async def test_a_prompt_is_neither_padded_nor_cut(anyio_backend: str, tmp_path: 
     tokens = await Tokenizers().tokens(card, said)
     assert tokens is not None
     assert tokens.tolist() == ids
+
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+RULES = {"role": "system", "content": "Good morning to all of you"}
+
+
+def chat(*messages: object, **fields: object) -> Ask:
+    return read(Api.CHAT, json.dumps({"model": "m", "messages": messages, **fields}).encode())
+
+
+def shown(url: str) -> dict[str, object]:
+    """A picture, and a question about it."""
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    return {"role": "user", "content": [{"type": "text", "text": "What is this?"}, picture]}
+
+
+async def test_two_pictures_behind_one_text_are_not_one_prompt(
+    anyio_backend: str, card: ModelCard
+) -> None:
+    """Its tokens end before the first: only the engine knows what comes of it, and where."""
+    ours, card = Tokenizers(), card.model_copy(update={"chat_template": TEMPLATE})
+    asks = [chat(RULES, shown(url), {"role": "user", "content": "Sure?"}) for url in "ab"]
+    text = f"<system>{RULES['content']}<user>"
+    for ask in asks:
+        tokens = await ours.tokens(card, ask)
+        assert tokens is not None
+        assert Tokenizer.from_str(card.tokenizer_json or "").decode(tokens.tolist()) == text
+        assert ask.unread_tokens > 1_000
+    plain = chat(RULES, {"role": "user", "content": [{"type": "text", "text": "Sure?"}]})
+    assert plain.unread_tokens == 0
+
+
+async def test_where_a_picture_is_left_out_by_the_template_nothing_is_known(
+    anyio_backend: str, card: ModelCard
+) -> None:
+    template = "{% for m in messages %}{{ m.role }}{% endfor %}"
+    mute = card.model_copy(update={"chat_template": template})
+    assert await Tokenizers().tokens(mute, chat(shown("a"))) is None
