@@ -257,7 +257,7 @@ class Dispatcher:
                 self._accounting.metrics.untokenised.labels(ask.model).inc()
                 return None
             span.set_attribute("gen_ai.usage.input_tokens", len(tokens))
-        flight.prompt_tokens = len(tokens)
+        flight.prompt_tokens = len(tokens) + ask.unread_tokens
         if len(tokens) + (ask.max_tokens or 1) > card.context_tokens:
             raise ClientError(
                 400,

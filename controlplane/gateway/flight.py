@@ -139,8 +139,8 @@ class Flight:
 
     @property
     def expected_tokens(self) -> int:
-        """What it may take, prompt and answer."""
-        return self.prompt_tokens + self.ask.expected_output_tokens
+        """What it may take, prompts and answers."""
+        return self.prompt_tokens + self.ask.answers * self.ask.expected_output_tokens
 
     @property
     def used_tokens(self) -> int:

@@ -132,7 +132,9 @@ class Routing:
         route = RouteRequest(
             request=request,
             model=model,
-            prompt_tokens=len(tokens) if tokens is not None else ask.guessed_prompt_tokens,
+            prompt_tokens=ask.guessed_prompt_tokens
+            if tokens is None
+            else len(tokens) + ask.unread_tokens,
             blocks=self._names(scope, tokens) if tokens is not None else {},
             expected_output_tokens=ask.expected_output_tokens,
             tenant=hints.tenant.name,
