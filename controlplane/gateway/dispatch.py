@@ -21,9 +21,9 @@ from controlplane.gateway.migration import (
     CannotContinue,
     Leg,
     continuation,
-    first_leg,
     obstacle,
     settle,
+    traced,
 )
 from controlplane.gateway.models import engine_of, served
 from controlplane.gateway.openai import Api, Ask, ClientError
@@ -193,6 +193,8 @@ class Dispatcher:
         flight.worker, flight.policy, flight.router = chosen.worker, chosen.policy, chosen.router
         flight.engine = engine_of(self._view, chosen.worker)
         flight.predicted_cached_tokens = chosen.overlap_blocks * chosen.block_tokens
+        if flight.transcript is not None:
+            leg = traced(leg, flight.engine)
         try:
             await self._attempts.make(flight, chosen, leg, sink)
         except EngineFailed as failure:
@@ -204,10 +206,9 @@ class Dispatcher:
     def _first_leg(self, flight: Flight, tokens: array[int] | None) -> Leg:
         """The client's request; one that could go on elsewhere is watched from the start."""
         ask = flight.ask
-        watched = tokens is not None and self._settings.migrations_max > 0 and not obstacle(ask)
-        if watched:
+        if tokens is not None and self._settings.migrations_max > 0 and not obstacle(ask):
             flight.transcript = Transcript(self._settings.migration_tokens_max)
-        return first_leg(ask, traced=watched)
+        return Leg(ask.api.value, ask.body)
 
     async def _rest(
         self, flight: Flight, tokens: array[int], attempt: Attempt, failure: EngineFailed

@@ -35,6 +35,9 @@ HANDLED = frozenset({
 """Parameters that `continuation` gives a new value, or that `obstacle` looks at."""
 COMPLETION_MAX_TOKENS = 16
 """What OpenAI and vLLM take for a completion that says nothing."""
+TELL_TOKENS = frozenset({"sim", "vllm"})
+"""Engines that can tell token ids. The others are not asked: TensorRT-LLM refuses a request with a
+field that it does not know."""
 HELD_BACK_TOKENS_MAX = 16
 """Tokens whose text an engine may still hold back: half a character, the start of a stop word."""
 
@@ -58,14 +61,14 @@ class Leg:
     """Puts whole events into the form that the client is used to; None: they have it."""
 
 
-def first_leg(ask: Ask, *, traced: bool) -> Leg:
-    """The client's own request; `traced` asks the engine to tell token ids as well, and hides
-    from the client the prompt's, which may be long."""
-    if not traced:
-        return Leg(ask.api.value, ask.body)
-    fields = msgspec.json.decode(ask.body, type=Fields)
+def traced(leg: Leg, engine: str) -> Leg:
+    """The leg for that engine (`vllm/0.11.2`): it is asked to tell token ids as well, if it can;
+    the prompt's, which may be long, are hidden from the client."""
+    if engine.partition("/")[0] not in TELL_TOKENS:
+        return leg
+    fields = msgspec.json.decode(leg.body, type=Fields)
     fields["return_token_ids"] = _raw(True)
-    return Leg(ask.api.value, msgspec.json.encode(fields), _without_prompt_ids)
+    return Leg(leg.path, msgspec.json.encode(fields), leg.reshape or _without_prompt_ids)
 
 
 def obstacle(ask: Ask) -> str:
@@ -122,7 +125,6 @@ def continuation(ask: Ask, prompt: Sequence[int], said: Transcript, context_toke
         "prompt": _raw([*prompt, *said.tokens]),
         "max_tokens": _raw(limit - len(said.tokens)),
         "stream": _raw(True),
-        "return_token_ids": _raw(True),
     }
     reshape = _Reshape(ask.api, said.head, len(prompt), array("I", said.tokens))
     return Leg(Api.COMPLETIONS.value, msgspec.json.encode(body), reshape)

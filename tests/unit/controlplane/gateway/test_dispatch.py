@@ -18,6 +18,7 @@ from proto.ids import WorkerId
 from proto.progress import Phase
 from proto.route import NO_WORKER
 from proto.wire.errors import HttpBroken
+from proto.wire.memory.http import Answer, Request
 from tests.support.gateway_world import (
     DONE,
     NO_HINTS,
@@ -26,6 +27,7 @@ from tests.support.gateway_world import (
     SUBJECTS,
     Client,
     World,
+    asked,
     broken_at_once,
     broken_later,
     cut_short,
@@ -36,6 +38,7 @@ from tests.support.gateway_world import (
     with_adapter,
     world,
 )
+from tests.support.router_core import record
 
 pytestmark = [
     pytest.mark.anyio,
@@ -101,6 +104,27 @@ async def test_an_engine_that_is_full_is_left_for_another(anyio_backend: str) ->
         client = Client()
         await ours.serve(client)
         assert client.read.endswith(DONE)
+
+
+async def test_each_engine_is_asked_in_words_that_it_knows(anyio_backend: str) -> None:
+    """TensorRT-LLM refuses a request that asks for token ids."""
+    async with world(fleet=(record("a", engine="vllm"), record("b", engine="trtllm"))) as ours:
+        bodies: list[bytes] = []
+
+        def full(request: Request) -> Answer:
+            bodies.append(request.body)
+            return Answer(503, cut_short(), {})
+
+        def serves(request: Request) -> Answer:
+            bodies.append(request.body)
+            return Answer(200, whole(), {"content-type": "text/event-stream"})
+
+        ours.http.origins |= {"http://a": full, "http://b": serves}
+        client = Client()
+        await ours.serve(client)
+        assert client.read.endswith(DONE)
+        assert json.loads(bodies[0]) == {**json.loads(asked()), "return_token_ids": True}
+        assert bodies[1] == asked()
 
 
 @pytest.mark.parametrize(

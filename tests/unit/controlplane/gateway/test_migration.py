@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from controlplane.gateway.migration import (
     CannotContinue,
+    Leg,
     continuation,
-    first_leg,
     obstacle,
     settle,
+    traced,
 )
 from controlplane.gateway.openai import Api, Ask, read
 from controlplane.gateway.transcript import Transcript
@@ -87,13 +88,19 @@ def test_only_what_means_the_same_for_the_rest_may_go_on(ask: Ask, why: str) -> 
 
 def test_a_watched_request_asks_for_token_ids_and_hides_the_prompts() -> None:
     ask = completion(max_tokens=5)
-    assert first_leg(ask, traced=False).body == ask.body
-    leg = first_leg(ask, traced=True)
+    leg = traced(Leg(ask.api.value, ask.body), "vllm/0.32.0")
     assert json.loads(leg.body) == {**json.loads(ask.body), "return_token_ids": True}
     assert leg.reshape is not None
     events = leg.reshape(event({"text": "a", "token_ids": [1], "prompt_token_ids": PROMPT}))
     choice = json.loads(events.removeprefix(b"data:"))["choices"][0]
     assert choice == {"text": "a", "token_ids": [1], "prompt_token_ids": None}
+
+
+@pytest.mark.parametrize("engine", ["trtllm/1.3.0", "sglang", ""])
+def test_an_engine_that_tells_no_tokens_gets_the_clients_own_bytes(engine: str) -> None:
+    """Some refuse a request with a field that they do not know."""
+    leg = Leg("/v1/completions", completion().body)
+    assert traced(leg, engine) is leg
 
 
 def test_text_that_was_held_back_is_said_again() -> None:
@@ -152,7 +159,9 @@ def test_an_answer_too_long_to_be_remembered_cannot_go_on() -> None:
 
 def test_the_rest_is_asked_for_by_token_ids_with_what_is_left() -> None:
     ask = chat(max_tokens=10, temperature=0.0, stop="x", stream_options={"include_usage": True})
-    body = json.loads(continuation(ask, PROMPT, said(1, 2, 3), 100).body)
+    leg = continuation(ask, PROMPT, said(1, 2, 3), 100)
+    body = json.loads(traced(leg, "sim").body)
+    assert traced(leg, "sim").reshape is leg.reshape
     assert body == {
         "model": "m",
         "prompt": [*PROMPT, 1, 2, 3],
