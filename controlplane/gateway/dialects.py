@@ -17,6 +17,7 @@ import msgspec
 
 from controlplane.gateway.migration import Leg
 from controlplane.gateway.openai import Api, Ask
+from controlplane.gateway.sse import NOT_AS_EXPECTED
 from proto.transfers import Ticket
 from proto.workers import HandoffOrder, WorkerRecord
 
@@ -118,7 +119,7 @@ class _OpaqueState:
     def handle(self, answer: bytes) -> bytes:
         try:
             choices = msgspec.json.decode(answer, type=_Choices).choices
-        except msgspec.DecodeError as error:
+        except NOT_AS_EXPECTED as error:
             raise NoHandle(str(error)) from error
         told = choices[0].disaggregated_params if choices else None
         if told is None:
@@ -216,7 +217,7 @@ def _raw(value: object) -> msgspec.Raw:
 def _found(answer: bytes, name: str) -> bytes:
     try:
         told = bytes(msgspec.json.decode(answer, type=Fields).get(name, b"null"))
-    except msgspec.DecodeError as error:
+    except NOT_AS_EXPECTED as error:
         raise NoHandle(str(error)) from error
     if told == b"null":
         raise NoHandle(f"no {name} in its answer")

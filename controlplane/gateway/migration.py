@@ -20,6 +20,7 @@ import msgspec
 
 from controlplane.gateway.content import beside_text
 from controlplane.gateway.openai import Api, Ask
+from controlplane.gateway.sse import NOT_AS_EXPECTED, MalformedStream
 from controlplane.gateway.transcript import Head, Transcript
 
 SAMPLING = frozenset({
@@ -146,9 +147,12 @@ class _Reshape:
         data = event.removeprefix(b"data:").strip()
         if data.startswith(b'{"error"') or not data.startswith(b"{"):
             return event + b"\n\n"
-        body = msgspec.json.decode(data, type=dict[str, object])
+        try:
+            body = msgspec.json.decode(data, type=dict[str, object])
+            choices = msgspec.convert(body.get("choices", []), list[dict[str, object]])
+        except NOT_AS_EXPECTED as error:
+            raise MalformedStream(f"an event that cannot be read: {error}") from error
         body |= {"id": self._head.id, "created": self._head.created, "model": self._head.model}
-        choices = msgspec.convert(body.get("choices", []), list[dict[str, object]])
         for choice in choices:
             choice.pop("prompt_token_ids", None)
             if self._api is Api.CHAT:

@@ -80,6 +80,8 @@ class _HasError(msgspec.Struct):
     error: EngineError
 
 
+NOT_AS_EXPECTED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading an engine's JSON may raise: no JSON, another shape, or nested too deep."""
 _USAGE = msgspec.json.Decoder(_HasUsage)
 _ERROR = msgspec.json.Decoder(_HasError)
 _GIVEN_UP = re.compile(rb'"finish_reason"\s*:\s*"(abort|cancelled|error)"')
@@ -92,7 +94,7 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
 class MalformedStream(Exception):
-    """The engine sent an event that is too long to be one."""
+    """The engine sent an event that is too long to be one, or cannot be read where it has to be."""
 
 
 class GivenUp(NamedTuple):
@@ -217,7 +219,7 @@ def refusal_in(body: bytes) -> EngineError:
     """The engine's own words in the body of a refusal; the beginning of it if there are none."""
     try:
         return _ERROR.decode(body).error
-    except msgspec.DecodeError:
+    except NOT_AS_EXPECTED:
         return EngineError(body[:MESSAGE_BYTES_MAX].decode(errors="replace"))
 
 
@@ -225,7 +227,7 @@ def _error_in(data: bytes) -> GivenUp:
     """vLLM and SGLang put HTTP's status into `code`; without it the engine is to blame."""
     try:
         error = _ERROR.decode(data).error
-    except msgspec.DecodeError:
+    except NOT_AS_EXPECTED:
         return GivenUp(500, "it sent an error that cannot be read")
     blamed = isinstance(error.code, int) and 400 <= error.code < 500
     return GivenUp(400 if blamed else 500, error.message)
@@ -236,5 +238,5 @@ def usage_of(body: bytes) -> Usage | None:
     try:
         found = _USAGE.decode(body)
         return found.usage or (found.response.usage if found.response else None)
-    except msgspec.DecodeError:
+    except NOT_AS_EXPECTED:
         return None

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
+
+from controlplane.gateway.sse import NOT_AS_EXPECTED
+
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 32)]
 
 
 class _Delta(msgspec.Struct):
@@ -21,7 +27,7 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     text: str | None = None
     delta: _Delta | None = None
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
     finish_reason: str | None = None
 
 
@@ -123,7 +129,7 @@ class Transcript:
     def _read_event(self, data: bytes) -> None:
         try:
             event = _EVENT.decode(data)
-        except msgspec.DecodeError:
+        except NOT_AS_EXPECTED:
             self._whole = False
             return
         self._head = self._head if self._head.id else Head(event.id, event.created, event.model)

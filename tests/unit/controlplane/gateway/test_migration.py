@@ -18,6 +18,7 @@ from controlplane.gateway.migration import (
     traced,
 )
 from controlplane.gateway.openai import Api, Ask, read
+from controlplane.gateway.sse import MalformedStream, SseScanner
 from controlplane.gateway.transcript import Transcript
 
 WORDS = {1: "one ", 2: "two ", 3: "three ", 4: "fo", 5: "ur ", 9: "<prompt>"}
@@ -203,3 +204,28 @@ def test_the_rest_looks_like_the_stream_that_broke_off() -> None:
     assert "text" not in first["choices"][0]
     assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
     assert events[2:] == [b"data: [DONE]", b""]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"id": "y", "choices": null}',
+        b'{"choices": ["x"]}',
+        b"{broken",
+        b'{"choices": [{"text": "\xff"}]}',
+        b'{"choices": ' + b"[" * 100_000,
+    ],
+)
+def test_what_the_second_engine_garbles_is_its_failure_and_not_ours(data: bytes) -> None:
+    scanner = SseScanner(continuation(chat(), PROMPT, said(1, 2), 100).reshape)
+    with pytest.raises(MalformedStream):
+        scanner.feed(b"data: " + data + b"\n\n")
+
+
+@pytest.mark.parametrize(
+    "rest", [b'a", "token_ids": [-1]', b'a", "token_ids": [4294967296]', b'\xff", "token_ids": [1]']
+)
+def test_a_garbled_event_is_no_part_of_what_was_said(rest: bytes) -> None:
+    transcript = Transcript(100)
+    transcript.see(b'data: {"choices": [{"text": "' + rest + b"}]}\n\n")
+    assert not transcript.whole

@@ -8,7 +8,7 @@ from array import array
 import pytest
 
 from controlplane.gateway.openai import Api, ClientError, read
-from controlplane.gateway.sse import MalformedStream, SseScanner, usage_of
+from controlplane.gateway.sse import MalformedStream, SseScanner, refusal_in, usage_of
 
 
 def body(**fields: object) -> bytes:
@@ -136,6 +136,21 @@ def test_an_event_without_end_is_not_kept_for_ever() -> None:
 def test_a_body_without_usage_has_none() -> None:
     assert usage_of(b"{}") is None
     assert usage_of(b"not json") is None
+
+
+NOT_JSON = (b"not json", b'{"error": {"message": "\xe9"}}', b'{"x": ' + b"[" * 100_000)
+
+
+@pytest.mark.parametrize("said", NOT_JSON)
+def test_an_engine_that_garbles_what_is_wrong_is_quoted(said: bytes) -> None:
+    assert refusal_in(said).message == said[:1_000].decode(errors="replace")
+    assert usage_of(said) is None
+
+
+def test_an_engines_garbled_error_is_one_all_the_same() -> None:
+    scanner = SseScanner()
+    assert scanner.feed(b'data: {"error": {"message": "\xe9"}}\n\n') == b""
+    assert scanner.given_up == (500, "it sent an error that cannot be read")
 
 
 def test_a_response_is_routed_as_the_chat_that_the_engine_makes_of_it() -> None:
