@@ -12,12 +12,12 @@ from typing import Any
 import anyio
 import anyio.to_thread
 from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from controlplane.gateway.content import beside_text
 from controlplane.gateway.openai import Ask, ClientError
 from controlplane.gateway.pieces import PieceEncoder
+from controlplane.gateway.templates import Refused, template_of
 from controlplane.gateway.words import WordEncoder
 from proto.workers import ModelCard
 
@@ -45,7 +45,9 @@ class ModelTokenizer:
         self._words = WordEncoder(self._tokenizer)
         self._pieces = PieceEncoder(self._tokenizer, self._words)
         self._special = dict(card.special_tokens)
+        self._model = card.name
         self._template = _template(card)
+        self._failed_to_render = False
 
     def prompt(self, ask: Ask) -> str | None:
         """The prompt's text as the engine will see it, of a chat as far as the first message that
@@ -53,7 +55,7 @@ class ModelTokenizer:
         if ask.text is not None:
             return ask.text
         rendered = self._render(ask)
-        if not ask.unread_tokens:
+        if rendered is None or not ask.unread_tokens:
             return rendered
         known, mark, _ = rendered.partition(UNKNOWN)
         return known if mark else None
@@ -72,7 +74,7 @@ class ModelTokenizer:
         """The text of token ids, as an engine would send it."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def _render(self, ask: Ask) -> str:
+    def _render(self, ask: Ask) -> str | None:
         if self._template is None:
             raise ClientError(
                 400,
@@ -84,16 +86,25 @@ class ModelTokenizer:
             return self._template.render(
                 messages=[_plain(message) for message in ask.messages or []],
                 tools=ask.tools,
+                documents=None,
                 add_generation_prompt=True,
                 **self._special,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Refused as error:
             raise ClientError(
                 400,
                 f"the chat template refuses these messages: {error}",
                 code="invalid_messages",
                 param="messages",
             ) from error
+        except Exception as error:  # noqa: BLE001 a template may do anything, and an engine's can more
+            if not self._failed_to_render:
+                self._failed_to_render = True
+                log.warning(
+                    "chats with %s are routed by load only where its chat template fails: %r",
+                    self._model, error,
+                )  # fmt: skip
+            return None
 
 
 class Tokenizers:
@@ -196,17 +207,10 @@ def _read(card: ModelCard) -> Tokenizer:
 def _template(card: ModelCard) -> Template | None:
     if card.chat_template is None:
         return None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise
     try:
-        return environment.from_string(card.chat_template)
+        return template_of(card.chat_template)
     except TemplateError as error:
         raise Untokenisable(f"its chat template cannot be read: {error}") from error
-
-
-def _raise(message: str) -> None:
-    """What chat templates call to refuse their input."""
-    raise TemplateError(message)
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
