@@ -154,9 +154,8 @@ class Tokenizers:
             return None
         if tokenizer.unknown_chars(ask, prompt) < SHORT_CHARS:
             return tokenizer.encode(ask, prompt)
-        return await anyio.to_thread.run_sync(
-            tokenizer.encode, ask, prompt, limiter=self._threads, abandon_on_cancel=True
-        )
+        # Nobody leaves his thread behind: the limiter would take it for free while it works on.
+        return await anyio.to_thread.run_sync(tokenizer.encode, ask, prompt, limiter=self._threads)
 
     async def detokeniser(self, card: ModelCard) -> Callable[[Sequence[int]], str] | None:
         """The model's token ids to text, None where the model cannot be tokenised here."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+from array import array
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
 import pytest
 from tokenizers import Tokenizer
 
 from controlplane.gateway import tokenizer
 from controlplane.gateway.openai import Api, Ask, read
-from controlplane.gateway.tokenizer import ModelTokenizer, Tokenizers
+from controlplane.gateway.tokenizer import SHORT_CHARS, THREADS, ModelTokenizer, Tokenizers
 from proto.workers import ModelCard
 from workers.sim.tokens import write_model
 
@@ -133,3 +136,39 @@ async def test_where_a_picture_is_left_out_by_the_template_nothing_is_known(
     template = "{% for m in messages %}{{ m.role }}{% endfor %}"
     mute = card.model_copy(update={"chat_template": template})
     assert await Tokenizers().tokens(mute, chat(shown("a"))) is None
+
+
+async def test_who_leaves_does_not_leave_a_thread_at_work(
+    anyio_backend: str, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else there would be as many at work as clients have come and gone."""
+    patience_over, began = threading.Event(), []
+
+    class Slow(ModelTokenizer):
+        def encode(self, ask: Ask, prompt: str) -> array[int]:
+            began.append(patience_over.is_set())
+            anyio.from_thread.run_sync(noticed.set)
+            patience_over.wait(10)
+            return array("I")
+
+    monkeypatch.setattr(tokenizer, "ModelTokenizer", Slow)
+    body = {"model": "m", "prompt": "x" * SHORT_CHARS}
+    long = read(Api.COMPLETIONS, json.dumps(body).encode())
+    ours = Tokenizers()
+
+    async def one(leaves: anyio.CancelScope) -> None:
+        with leaves:
+            await ours.tokens(card, long)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(THREADS):
+            noticed, leaves = anyio.Event(), anyio.CancelScope()
+            tasks.start_soon(one, leaves)
+            await noticed.wait()
+            leaves.cancel()
+            assert len(began) == number + 1
+        noticed = anyio.Event()
+        tasks.start_soon(one, anyio.CancelScope())
+        await anyio.wait_all_tasks_blocked()
+        patience_over.set()
+    assert began == [False] * THREADS + [True]
