@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
-from jinja2 import Template, TemplateError
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from controlplane.gateway.content import beside_text
 from controlplane.gateway.openai import Ask, ClientError
 from controlplane.gateway.pieces import PieceEncoder
-from controlplane.gateway.templates import Refused, template_of
+from controlplane.gateway.templates import UNKNOWN, ChatTemplate, Refused
 from controlplane.gateway.words import WordEncoder
 from proto.workers import ModelCard
 
@@ -27,9 +25,6 @@ SHORT_CHARS = 6_000
 """Shorter texts, of which nothing is known yet, are tokenised on the spot. It is a millisecond's
 work; a thread costs half of that, and takes three times as long to be heard on a busy loop."""
 THREADS = 2
-UNKNOWN = "\N{OBJECT REPLACEMENT CHARACTER}"
-"""In place of content that an engine makes more of than text: it may put images before the words
-that they are said with, so all of a message's is unknown, and two images are never one prompt."""
 
 
 class Untokenisable(Exception):
@@ -44,7 +39,6 @@ class ModelTokenizer:
         self._tokenizer = _load(card)
         self._words = WordEncoder(self._tokenizer)
         self._pieces = PieceEncoder(self._tokenizer, self._words)
-        self._special = dict(card.special_tokens)
         self._model = card.name
         self._template = _template(card)
         self._failed_to_render = False
@@ -83,13 +77,7 @@ class ModelTokenizer:
                 param="messages",
             )
         try:
-            return self._template.render(
-                messages=[_plain(message) for message in ask.messages or []],
-                tools=ask.tools,
-                documents=None,
-                add_generation_prompt=True,
-                **self._special,
-            )
+            return self._template.render(ask.messages or (), ask.tools)
         except Refused as error:
             raise ClientError(
                 400,
@@ -203,21 +191,10 @@ def _read(card: ModelCard) -> Tokenizer:
     raise Untokenisable("its card names no tokenizer")
 
 
-def _template(card: ModelCard) -> Template | None:
+def _template(card: ModelCard) -> ChatTemplate | None:
     if card.chat_template is None:
         return None
     try:
-        return template_of(card.chat_template)
+        return ChatTemplate(card.chat_template, card.special_tokens)
     except TemplateError as error:
         raise Untokenisable(f"its chat template cannot be read: {error}") from error
-
-
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Content in parts is joined: templates mostly expect text, and so do engines' own."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return dict(message)
-    if beside_text(content):
-        return {**message, "content": UNKNOWN}
-    texts = [part.get("text", "") for part in content if isinstance(part, dict)]
-    return {**message, "content": "".join(text for text in texts if isinstance(text, str))}
