@@ -26,12 +26,15 @@ def beside_text(content: object) -> str:
 def tokens_unread(messages: Sequence[Mapping[str, Any]]) -> int:
     """Guessed, of all from the first message on that has more than text: where in the prompt an
     engine puts the rest is its own affair."""
-    found = 0
-    for message in messages:
-        content = message.get("content")
-        if found or beside_text(content):
-            found += _guessed_of_content(content)
-    return found
+    for number, message in enumerate(messages):
+        if beside_text(message.get("content")):
+            return tokens_of(messages[number:])
+    return 0
+
+
+def tokens_of(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Guessed."""
+    return sum(_guessed_of_content(message.get("content")) for message in messages)
 
 
 def guessed_tokens(prompt: object) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from controlplane.gateway.content import CHARS_A_TOKEN, guessed_tokens, tokens_unread
+from controlplane.gateway.content import CHARS_A_TOKEN, guessed_tokens, tokens_of, tokens_unread
 from controlplane.gateway.kinds import Format, Kind, Shaped, TextOptions
 
 EXPECTED_OUTPUT_TOKENS = 256
@@ -106,6 +106,8 @@ class Ask(msgspec.Struct, frozen=True):
     @property
     def guessed_prompt_tokens(self) -> int:
         """For prompts that cannot be tokenised here."""
+        if self.messages and self.unread_tokens:  # an image's bytes say nothing of its tokens
+            return max(1, tokens_of(self.messages))
         return max(1, len(self.body) // CHARS_A_TOKEN)
 
     @property

@@ -206,3 +206,11 @@ def test_a_broken_response_stream_ends_in_the_event_of_its_api() -> None:
     kind, data = error.event(Api.RESPONSES).removesuffix(b"\n\n").split(b"\ndata: ")
     assert kind == b"event: error"
     assert json.loads(data)["code"] == "engine_lost"
+
+
+def test_a_picture_is_not_guessed_by_its_bytes() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    content = [{"type": "text", "text": "What is this?"}, picture]
+    messages = [{"role": "system", "content": "x" * 400}, {"role": "user", "content": content}]
+    ask = read(Api.CHAT, body(messages=messages))
+    assert 1_000 < ask.unread_tokens < 1_100 < ask.guessed_prompt_tokens < 1_200
