@@ -19,10 +19,6 @@ class _Delta(msgspec.Struct):
     reasoning_content: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
 
-    @property
-    def parsed(self) -> bool:
-        return bool(self.reasoning or self.reasoning_content or self.tool_calls)
-
 
 class _Choice(msgspec.Struct):
     text: str | None = None
@@ -134,13 +130,14 @@ class Transcript:
             return
         self._head = self._head if self._head.id else Head(event.id, event.created, event.model)
         for choice in event.choices:
-            delta = choice.delta
-            text = choice.text if delta is None else delta.content
-            parsed = delta is not None and delta.parsed
+            text, delta, parsed = choice.text, choice.delta, False
+            if delta is not None:
+                text = delta.content
+                if delta.reasoning or delta.reasoning_content or delta.tool_calls:
+                    parsed = self._parsed = True
             if (text or parsed) and choice.token_ids is None:
                 self._whole = False
                 return
-            self._parsed = self._parsed or parsed
             self._tokens.extend(choice.token_ids or ())
             self._pieces.append(text or "")
             self._finished = self._finished or choice.finish_reason is not None
