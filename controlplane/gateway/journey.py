@@ -160,7 +160,7 @@ class Journey:
             self._ticket = self._or_gone(reply)
             if self._ticket.state is State.TRANSFERRING:
                 return
-        self._to.tickets.give_up(ticket, Step.CANCEL, "not_let_in")
+        self._to.tickets.give_up(ticket, Step.FAIL, "not_let_in")
         raise Gone("its transfer was not let in")
 
     async def _decode(self, dialect: Dialect, prefill: WorkerRecord) -> bool:
@@ -258,5 +258,6 @@ class Journey:
     def _or_gone(self, reply: Ticket | Denied) -> Ticket:
         if isinstance(reply, Ticket):
             return reply
-        self._to.tickets.give_up(self._ticket, Step.CANCEL, reply.reason)
+        # A step whose answer was lost may have been made: what goes on here must not be aborted.
+        self._to.tickets.give_up(self._ticket, Step.FAIL, reply.reason)
         raise Gone(reply.detail)

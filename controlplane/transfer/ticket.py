@@ -7,6 +7,10 @@ when it has ended and owes nothing more.
 A cancellation while bytes are under way is put off until the transfer has ended one way or the
 other, for pages that may still be written to must not be used again. Its patience is bounded: then
 the ticket is given up, and marked as quarantined until the engine's lease is over.
+
+Who carries a request and says that its transfer failed has closed its exchange with the decode
+engine, and may ask the same engine again under the same id. So nothing is aborted there then: it
+would be what has just begun.
 """
 
 from __future__ import annotations
@@ -113,7 +117,7 @@ TABLE: Mapping[Row, Mapping[Step, Rule]] = {
     },
     (State.TRANSFERRING, False): {
         Step.LAND: Rule(State.LANDED),
-        Step.OTHER_PREFILL: Rule(State.RESERVED, _BOTH, refence=True),
+        Step.OTHER_PREFILL: Rule(State.RESERVED, _STAGED, refence=True),
         Step.OTHER_DECODE: Rule(State.STAGED, (Verb.ABORT_DECODE,), refence=True),
         Step.FAIL: Rule(State.FAILED, _BOTH),
         Step.EXPIRE: Rule(State.EXPIRED, _BOTH, quarantine=True),
@@ -191,7 +195,7 @@ def step(
         quarantined=rule.quarantine,
         changed_s=now_s,
         cause=news.cause or ticket.cause,
-        owed=ticket.owed + _duties(ticket, rule.owes, now_s, patience),
+        owed=ticket.owed + _duties(ticket, _owes(ticket, what, rule), now_s, patience),
     )
     if what is Step.STAGE:
         lease_until_s = now_s + ticket.lease_s - news.age_s
@@ -217,6 +221,13 @@ def over(ticket: Ticket) -> bool:
 def _lease_holds(ticket: Ticket, now_s: float, patience: Patience) -> bool:
     """Whether what is staged will still be there when it is read; nothing staged, nothing lost."""
     return not ticket.lease_until_s or now_s < ticket.lease_until_s - patience.lease_margin_s
+
+
+def _owes(ticket: Ticket, what: Step, rule: Rule) -> tuple[Verb, ...]:
+    """A copy has an id of its own, and may still be under way when it is given up."""
+    if what is Step.FAIL and ticket.purpose is Purpose.HANDOFF:
+        return tuple(verb for verb in rule.owes if verb is not Verb.ABORT_DECODE)
+    return rule.owes
 
 
 def _duties(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,11 +86,12 @@ class Split:
 
     # --- what clients do
 
-    async def ask(self, number: int, prompt: list[int]) -> None:
+    async def ask(self, number: int, prompt: list[int], *, leaves: bool | None = None) -> None:
         """One request; whole, or one typed error, or left by its client."""
         assert self.gateway is not None
         body = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "stream": True}
-        client, leaves = Client(), self.rng.random() < LEAVE_SHARE
+        client = Client()
+        leaves = self.rng.random() < LEAVE_SHARE if leaves is None else leaves
         with anyio.move_on_after(self.rng.uniform(0.05, 0.6) if leaves else 120) as patience:
             try:
                 await self.gateway.dispatcher.serve(
@@ -129,6 +130,17 @@ class Split:
                 transition = reader.open(message.data).body
                 if self.rng.random() < FAULT_SHARE:
                     await self._inflict(transition, tasks)
+
+    async def lose_staged(self, *, task_status: object) -> None:
+        """Hear every transition, and kill who prefilled when its blocks are to be read."""
+        reader = Reader[Transition](Transition)
+        async with self.hub.connect("thief").subscribe(SUBJECTS.transitions) as messages:
+            task_status.started()  # type: ignore[attr-defined]
+            async for message in messages:
+                transition = reader.open(message.data).body
+                if transition.after is State.TRANSFERRING:
+                    self.faults[transition.after, "prefill engine"] += 1
+                    await self._kill_engine(transition.prefill)
 
     async def _inflict(self, at: Transition, tasks: anyio.abc.TaskGroup) -> None:
         victims: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
@@ -202,10 +214,21 @@ class Split:
 
 def run(seed: int, requests: int = 60) -> Split:
     """Play one history to its end."""
+    return _in_virtual_time(_play, seed, requests)
+
+
+def run_unread(seed: int, requests: int) -> Split:
+    """One prefills, one decodes, and what is staged is lost whenever it is about to be read."""
+    return _in_virtual_time(_play_unread, seed, requests)
+
+
+def _in_virtual_time(
+    play: Callable[[int, int], Coroutine[Any, Any, Split]], seed: int, requests: int
+) -> Split:
     vars(trio._core._run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True
     trio._core._run._r.seed(seed)
     clock = trio.testing.MockClock(autojump_threshold=0)
-    return trio.run(_play, seed, requests, clock=clock)
+    return trio.run(play, seed, requests, clock=clock)
 
 
 async def _play(seed: int, requests: int) -> Split:
@@ -219,6 +242,21 @@ async def _play(seed: int, requests: int) -> Split:
                     prompt = [rng.randrange(1000) for _ in range(12)]
                     clients.start_soon(split.ask, number, prompt)
             haunting.cancel()
+        tasks.cancel_scope.cancel()
+        await _settle(split)
+    return split
+
+
+async def _play_unread(seed: int, requests: int) -> Split:
+    rng = random.Random(seed)
+    async with (
+        _split(rng, (Role.PREFILL, Role.DECODE)) as split,
+        anyio.create_task_group() as tasks,
+    ):
+        await tasks.start(split.lose_staged)
+        for number in range(requests):
+            await split.ask(number, [rng.randrange(1000) for _ in range(12)], leaves=False)
+            await anyio.sleep(12)  # until the prefill worker is believed again
         tasks.cancel_scope.cancel()
         await _settle(split)
     return split
@@ -251,7 +289,7 @@ async def _one_more(split: Split, salt: int) -> None:
 
 
 @asynccontextmanager
-async def _split(rng: random.Random) -> AsyncIterator[Split]:
+async def _split(rng: random.Random, roles: Sequence[Role] = ROLES) -> AsyncIterator[Split]:
     faults = Faults(random.Random(rng.random()))
     etcd = MemoryEtcd()
     async with AsyncExitStack() as stack:
@@ -260,7 +298,7 @@ async def _split(rng: random.Random) -> AsyncIterator[Split]:
         split = Split(hub, rng)
         http = SplitHttp(split.engines)
         secret = b""
-        for number, role in enumerate(ROLES):
+        for number, role in enumerate(roles):
             name = f"e{number}"
             engine = split.engines[name] = SplitEngine(name, split.engines)
             stack.enter_context(engine.replaying())

@@ -19,7 +19,7 @@ from controlplane.transfer.ticket import (
     step,
 )
 from proto.ids import RequestId, ServiceId, WorkerId
-from proto.transfers import TERMINAL, End, State, Step, Ticket, TicketId, Verb
+from proto.transfers import TERMINAL, End, Purpose, State, Step, Ticket, TicketId, Verb
 from proto.workers import HandoffOrder
 
 PATIENCE = Patience()
@@ -31,7 +31,9 @@ def end(name: str) -> End:
     return End(WorkerId(name), 1, f"http://{name}", "sim")
 
 
-def fresh(order: HandoffOrder = HandoffOrder.PREFILL_FIRST) -> Ticket:
+def fresh(
+    order: HandoffOrder = HandoffOrder.PREFILL_FIRST, purpose: Purpose = Purpose.HANDOFF
+) -> Ticket:
     return Ticket(
         TicketId("t"),
         RequestId("r"),
@@ -40,6 +42,7 @@ def fresh(order: HandoffOrder = HandoffOrder.PREFILL_FIRST) -> Ticket:
         order,
         end("p0"),
         end("d0"),
+        purpose,
         lease_s=LEASE_S,
     )
 
@@ -49,6 +52,7 @@ class Naive:
     """What an engineer would draw on a board: who holds what at this moment."""
 
     overlapped: bool
+    copy: bool = False
     state: str = "planned"
     prefill_busy: bool = False
     staged: bool = False
@@ -102,8 +106,14 @@ class Naive:
             self.cancelling = True
             self.owed.append((f"d{self.decodes}", "abort"))
             return True
+        if what is Step.FAIL and not self.copy:
+            self.hung_up()
         self.ends(word)
         return True
+
+    def hung_up(self) -> None:
+        """Who carries the request has closed its exchange with the decode engine."""
+        self.staged, self.reading = self.staged or self.reading, False
 
     def _go(self, what: Step, now_s: float) -> bool:
         match what, self.state:
@@ -126,6 +136,7 @@ class Naive:
             case Step.RELEASE, "landed":
                 self.state, self.staged = "released", False
             case Step.OTHER_PREFILL, "reserved" | "prefilling" | "staged" | "transferring":
+                self.hung_up()
                 self.ends("reserved")
                 self.prefills += 1
             case Step.OTHER_DECODE, "reserved" | "prefilling" | "staged":
@@ -148,13 +159,15 @@ WORDS = {Verb.ABORT_DECODE: "abort", Verb.ABORT_PREFILL: "abort", Verb.RELEASE: 
 
 @given(
     st.sampled_from(HandoffOrder),
+    st.sampled_from([Purpose.HANDOFF, Purpose.REPLICATE]),
     st.lists(st.tuples(st.sampled_from(Step), st.floats(0.0, 20.0)), max_size=30),
 )
 @settings(max_examples=300, deadline=None)
 def test_a_ticket_does_what_the_board_says(
-    order: HandoffOrder, steps: list[tuple[Step, float]]
+    order: HandoffOrder, purpose: Purpose, steps: list[tuple[Step, float]]
 ) -> None:
-    ticket, naive, now_s = fresh(order), Naive(order is HandoffOrder.OVERLAPPED), 1_000.0
+    ticket, now_s = fresh(order, purpose), 1_000.0
+    naive = Naive(order is HandoffOrder.OVERLAPPED, purpose is not Purpose.HANDOFF)
     for what, waited_s in steps:
         now_s += waited_s
         before = ticket

@@ -206,6 +206,27 @@ async def test_another_prefill_worker_takes_over_under_a_new_fence() -> None:
         assert path(made, second)[-1] is State.FAILED
 
 
+@pytest.mark.parametrize("step", [Step.OTHER_PREFILL, Step.FAIL])
+async def test_what_an_owner_gives_up_is_aborted_nowhere_that_it_goes_on(step: Step) -> None:
+    """It has closed its exchange with the decode engine, and asks it again under the same id."""
+    async with world() as made:
+        ticket = await stepped(made, await granted(made), Step.TRANSFER, handle=b"h")
+        await made.asker.report(ticket, step, exclude=(WorkerId("p0"),))
+        await anyio.sleep(1)
+        assert path(made, ticket)[-1] is State.FAILED
+        assert made.agents.told == [("p0", Verb.RELEASE)]
+
+
+async def test_whoever_prefills_anew_is_read_where_nothing_was_aborted() -> None:
+    fleet = (*(record(f"p{n}", Role.PREFILL) for n in (0, 1)), record("d0", Role.DECODE))
+    async with world(*fleet) as made:
+        ticket = await stepped(made, await granted(made), Step.TRANSFER, handle=b"h")
+        lost = ticket.prefill.worker
+        await stepped(made, ticket, Step.OTHER_PREFILL, exclude=(lost,))
+        await anyio.sleep(1)
+        assert made.agents.told == [(lost, Verb.RELEASE)]
+
+
 async def test_another_decode_worker_reads_what_is_staged() -> None:
     fleet = (record("p0", Role.PREFILL), record("d0", Role.DECODE), record("d1", Role.DECODE))
     async with world(*fleet) as made:
