@@ -11,6 +11,7 @@ Times are seconds since the epoch: they are compared by whichever replica reads 
 
 from __future__ import annotations
 
+import random
 from enum import StrEnum
 from typing import NewType
 
@@ -25,6 +26,11 @@ TicketId = NewType("TicketId", str)
 """One movement of KV blocks; a subject token."""
 
 HANDLE_BYTES_MAX = 1 << 20
+
+
+def new_ticket_id(rng: random.Random) -> TicketId:
+    """96 random bits in hex."""
+    return TicketId(f"{rng.getrandbits(96):024x}")
 
 
 class State(StrEnum):
@@ -182,6 +188,9 @@ class Begin(msgspec.Struct, frozen=True):
     topology: str = ""
     """A label, such as `nvlink_domain`, in which both workers must agree; "" for the operator's
     own choice."""
+    id: TicketId = TicketId("")
+    """What a ticket is to be called, so that an asker who hears of none can take it back; "": as
+    the coordinator likes."""
 
 
 class Granted(msgspec.Struct, frozen=True, tag="granted"):

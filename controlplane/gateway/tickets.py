@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 
 import anyio
+import msgspec
 
 from controlplane.runtime.tracing import inject
 from controlplane.runtime.underway import Underway
@@ -23,8 +25,10 @@ from proto.transfers import (
     Step,
     Stepped,
     Ticket,
+    TicketId,
+    new_ticket_id,
 )
-from proto.wire.errors import BusError
+from proto.wire.errors import BusError, BusUnavailable, NoResponder
 from proto.wire.ports import Bus, Headers
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,7 @@ PATIENT_TRIES = 6
 """Where nobody waits: some ten seconds, in which a coordinator comes back."""
 PAUSE_FIRST_S = 0.3
 LATER_MAX = 4096
+FIRST_FENCE = 1
 GRACE_S = 0.25
 """For the coordinator to answer in time that it will not be in time."""
 
@@ -52,12 +57,15 @@ class Tickets:
         self._begins = Reader[BeginReply](BeginReply)
         self._reports = Reader[ReportReply](ReportReply)
         self._moves = Reader[MoveReply](MoveReply)
-        self._later: list[tuple[Report, Headers]] = []
+        self._rng = random.SystemRandom()
+        self._later: list[tuple[Report, Headers, bool]] = []
         self._underway = Underway()
         self._news = anyio.Event()
 
     async def begin(self, asked: Begin) -> BeginReply:
-        """Without a coordinator that answers, the decode worker does all of it."""
+        """Without a coordinator that answers, the decode worker does all of it. What it may have
+        granted all the same, or will when a place is free, is taken back."""
+        asked = msgspec.structs.replace(asked, id=new_ticket_id(self._rng))
         try:
             sealed = self._producer.seal(asked)
             answer = await self._bus.request(
@@ -66,7 +74,12 @@ class Tickets:
             return self._begins.open(answer.data).body
         except (BusError, Unreadable) as error:
             log.warning("no ticket for %s: %s", asked.request, error)
+            if not isinstance(error, NoResponder | BusUnavailable):
+                self._take_back(asked.id, Step.FAIL, "unheard")
             return Local("no_coordinator", str(error), fallback=True)
+        except BaseException:
+            self._take_back(asked.id, Step.CANCEL, "cancelled")
+            raise
 
     async def move(self, asked: Move) -> MoveReply:
         """Answered when it has been done, or will not be."""
@@ -83,9 +96,15 @@ class Tickets:
             return Stays("no_coordinator", str(error))
 
     async def report(
-        self, said: Report, headers: Headers | None = None, tries: int = TRIES
+        self,
+        said: Report,
+        headers: Headers | None = None,
+        tries: int = TRIES,
+        *,
+        foreseen: bool = False,
     ) -> Ticket | Denied:
-        """What has come of it; said again where no answer came."""
+        """What has come of it; said again where no answer came, and, if the ticket is `foreseen`,
+        where there is none yet."""
         headers = inject() if headers is None else headers
         why, pause_s = "", PAUSE_FIRST_S
         for _ in range(tries):
@@ -97,12 +116,16 @@ class Tickets:
                     headers=headers,
                 )
                 reply = self._reports.open(answer.data).body
-                return reply.ticket if isinstance(reply, Stepped) else reply
+                if isinstance(reply, Stepped):
+                    return reply.ticket
+                if not (foreseen and reply.reason == "unknown"):
+                    return reply
+                why = reply.detail
             except (BusError, Unreadable) as error:
                 why = str(error)
                 log.warning("ticket %s: %s was not told: %s", said.ticket, said.step, error)
-                await anyio.sleep(pause_s)
-                pause_s *= 2
+            await anyio.sleep(pause_s)
+            pause_s *= 2
         return Denied("no_coordinator", why)
 
     def give_up(self, ticket: Ticket, step: Step, cause: str) -> None:
@@ -111,10 +134,7 @@ class Tickets:
 
     def report_later(self, said: Report) -> None:
         """Nobody waits for the answer. What is too much is dropped: the ticket then expires."""
-        if len(self._later) < LATER_MAX:
-            self._later.append((said, inject()))
-            self._underway.begin()
-            self._news.set()
+        self._put(said, foreseen=False)
 
     async def run(self) -> None:
         """Report what is to be reported later, until cancelled."""
@@ -129,9 +149,19 @@ class Tickets:
         """Until all that was to be reported later has been; the caller sets the deadline."""
         await self._underway.none()
 
-    async def _report_patiently(self, said: Report, headers: Headers) -> None:
+    def _take_back(self, id: TicketId, step: Step, cause: str) -> None:
+        """The coordinator may be about to grant it."""
+        self._put(Report(id, FIRST_FENCE, step, cause=cause), foreseen=True)
+
+    def _put(self, said: Report, *, foreseen: bool) -> None:
+        if self._underway.count < LATER_MAX:
+            self._later.append((said, inject(), foreseen))
+            self._underway.begin()
+            self._news.set()
+
+    async def _report_patiently(self, said: Report, headers: Headers, foreseen: bool) -> None:
         try:
-            await self.report(said, headers, PATIENT_TRIES)
+            await self.report(said, headers, PATIENT_TRIES, foreseen=foreseen)
         finally:
             self._underway.end()
 

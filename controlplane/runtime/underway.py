@@ -9,22 +9,22 @@ class Underway:
     """A count; also a context in which one thing more is under way."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._none = anyio.Event()
 
     def begin(self) -> None:
         """One more."""
-        self._count += 1
+        self.count += 1
 
     def end(self) -> None:
         """One less, however it ended."""
-        self._count -= 1
-        if not self._count:
+        self.count -= 1
+        if not self.count:
             self._none.set()
 
     async def none(self) -> None:
         """Until nothing is; the caller sets the deadline."""
-        while self._count:
+        while self.count:
             self._none = anyio.Event()
             await self._none.wait()
 

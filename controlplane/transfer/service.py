@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import anyio
@@ -29,11 +29,11 @@ from controlplane.transfer.duties import Duties
 from controlplane.transfer.metrics import TransferMetrics
 from controlplane.transfer.moves import Hands, Moves
 from controlplane.transfer.settings import TransferSettings
-from controlplane.transfer.shelf import Shelf
+from controlplane.transfer.shelf import Shelf, Taken
 from controlplane.transfer.teller import Teller
 from controlplane.transfer.ticket import Refused
 from proto.codec import Producer, Reader, Unreadable
-from proto.ids import ServiceId, new_incarnation
+from proto.ids import BadName, ServiceId, check_name, new_incarnation
 from proto.load import LoadReport
 from proto.subjects import Subjects
 from proto.transfers import (
@@ -52,6 +52,7 @@ from proto.transfers import (
     Ticket,
     TicketId,
     Tickets,
+    new_ticket_id,
 )
 from proto.wire.errors import BusError, BusTimeout, BusUnavailable, RequestRefused
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo, Subscription
@@ -111,6 +112,8 @@ class TransferService:
         self._asked_moves = Reader[Move](Move)
         self._evacuations = Reader[Evacuate](Evacuate)
         self._loads = Reader[LoadReport](LoadReport)
+        self._waiting: dict[TicketId, anyio.CancelScope] = {}
+        """Who waits for a place, and has named what ticket it would get."""
         self._changed = anyio.Event()
         self._leave = anyio.Event()
         self._left = anyio.Event()
@@ -173,6 +176,8 @@ class TransferService:
 
     async def _begin(self, message: Message) -> bytes:
         asked = self._read(self._begins, message)
+        if asked.id:
+            _check_id(asked.id)
         context = extract(message.headers)
         with spans.start_as_current_span(
             "transfer.reserve", context=context, kind=SpanKind.SERVER
@@ -181,6 +186,8 @@ class TransferService:
                 reply = await self._reserve(asked)
             except BusError as error:
                 raise RequestRefused(503, f"tickets cannot be stored: {error}") from error
+            except Taken as taken:
+                raise RequestRefused(409, str(taken)) from taken
             if isinstance(reply, Granted):
                 self._metrics.begun.labels("remote").inc()
                 span.set_attribute("tokenplane.ticket", reply.ticket.id)
@@ -195,9 +202,11 @@ class TransferService:
 
     async def _reserve(self, asked: Begin) -> BeginReply:
         for ticket in self.core.book.of_request(asked.request):
+            if ticket.id == asked.id:  # heard twice
+                return Granted(ticket)
             await self._by_itself(ticket, Step.CANCEL, "superseded")
         reply = self._plan(asked)
-        with anyio.move_on_after(self._settings.place_wait_s):
+        with self._waits_for_place(asked.id):
             while isinstance(reply, Local) and reply.reason == DECODE_FULL:
                 await self._changed.wait()
                 reply = self._plan(asked)
@@ -209,11 +218,21 @@ class TransferService:
         self._has_happened(walk)
         return Granted(walk.ticket)
 
+    @contextmanager
+    def _waits_for_place(self, id: TicketId) -> Iterator[None]:
+        """For some time, and not after the asker has said that nothing is wanted any more."""
+        with anyio.move_on_after(self._settings.place_wait_s) as patience:
+            self._waiting[id] = patience
+            try:
+                yield
+            finally:
+                self._waiting.pop(id, None)
+
     def _plan(self, asked: Begin) -> Walk | Local:
-        return self.core.begin(asked, self._new_id(), self._clock())
+        return self.core.begin(asked, asked.id or self._new_id(), self._clock())
 
     def _new_id(self) -> TicketId:
-        return TicketId(f"{self._rng.getrandbits(96):024x}")
+        return new_ticket_id(self._rng)
 
     async def _report(self, message: Message) -> bytes:
         said = self._read(self._reports, message)
@@ -238,6 +257,8 @@ class TransferService:
                     await self._changed.wait()
                     walk = await self._step(said)
         except Refused as refusal:
+            if said.step in (Step.FAIL, Step.CANCEL) and said.ticket in self._waiting:
+                self._waiting[said.ticket].cancel()
             known = self.core.book.get(said.ticket)
             return Denied(refusal.reason, str(refusal), known[0].state if known else None)
         except BusError as error:
@@ -368,3 +389,10 @@ class TransferService:
         """Whoever waits for a place, or for a transfer to be let in, looks again."""
         self._changed.set()
         self._changed = anyio.Event()
+
+
+def _check_id(id: TicketId) -> None:
+    try:
+        check_name(id, "a ticket's name")
+    except BadName as error:
+        raise RequestRefused(400, str(error)) from error

@@ -31,6 +31,12 @@ class Unknown(Refused):
     reason = "unknown"
 
 
+class Taken(Refused):
+    """Another ticket is called so."""
+
+    reason = "taken"
+
+
 class Contended(Refused):
     """Others changed the ticket at every try; whoever asks may ask again."""
 
@@ -66,7 +72,7 @@ class Shelf:
                     changed()
 
     async def add(self, walk: Walk) -> None:
-        """Store a new ticket. Raises `BusError`."""
+        """Store a new ticket. Raises `Taken`, `BusError`."""
         key, value = walk.ticket.id, self._encoder.encode(walk.ticket)
         try:
             revision = await self._opened.create(key, value)
@@ -74,7 +80,8 @@ class Shelf:
             if not await self._is_stored(walk.ticket):
                 raise
             return
-        assert revision is not None, "ids of tickets are unique"
+        if revision is None:
+            raise Taken(f"there is, or was, a ticket {key} already")
         self._book.put(walk.ticket, revision)
 
     async def change(self, id: TicketId, make: Make) -> Walk:

@@ -37,6 +37,7 @@ from proto.transfers import (
     Verb,
 )
 from proto.wire.memory.bus import MemoryHub
+from proto.wire.memory.faults import Fault, faultless
 from proto.wire.memory.store import MemoryEtcd
 from proto.wire.ports import Bus, Endpoint, Message, ServiceInfo
 from proto.workers import Hardware, KvTransfer, Role, WorkerRecord, WorkerState
@@ -157,7 +158,9 @@ class Asker:
         return Reader[Evacuated](Evacuated).open(answer.data).body
 
     async def report(self, ticket: Ticket, step: Step, **news: object) -> ReportReply:
-        said = Report(ticket.id, ticket.fence, step, **news)  # type: ignore[arg-type]
+        return await self.say(Report(ticket.id, ticket.fence, step, **news))  # type: ignore[arg-type]
+
+    async def say(self, said: Report) -> ReportReply:
         sealed = self._producer.seal(said)
         answer = await self._bus.request(SUBJECTS.transfer("report"), sealed, timeout_s=DEADLINE_S)
         return self._reports.open(answer.data).body
@@ -220,12 +223,12 @@ async def run(service: TransferService, *, task_status: anyio.abc.TaskStatus[Non
 
 @asynccontextmanager
 async def world(
-    *records: WorkerRecord, replicas: int = 1, **settings: object
+    *records: WorkerRecord, replicas: int = 1, fault: Fault = faultless, **settings: object
 ) -> AsyncIterator[World]:
     """With `replicas` coordinators, ready."""
     fleet = records or (record("p0", Role.PREFILL), record("d0", Role.DECODE))
     quick = TransferSettings.model_validate({"sweep_s": 0.02, "duty_s": 0.2, **settings})
-    made = World(MemoryHub(), MemoryEtcd())
+    made = World(MemoryHub(fault), MemoryEtcd())
     async with (
         made.hub,
         anyio.create_task_group() as tasks,
