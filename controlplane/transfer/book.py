@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from controlplane.transfer.ticket import over
 from proto.ids import RequestId, WorkerId
@@ -12,6 +13,10 @@ from proto.transfers import TERMINAL, Purpose, State, Ticket, TicketId
 
 _BEFORE_DECODE = frozenset({State.RESERVED, State.PREFILLING, State.STAGED, State.TRANSFERRING})
 _HOLDS_STAGED = frozenset({State.STAGED, State.TRANSFERRING})
+
+
+Held = Counter[tuple[str, str]]
+"""By what it is, and whose."""
 
 
 class Book:
@@ -36,6 +41,7 @@ class Book:
         """By who prefills, those that ended lately too."""
         self._live: dict[RequestId, set[TicketId]] = {}
         """Those that have not ended."""
+        self._expected: list[Ticket] = []
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -61,6 +67,28 @@ class Book:
         else:
             self._live.setdefault(ticket.request, set()).add(ticket.id)
         return True
+
+    @contextmanager
+    def expected(self, ticket: Ticket) -> Iterator[None]:
+        """While it is written: nobody else is let in to what it is about to hold. What it lets go
+        of is free when that has been written."""
+        known = self._tickets.get(ticket.id)
+        more = _held(ticket)
+        if known is not None:
+            more -= _held(known[0])  # what it holds already is no more
+        self._expected.append(ticket)
+        self._hold(more, 1)
+        try:
+            yield
+        finally:
+            self._hold(more, -1)
+            self._expected.remove(ticket)
+
+    def copies(self) -> Iterator[Ticket]:
+        """Movements for their own sake that have not ended, also those that are being written."""
+        for ticket in (*self, *self._expected):
+            if ticket.purpose is not Purpose.HANDOFF and ticket.state not in TERMINAL:
+                yield ticket
 
     def drop(self, id: TicketId) -> Ticket | None:
         """It is no longer in the bucket."""
@@ -101,16 +129,33 @@ class Book:
     def _count(self, ticket: Ticket, by: int) -> None:
         self.states[ticket.state] += by
         _add(self.given, ticket.prefill.worker, by)
-        if ticket.state in _BEFORE_DECODE and not ticket.cancelling:
-            if ticket.purpose is Purpose.HANDOFF:
-                _add(self.reserved, ticket.decode.worker, by)
-            _add(self.reserved_blocks, ticket.decode.worker, by * ticket.blocks)
-        if ticket.state is State.TRANSFERRING:
-            _add(self.transfers, ticket.prefill.worker, by)
-            _add(self.transfers, ticket.decode.worker, by)
-            _add(self.link_bytes, ticket.link, by * ticket.kv_bytes)
-        if ticket.state in _HOLDS_STAGED:
-            _add(self.staged_bytes, ticket.prefill.worker, by * ticket.kv_bytes)
+        self._hold(_held(ticket), by)
+
+    def _hold(self, held: Held, by: int) -> None:
+        sums: Mapping[str, Counter[Any]] = {
+            "reserved": self.reserved,
+            "reserved_blocks": self.reserved_blocks,
+            "transfers": self.transfers,
+            "staged_bytes": self.staged_bytes,
+            "link_bytes": self.link_bytes,
+        }
+        for (what, whose), amount in held.items():
+            _add(sums[what], whose, by * amount)
+
+
+def _held(ticket: Ticket) -> Held:
+    """What a ticket holds of either end, and of the link between them."""
+    held: Held = Counter()
+    prefill, decode = ticket.prefill.worker, ticket.decode.worker
+    if ticket.state in _BEFORE_DECODE and not ticket.cancelling:
+        held["reserved", decode] = int(ticket.purpose is Purpose.HANDOFF)
+        held["reserved_blocks", decode] = ticket.blocks
+    if ticket.state is State.TRANSFERRING:
+        held["transfers", prefill] = held["transfers", decode] = 1
+        held["link_bytes", ticket.link] = ticket.kv_bytes
+    if ticket.state in _HOLDS_STAGED:
+        held["staged_bytes", prefill] = ticket.kv_bytes
+    return held
 
 
 K = TypeVar("K", bound=str)

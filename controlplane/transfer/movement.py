@@ -19,7 +19,7 @@ from controlplane.transfer.cost import Rates
 from controlplane.transfer.fleet import Fleet, end
 from controlplane.transfer.pairing import link, mismatch
 from proto.ids import RequestId, ServiceId, WorkerId
-from proto.transfers import TERMINAL, Move, Purpose, Stays, Ticket, TicketId
+from proto.transfers import Move, Purpose, Stays, Ticket, TicketId
 from proto.workers import HandoffOrder, WorkerRecord, WorkerState
 
 PATIENCE, PATIENCE_S = 3.0, 0.05
@@ -126,11 +126,7 @@ def _unfit(source: WorkerRecord, target: WorkerRecord) -> str:
 
 
 def _under_way(asked: Move, target: WorkerId, book: Book) -> bool:
-    return any(
-        each.tail == asked.tail and each.decode.worker == target and each.state not in TERMINAL
-        for each in book
-        if each.purpose is not Purpose.HANDOFF
-    )
+    return any(each.tail == asked.tail and each.decode.worker == target for each in book.copies())
 
 
 def _has_room(asked: Move, target: WorkerRecord, fleet: Fleet, book: Book, worth: Worth) -> bool:

@@ -250,6 +250,8 @@ class TransferService:
         return self._producer.seal(reply)
 
     async def _hear(self, said: Report) -> ReportReply:
+        if said.step in (Step.FAIL, Step.CANCEL) and said.ticket in self._waiting:
+            self._waiting[said.ticket].cancel()
         try:
             walk = await self._step(said)
             with anyio.move_on_after(ADMIT_S):
@@ -257,8 +259,6 @@ class TransferService:
                     await self._changed.wait()
                     walk = await self._step(said)
         except Refused as refusal:
-            if said.step in (Step.FAIL, Step.CANCEL) and said.ticket in self._waiting:
-                self._waiting[said.ticket].cancel()
             known = self.core.book.get(said.ticket)
             return Denied(refusal.reason, str(refusal), known[0].state if known else None)
         except BusError as error:

@@ -1,5 +1,6 @@
 """Tickets in their bucket: every change is guarded by what was read, so that of several replicas
-one makes it, and a coordinator that starts anew finds all of them.
+one makes it, and a coordinator that starts anew finds all of them. While a ticket is written the
+book knows what it is about to hold: who is let in is decided before that, and others ask meanwhile.
 """
 
 from __future__ import annotations
@@ -74,15 +75,16 @@ class Shelf:
     async def add(self, walk: Walk) -> None:
         """Store a new ticket. Raises `Taken`, `BusError`."""
         key, value = walk.ticket.id, self._encoder.encode(walk.ticket)
-        try:
-            revision = await self._opened.create(key, value)
-        except BusTimeout:
-            if not await self._is_stored(walk.ticket):
-                raise
-            return
-        if revision is None:
-            raise Taken(f"there is, or was, a ticket {key} already")
-        self._book.put(walk.ticket, revision)
+        with self._book.expected(walk.ticket):
+            try:
+                revision = await self._opened.create(key, value)
+            except BusTimeout:
+                if not await self._is_stored(walk.ticket):
+                    raise
+                return
+            if revision is None:
+                raise Taken(f"there is, or was, a ticket {key} already")
+            self._book.put(walk.ticket, revision)
 
     async def change(self, id: TicketId, make: Make) -> Walk:
         """Store what `make` makes of the ticket as it is. `make` may be asked several times; the
@@ -101,7 +103,9 @@ class Shelf:
                 continue
             if walk.ticket == ticket:
                 return walk
-            if await self._write(walk.ticket, revision):
+            with self._book.expected(walk.ticket):
+                written = await self._write(walk.ticket, revision)
+            if written:
                 return walk
             self._metrics.conflicts.inc()
             await self._read(id)

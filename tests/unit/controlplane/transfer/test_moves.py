@@ -217,6 +217,21 @@ async def test_one_prefix_goes_to_one_worker_once() -> None:
         assert Stays("under_way", "it is on its way to b") in replies
 
 
+async def test_one_prefix_that_is_asked_for_twice_at_once_is_moved_once() -> None:
+    async with world(worker("a"), worker("b")) as made:
+        await ready(made)
+        replies = []
+
+        async def move() -> None:
+            replies.append(await made.asker.move(asked(Purpose.REPLICATE)))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(move)
+        assert sum(isinstance(each, Moved) for each in replies) == 1
+        assert made.agents.told == [("a", Verb.OFFER), ("b", Verb.REPLICATE)]
+
+
 async def test_a_leaving_worker_leaves_what_belongs_together_to_one_other() -> None:
     async with world(worker("a", state=WorkerState.DRAINING), worker("b"), worker("c")) as made:
         await ready(made)

@@ -263,6 +263,55 @@ async def test_a_request_waits_for_a_place_and_takes_it_when_there_is_one() -> N
         assert isinstance(reply, Local) and reply.reason == "decode_full" and reply.fallback
 
 
+async def test_dg23_those_who_ask_at_once_get_no_more_places_than_there_are() -> None:
+    fleet = record("p0", Role.PREFILL), record("d0", Role.DECODE, max_running=2)
+    async with world(*fleet) as made:
+        replies: list[object] = []
+
+        async def ask(number: int) -> None:
+            replies.append(await made.asker.begin(begin(f"r{number}")))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                tasks.start_soon(ask, number)
+            await anyio.sleep(0.5)
+            first = [each for each in replies if isinstance(each, Granted)]
+            assert len(first) == 2
+            await stepped(made, first[0].ticket, Step.FAIL, cause="gone")
+        assert Counter(type(each) for each in replies) == {Granted: 3, Local: 17}
+        assert made.services[0].core.book.reserved[WorkerId("d0")] == 2
+
+
+async def test_dg23_no_more_transfers_are_let_in_at_once_than_may_be_under_way() -> None:
+    async with world(transfers_max=1) as made:
+        tickets = [await granted(made, f"r{number}") for number in range(20)]
+        states: list[State] = []
+
+        async def transfer(ticket: Ticket) -> None:
+            ticket = await stepped(made, ticket, Step.TRANSFER, handle=b"h")
+            states.append(ticket.state)
+
+        for begun in range(3):  # at once; and whenever one of them ends
+            async with anyio.create_task_group() as tasks:
+                for ticket in tickets:
+                    tasks.start_soon(transfer, ticket)
+            under_way = [t for t in made.services[0].core.book if t.state is State.TRANSFERRING]
+            assert len(under_way) == 1
+            assert states.count(State.TRANSFERRING) == begun + 1
+            await stepped(made, under_way[0], Step.LAND)
+            tickets = [each for each in tickets if each.id != under_way[0].id]
+
+
+async def test_what_could_not_be_stored_holds_nothing() -> None:
+    async with world() as made:
+        service = made.services[0]
+        service._bus.cut()  # type: ignore[attr-defined]
+        with anyio.move_on_after(1):
+            await service._reserve(begin())
+        assert not any(service.core.book.sums().values())
+        service._bus.mend()  # type: ignore[attr-defined]
+
+
 async def test_a_report_whose_answer_was_lost_may_be_made_again() -> None:
     async with world() as made:
         ticket = await granted(made)

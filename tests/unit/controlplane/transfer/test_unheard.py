@@ -69,6 +69,7 @@ async def test_clients_that_leave_while_they_wait_for_a_place_take_none() -> Non
         async with anyio.create_task_group() as tasks:
             for number in range(5):
                 tasks.start_soon(leaves, number)
+        await anyio.sleep(0.1)
         tickets.give_up(first, Step.FAIL, "over")
         await anyio.sleep(0.1)
         assert live(made) == []
