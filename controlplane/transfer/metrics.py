@@ -38,6 +38,7 @@ class TransferMetrics:
             "duties", "Commands to agents, by verb and outcome", "verb", "outcome"
         )
         self.conflicts = counter("conflicts", "Writes that another replica was faster with")
+        self.unreadable = counter("unreadable", "Tickets read that this build cannot make sense of")
         self.bytes = counter("bytes", "KV bytes that have landed", "link")
         self.seconds = Histogram(
             "tokenplane_transfer_seconds",

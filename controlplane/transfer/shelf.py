@@ -5,6 +5,7 @@ book knows what it is about to hold: who is let in is decided before that, and o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import msgspec
@@ -17,6 +18,8 @@ from proto.subjects import Subjects
 from proto.transfers import Ticket, TicketId
 from proto.wire.errors import BusTimeout
 from proto.wire.ports import Bucket, BucketSpec, Bus, Cell
+
+log = logging.getLogger(__name__)
 
 MAX_AGE_S = 3600.0
 MAX_BYTES = 256 << 20
@@ -152,4 +155,11 @@ class Shelf:
         """True if this is news."""
         if cell.value is None:
             return self._book.drop(TicketId(cell.key)) is not None
-        return self._book.put(self._decoder.decode(cell.value), cell.revision)
+        try:
+            ticket = self._decoder.decode(cell.value)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # One of a newer build, perhaps: that one sees to it, and what we knew is out of date.
+            self._metrics.unreadable.inc()
+            log.warning("ticket %s cannot be read: %s", cell.key, error)
+            return self._book.drop(TicketId(cell.key)) is not None
+        return self._book.put(ticket, cell.revision)

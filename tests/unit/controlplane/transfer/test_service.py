@@ -396,6 +396,48 @@ async def test_a_coordinator_that_cannot_read_the_tickets_yet_waits_until_it_can
         tasks.cancel_scope.cancel()
 
 
+async def spoil(made: World, id: str, value: bytes) -> None:
+    """Write a ticket as no coordinator of this build does."""
+    bucket = await made.hub.connect("other").bucket(made.services[0]._shelf._spec)
+    if (cell := await bucket.get(id)) is None:
+        assert await bucket.create(id, value)
+    else:
+        assert await bucket.update(id, value, revision=cell.revision)
+
+
+def newer(ticket: Ticket, **changes: object) -> bytes:
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(ticket))
+    return msgspec.msgpack.encode(fields | changes)
+
+
+async def test_a_ticket_that_cannot_be_read_stops_no_coordinator_and_none_that_starts() -> None:
+    async with world() as made, anyio.create_task_group() as tasks:
+        ticket = await granted(made, "a")
+        await spoil(made, "f" * 24, newer(ticket, id="f" * 24, state="paused"))
+        await spoil(made, "e" * 24, b"\xc1 no ticket")
+        await anyio.sleep(0.1)
+        await granted(made, "b")
+        unreadable = "tokenplane_transfer_unreadable_total"
+        assert made.metrics[0].get_sample_value(unreadable) == 2
+        fresh = made.service("transfer-new", made.services[0]._settings)
+        await tasks.start(run, fresh)
+        assert len(fresh.core.book) == 2
+        assert made.metrics[1].get_sample_value(unreadable)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_ticket_that_can_no_longer_be_read_is_left_to_who_can() -> None:
+    async with world(prefill_s=2.0) as made:
+        ticket = await granted(made)
+        await spoil(made, ticket.id, newer(ticket, state="paused"))
+        await anyio.sleep(0.1)
+        assert not any(made.services[0].core.book.sums().values())
+        reply = await made.asker.report(ticket, Step.TRANSFER, handle=b"h")
+        assert isinstance(reply, Denied) and reply.reason == "unknown"
+        await anyio.sleep(5)
+        assert path(made, ticket)[-1] is State.PREFILLING
+
+
 async def test_several_replicas_make_each_step_once() -> None:
     async with world(replicas=3, prefill_s=2.0, duty_retry_s=30.0) as made:
         tickets = [await granted(made, f"r{n}") for n in range(30)]
