@@ -259,7 +259,9 @@ class Coordinator:
             walk.go(Step.FAIL, now_s, self._settings, cause=pair.reason)
             return
         walk.go(Step.OTHER_PREFILL, now_s, self._settings, other=end(pair.prefill))
-        walk.ticket = msgspec.structs.replace(walk.ticket, link=pair.link)
+        assert pair.prefill.transfer is not None
+        lease_s = pair.prefill.transfer.lease_s
+        walk.ticket = msgspec.structs.replace(walk.ticket, link=pair.link, lease_s=lease_s)
         walk.go(Step.PREFILL, now_s, self._settings)
         if walk.ticket.order is HandoffOrder.OVERLAPPED:
             walk.go(Step.TRANSFER, now_s, self._settings)

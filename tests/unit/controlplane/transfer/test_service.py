@@ -217,6 +217,21 @@ async def test_what_an_owner_gives_up_is_aborted_nowhere_that_it_goes_on(step: S
         assert made.agents.told == [("p0", Verb.RELEASE)]
 
 
+async def test_dg14_who_prefills_instead_keeps_blocks_for_as_long_as_its_own_engine_does() -> None:
+    short = TRANSFER.model_copy(update={"lease_s": 10.0})
+    fleet = (
+        record("p0", Role.PREFILL),
+        record("p1", Role.PREFILL, transfer=short),
+        record("d0", Role.DECODE),
+    )
+    async with world(*fleet) as made:
+        ticket = await granted(made)
+        ticket = await stepped(made, ticket, Step.OTHER_PREFILL, exclude=(WorkerId("p0"),))
+        assert (ticket.prefill.worker, ticket.lease_s) == ("p1", 10.0)
+        late = await made.asker.report(ticket, Step.TRANSFER, handle=b"h", age_s=8.0)
+        assert isinstance(late, Denied) and late.reason == "lease_over"
+
+
 async def test_whoever_prefills_anew_is_read_where_nothing_was_aborted() -> None:
     fleet = (*(record(f"p{n}", Role.PREFILL) for n in (0, 1)), record("d0", Role.DECODE))
     async with world(*fleet) as made:
