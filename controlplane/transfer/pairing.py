@@ -75,7 +75,7 @@ def serves(record: WorkerRecord, role: Role) -> bool:
 def distance(prefill: WorkerRecord, decode: WorkerRecord) -> str:
     """The nearest label that both share, `FAR` if none."""
     here, there = decode.hardware.topology, prefill.hardware.topology
-    return next((label for label in NEAR if here.get(label, "") == there.get(label)), FAR)
+    return next((each for each in NEAR if here.get(each) and here[each] == there.get(each)), FAR)
 
 
 def apart(prefill: WorkerRecord, decode: WorkerRecord, labels: Sequence[str]) -> str:

@@ -55,11 +55,13 @@ def test_hw8_distance_and_what_must_be_shared() -> None:
     beside = placed("b", rack="r1", host="h2", nvlink_domain="n1")
     there = placed("c", rack="r1", host="h3", nvlink_domain="n2")
     bare = placed("e")
+    unsaid = placed("f", nvlink_domain="", host="h4")
     assert [distance(other, here) for other in (beside, there, bare)] == [
         "nvlink_domain",
         "rack",
         "far",
     ]
+    assert distance(unsaid, placed("g", nvlink_domain="", host="h5")) == "far"
     assert link(beside, here) == "nvlink_domain:b>a"
     assert link(there, here) == link(there, beside) == "rack:h3"
     assert apart(beside, here, ("rack", "nvlink_domain")) == ""
