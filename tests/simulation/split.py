@@ -171,10 +171,12 @@ class Split:
         self.cut = True
         for bus in self.buses:
             bus.cut()
-        await anyio.sleep(CUT_S)
-        for bus in self.buses:
-            bus.mend()
-        self.cut = False
+        try:
+            await anyio.sleep(CUT_S)
+        finally:  # also where the history ends in this very moment
+            for bus in self.buses:
+                bus.mend()
+            self.cut = False
 
     # --- what must not be left
 
