@@ -11,6 +11,7 @@ Whatever happens, the ticket is told of it, so that no engine keeps blocks that 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import anyio
@@ -221,8 +222,11 @@ class Journey:
                 chosen, worker=end.worker, incarnation=end.incarnation, url=end.url
             )
         sink = Landing(self._sink, self._to.tickets, ticket)
+        # A whole answer comes long after its blocks have landed, and only then is that known.
+        waits = nullcontext() if self._flight.ask.stream else self._to.tickets.kept(ticket)
         try:
-            await self._to.attempts.make(self._flight, chosen, leg, sink)
+            with waits:
+                await self._to.attempts.make(self._flight, chosen, leg, sink)
         finally:
             sink.close()
 

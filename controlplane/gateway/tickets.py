@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anyio
 import msgspec
@@ -40,6 +42,9 @@ PATIENT_TRIES = 6
 PAUSE_FIRST_S = 0.3
 LATER_MAX = 4096
 FIRST_FENCE = 1
+KEEP_S = 1.0
+KEEPS = 3
+"""Words in the time that a ticket would wait without them."""
 GRACE_S = 0.25
 """For the coordinator to answer in time that it will not be in time."""
 
@@ -59,6 +64,7 @@ class Tickets:
         self._moves = Reader[MoveReply](MoveReply)
         self._rng = random.SystemRandom()
         self._later: list[tuple[Report, Headers, bool]] = []
+        self._kept: dict[TicketId, _Kept] = {}
         self._underway = Underway()
         self._news = anyio.Event()
 
@@ -136,9 +142,19 @@ class Tickets:
         """Nobody waits for the answer. What is too much is dropped: the ticket then expires."""
         self._put(said, foreseen=False)
 
+    @contextmanager
+    def kept(self, ticket: Ticket) -> Iterator[None]:
+        """Its transfer is not given up meanwhile, however long nothing is heard of it."""
+        self._kept[ticket.id] = _Kept(ticket)
+        try:
+            yield
+        finally:
+            self._kept.pop(ticket.id, None)
+
     async def run(self) -> None:
         """Report what is to be reported later, until cancelled."""
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._keep)
             while True:
                 await self._news.wait()
                 self._news = anyio.Event()
@@ -159,11 +175,35 @@ class Tickets:
             self._underway.begin()
             self._news.set()
 
+    async def _keep(self) -> None:
+        while True:
+            await anyio.sleep(KEEP_S)
+            for kept in self._kept.values():
+                if kept.is_due(anyio.current_time()):
+                    ticket = kept.ticket
+                    self.report_later(Report(ticket.id, ticket.fence, Step.TRANSFER))
+
     async def _report_patiently(self, said: Report, headers: Headers, foreseen: bool) -> None:
         try:
             await self.report(said, headers, PATIENT_TRIES, foreseen=foreseen)
         finally:
             self._underway.end()
+
+
+class _Kept:
+    """A ticket that goes on while its owner says so."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self._every_s = (ticket.deadline_s - ticket.changed_s) / KEEPS
+        self._said_s = anyio.current_time()
+
+    def is_due(self, now_s: float) -> bool:
+        """True once each time."""
+        due = now_s >= self._said_s + self._every_s
+        if due:
+            self._said_s = now_s
+        return due
 
 
 def landed(ticket: Ticket, seconds: float) -> Report:

@@ -15,7 +15,15 @@ from controlplane.transfer.cost import Rates, Side, keep_local
 from controlplane.transfer.fleet import Fleet, NoPair, Pair, Want, end
 from controlplane.transfer.movement import Route, copy_ticket, route
 from controlplane.transfer.settings import TransferSettings
-from controlplane.transfer.ticket import News, Refused, check_fence, check_legal, over, step
+from controlplane.transfer.ticket import (
+    News,
+    Refused,
+    check_fence,
+    check_legal,
+    over,
+    prolonged,
+    step,
+)
 from proto.ids import ServiceId
 from proto.load import LoadReport
 from proto.transfers import (
@@ -161,6 +169,8 @@ class Coordinator:
         if said.step not in FROM_OUTSIDE:
             raise Refused(f"{said.step} is not for an owner to report")
         if _heard_before(ticket, said):
+            if said.step is Step.TRANSFER:
+                walk.ticket = prolonged(ticket, now_s, self._settings.patience)
             return walk
         if said.step not in (Step.CANCEL, Step.FAIL):  # what an owner gives up is given up
             check_fence(ticket, said.fence)

@@ -324,7 +324,8 @@ class TransferService:
 
         def make(now: Ticket) -> Walk:
             walk = Walk(now)
-            if now.sequence == ticket.sequence or what is Step.CANCEL:
+            unchanged = (now.sequence, now.deadline_s) == (ticket.sequence, ticket.deadline_s)
+            if unchanged or what is Step.CANCEL:
                 walk.go(what, self._clock(), self._settings, cause=cause)
             return walk
 

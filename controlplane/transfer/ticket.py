@@ -207,6 +207,11 @@ def step(
     return msgspec.structs.replace(after, deadline_s=_deadline_s(after, now_s, patience))
 
 
+def prolonged(ticket: Ticket, now_s: float, patience: Patience) -> Ticket:
+    """The ticket when its owner says that it goes on as before."""
+    return msgspec.structs.replace(ticket, deadline_s=_deadline_s(ticket, now_s, patience))
+
+
 def settle(ticket: Ticket, duty: Duty) -> Ticket:
     """The ticket when a duty is done, or has become void."""
     left = tuple(each for each in ticket.owed if each != duty)
