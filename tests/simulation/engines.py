@@ -25,6 +25,8 @@ from proto.wire.ports import (
 from tests.unit.agents.engine import URL, MemoryEngine
 
 PREFILL_S, STEP_S, PIECE_S, PIECES = 0.2, 0.02, 0.02, 5
+WHOLE_S = 15.0
+"""Of an answer that is not streamed: longer than a transfer may take."""
 LEASE_S = 30.0
 TOKENS = 4
 DONE = b"data: [DONE]\n\n"
@@ -108,12 +110,19 @@ class SplitEngine(MemoryEngine):
             else:
                 await anyio.sleep(PREFILL_S)
             self.serve(prompt)
+        if asked.get("stream") is False:
+            return 200, self._whole(prompt, request)
         return 200, self._stream(prompt, request)
 
     def _used(self) -> int:
         now_s = anyio.current_time()
         kept = [kept.prompt for kept in self.staged.values() if kept.until_s > now_s]
         return sum(len(prompt) // self.block_tokens for prompt in kept)
+
+    async def _whole(self, prompt: tuple[int, ...], request: str) -> Body:
+        with self._call(request):
+            await anyio.sleep(WHOLE_S)
+        yield json.dumps({"choices": [{"text": "".join(answer(prompt))}]}).encode()
 
     async def _stream(self, prompt: tuple[int, ...], request: str) -> Body:
         for token in answer(prompt):

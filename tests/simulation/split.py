@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import trio
@@ -50,6 +50,8 @@ from proto.workers import Role
 from tests.simulation.engines import DONE, SplitEngine, SplitHttp, answer
 from tests.simulation.world import Client, Faults
 from tests.unit.agents.engine import EVENTS, MODEL, REPLAY
+
+T = TypeVar("T")
 
 CLUSTER = "split"
 SUBJECTS, KEYS = Subjects(CLUSTER), Keys(CLUSTER)
@@ -224,13 +226,19 @@ def run_unread(seed: int, requests: int) -> Split:
     return _in_virtual_time(_play_unread, seed, requests)
 
 
+def run_whole(seed: int, requests: int) -> list[float]:
+    """Answers that are not streamed, one after the other; returns how long each took."""
+    return _in_virtual_time(_play_whole, seed, requests)
+
+
 def _in_virtual_time(
-    play: Callable[[int, int], Coroutine[Any, Any, Split]], seed: int, requests: int
-) -> Split:
+    play: Callable[[int, int], Coroutine[Any, Any, T]], seed: int, requests: int
+) -> T:
     vars(trio._core._run)["_ALLOW_DETERMINISTIC_SCHEDULING"] = True
     trio._core._run._r.seed(seed)
     clock = trio.testing.MockClock(autojump_threshold=0)
-    return trio.run(play, seed, requests, clock=clock)
+    played: T = trio.run(play, seed, requests, clock=clock)
+    return played
 
 
 async def _play(seed: int, requests: int) -> Split:
@@ -262,6 +270,22 @@ async def _play_unread(seed: int, requests: int) -> Split:
         tasks.cancel_scope.cancel()
         await _settle(split)
     return split
+
+
+async def _play_whole(seed: int, requests: int) -> list[float]:
+    rng, took_s = random.Random(seed), []
+    async with _split(rng, (Role.PREFILL, Role.DECODE)) as split:
+        assert split.gateway is not None
+        for number in range(requests):
+            prompt, client, began_s = [number] * 12, Client(), anyio.current_time()
+            body = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "stream": False}
+            asked = read(Api.COMPLETIONS, json.dumps(body).encode())
+            await split.gateway.dispatcher.serve(RequestId(f"q{number}"), asked, Hints(), client)
+            assert json.loads(client.read)["choices"][0]["text"] == "".join(answer(prompt))
+            took_s.append(anyio.current_time() - began_s)
+        await anyio.sleep(QUIET_S)
+        assert split.left() == [], split.left()
+    return took_s
 
 
 async def _settle(split: Split) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation import split
+from tests.simulation import engines, split
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -18,3 +18,7 @@ def test_who_prefills_by_itself_in_the_end_is_not_aborted_for_what_it_could_not_
     played = split.run_unread(seed=0, requests=6)
     assert sum(played.faults.values()) >= 6
     assert played.outcomes == {"whole": 7}  # and one when it is quiet again
+
+
+def test_an_answer_that_is_not_streamed_is_computed_once_however_long_it_takes() -> None:
+    assert max(split.run_whole(seed=0, requests=3)) < engines.WHOLE_S + 1

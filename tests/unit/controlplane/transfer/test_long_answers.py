@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import anyio
 import pytest
 import trio.testing
 
-from controlplane.gateway.tickets import Tickets
-from proto.codec import Producer
-from proto.ids import Incarnation
 from proto.transfers import Granted, State, Step, Stepped, Ticket, Verb
-from tests.unit.controlplane.transfer.world import GATEWAY, SUBJECTS, World, begin, world
+from tests.unit.controlplane.transfer.world import World, asking, begin, world
 
 pytestmark = pytest.mark.anyio
 
@@ -21,16 +15,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, object]]:
     return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
-
-
-@asynccontextmanager
-async def asking(made: World) -> AsyncIterator[Tickets]:
-    producer = Producer(GATEWAY, Incarnation(1), lambda: 0.0)
-    tickets = Tickets(made.hub.connect("asking"), SUBJECTS, producer, begin_s=1.0)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(tickets.run)
-        yield tickets
-        tasks.cancel_scope.cancel()
 
 
 async def transferring(made: World) -> Ticket:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import anyio
 import msgspec
 import pytest
 import trio.testing
 
 from controlplane.gateway.tickets import Tickets
-from proto.codec import Producer
-from proto.ids import Incarnation
 from proto.transfers import Denied, Granted, Local, Report, State, Step, Ticket, TicketId
 from proto.wire.errors import RequestRefused
 from proto.wire.memory.faults import Deliver, Drop
 from proto.workers import Role
 from tests.unit.controlplane.transfer.world import (
-    GATEWAY,
-    SUBJECTS,
     World,
+    asking,
     begin,
     record,
     world,
@@ -34,17 +28,6 @@ ONE_PLACE = record("p0", Role.PREFILL), record("d0", Role.DECODE, max_running=1)
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, object]]:
     return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
-
-
-@asynccontextmanager
-async def asking(made: World) -> AsyncIterator[Tickets]:
-    """A gateway's own way to ask, patient for a second."""
-    producer = Producer(GATEWAY, Incarnation(1), lambda: 0.0)
-    tickets = Tickets(made.hub.connect("asking"), SUBJECTS, producer, begin_s=1.0)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(tickets.run)
-        yield tickets
-        tasks.cancel_scope.cancel()
 
 
 async def granted(tickets: Tickets, request: str) -> Ticket:

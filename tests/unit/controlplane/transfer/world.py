@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import anyio
 from prometheus_client import CollectorRegistry
 
+from controlplane.gateway.tickets import Tickets as GatewayTickets
 from controlplane.registry.view import RegistryView
 from controlplane.transfer.metrics import TransferMetrics
 from controlplane.transfer.service import TransferService
@@ -239,4 +240,15 @@ async def world(
         for number in range(replicas):
             await tasks.start(run, made.service(f"transfer-{number}", quick))
         yield made
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def asking(made: World) -> AsyncIterator[GatewayTickets]:
+    """A gateway's own way to ask, patient for a second."""
+    producer = Producer(GATEWAY, Incarnation(1), lambda: 0.0)
+    tickets = GatewayTickets(made.hub.connect("asking"), SUBJECTS, producer, begin_s=1.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tickets.run)
+        yield tickets
         tasks.cancel_scope.cancel()
