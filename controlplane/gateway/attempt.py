@@ -121,8 +121,8 @@ class Attempts:
         if given_up := given_up_in(body):
             raise gave_up(given_up)
         flight.saw_usage(usage_of(body))
-        flight.started = True
         sink.start(200, _headers(flight, chosen, response), len(body))
+        flight.started = True
         await sink.write(body)
 
     async def _refused(self, response: HttpResponse) -> None:

@@ -150,12 +150,17 @@ class Dispatcher:
             if not flight.started:
                 raise
             log.warning("request %s ended after its first byte: %s", request, error)
+            if not ask.stream:  # its length has been told: nothing may follow
+                raise ClientStalled(f"the client has not all of its answer: {error}") from error
             await sink.write(error.event(ask.api))
         except ClientStalled:
             flight.outcome = "client_stalled"
             raise
         except anyio.get_cancelled_exc_class():
             flight.outcome = CANCELLED
+            raise
+        except Exception:
+            flight.outcome = "internal_error"
             raise
         finally:
             if flight.reservation is not None:

@@ -41,7 +41,7 @@ class Answers:
             await anyio.sleep_forever()
 
     async def serve(self, tenant: str, key: str, body: bytes, run: Run, sink: Sink) -> None:
-        """Give `sink` the answer that `key` stands for. Raises `ClientError`."""
+        """Give `sink` the answer that `key` stands for. Raises `ClientError`, as does `run`."""
         if len(key) > KEY_CHARS_MAX:
             raise ClientError(
                 400,
@@ -76,8 +76,8 @@ class Answers:
         with answer.work:
             try:
                 good = await run(answer) == COMPLETED
-            except ClientError as error:
-                answer.refusal = error
+            except Exception as error:  # noqa: BLE001 raised again where the answer is read
+                answer.failure = error
         answer.end(anyio.current_time())
         if not good:
             self._drop(name, answer)
@@ -106,13 +106,16 @@ class _Answer(Sink):
     head: tuple[int, Mapping[str, str], int | None] | None = None
     pieces: list[bytes] = field(default_factory=list)
     size_bytes: int = 0
-    refusal: ClientError | None = None
+    failure: Exception | None = None
+    """Instead of an answer, or of the rest of one."""
     ended_s: float = 0.0
     ended: bool = False
     readers: int = 0
     _news: anyio.Event = field(default_factory=anyio.Event)
 
     def start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
+        if length is not None and length > ANSWER_BYTES_MAX:
+            raise _too_long()
         self.head = status, headers, length
         self._tell()
 
@@ -121,9 +124,7 @@ class _Answer(Sink):
         self.size_bytes += len(data)
         if not too_long and self.size_bytes > ANSWER_BYTES_MAX:
             # Said once: what follows is the event that tells the client.
-            raise ClientError(
-                507, "the answer is too long to be kept under a key", code="answer_too_long"
-            )
+            raise _too_long()
         self.pieces.append(data)
         self._tell()
         return True
@@ -140,7 +141,7 @@ class _Answer(Sink):
         self._tell()
 
     async def read(self, sink: Sink) -> None:
-        """Give it all to another sink, as it comes. Raises `ClientError` if that is the answer."""
+        """Give it all to another sink, as it comes. Raises what went wrong, at the end."""
         self.readers += 1
         try:
             while self.head is None and not self.ended:
@@ -154,11 +155,15 @@ class _Answer(Sink):
                     continue
                 await sink.write(self.pieces[told])
                 told += 1
-            if self.refusal is not None:
-                raise self.refusal
+            if self.failure is not None:
+                raise self.failure
         finally:
             self.readers -= 1
 
     def _tell(self) -> None:
         self._news.set()
         self._news = anyio.Event()
+
+
+def _too_long() -> ClientError:
+    return ClientError(507, "the answer is too long to be kept under a key", code="answer_too_long")

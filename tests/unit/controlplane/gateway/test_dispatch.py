@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from controlplane.gateway.dispatch import RETRY_BURST, RetryBudget
+from controlplane.gateway.flight import ClientStalled
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.pools import Attempt
 from controlplane.gateway.routing import Hints
@@ -435,6 +436,41 @@ async def test_an_answer_that_is_not_streamed_comes_whole(anyio_backend: str) ->
         assert json.loads(client.read) == answer
         [written] = await records(ours, 1)
         assert (written.prompt_tokens, written.output_tokens) == (3, 2)
+
+
+async def test_nothing_is_put_behind_an_answer_whose_length_was_told(anyio_backend: str) -> None:
+    class Slow(Client):
+        def put(self, data: bytes) -> bool:
+            super().put(data)
+            return False
+
+        async def writable(self) -> None:
+            await anyio.sleep_forever()
+
+    async def body() -> AsyncGenerator[bytes]:
+        yield b"{}"
+
+    async with world(settings=SETTINGS.model_copy(update={"total_s": 0.2})) as ours:
+        ours.engine("a", body)
+        client = Slow()
+        with anyio.fail_after(5), pytest.raises(ClientStalled, match="not finished within"):
+            await ours.serve(client, stream=False)
+        assert client.read == b"{}"
+        [written] = await records(ours, 1)
+        assert written.outcome == "deadline"
+
+
+async def test_a_bug_is_recorded_as_what_it_is(anyio_backend: str) -> None:
+    class Broken(Client):
+        def put(self, data: bytes) -> bool:
+            raise RecursionError("a bug")
+
+    async with world() as ours:
+        ours.engine("a", whole)
+        with pytest.raises(RecursionError):
+            await ours.serve(Broken())
+        [written] = await records(ours, 1)
+        assert written.outcome == "internal_error"
 
 
 async def test_sd3_drafts_are_counted_by_kind_of_text_and_sampling(anyio_backend: str) -> None:

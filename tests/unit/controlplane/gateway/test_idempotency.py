@@ -145,6 +145,29 @@ async def test_a_failure_is_not_kept(anyio_backend: str) -> None:
     assert engine.asked == 1
 
 
+async def test_a_bug_while_serving_one_request_ends_no_other(anyio_backend: str) -> None:
+    engine, other = Engine(), Client()
+
+    async def broken(sink: Sink) -> str:
+        raise RecursionError("a bug")
+
+    async def broken_later(sink: Sink) -> str:
+        sink.start(200, {})
+        await sink.write(b"a")
+        raise RecursionError("a bug")
+
+    async with running() as answers, anyio.create_task_group() as tasks:
+        tasks.start_soon(answers.serve, "t", "k", b"{}", engine, other)
+        await wait_all_tasks_blocked()
+        cut_off = Client()
+        for run, client in ((broken, Client()), (broken_later, cut_off)):
+            with pytest.raises(RecursionError, match="a bug"):
+                await answers.serve("t", "other", b"{}", run, client)
+        engine.release()
+    assert cut_off.read == b"a"
+    assert other.read == b"abc"
+
+
 async def test_a_reader_that_stalls_harms_nobody_else(anyio_backend: str) -> None:
     class Stalled(Client):
         async def write(self, data: bytes) -> None:
@@ -185,3 +208,21 @@ async def test_an_answer_too_long_to_be_kept_ends_in_an_error(
         with pytest.raises(ClientError) as refused:
             await answers.serve("t", "k", b"{}", engine, Client())
     assert refused.value.code == "answer_too_long"
+
+
+async def test_an_answer_whose_length_is_too_much_is_refused_before_its_head(
+    anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "ANSWER_BYTES_MAX", 2)
+
+    async def whole(sink: Sink) -> str:
+        sink.start(200, {}, 3)
+        await sink.write(b"abc")
+        return "completed"
+
+    client = Client()
+    async with running() as answers:
+        with pytest.raises(ClientError) as refused:
+            await answers.serve("t", "k", b"{}", whole, client)
+    assert refused.value.code == "answer_too_long"
+    assert (client.status, client.read) == (0, b"")
