@@ -45,3 +45,10 @@ def new_incarnation(now_s: float) -> Incarnation:
 def new_request_id(rng: random.Random) -> RequestId:
     """128 random bits in hex."""
     return RequestId(f"{rng.getrandbits(128):032x}")
+
+
+def request_id_after(given: str, rng: random.Random) -> RequestId:
+    """A request's own, which begins with the name that its client gave: that name may be given to
+    any number of requests at once, by any number of clients. Raises `BadName`."""
+    suffix = f"-{rng.getrandbits(48):012x}"
+    return RequestId(check_name(given, "request")[: NAME_MAX_CHARS - len(suffix)] + suffix)

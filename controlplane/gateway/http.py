@@ -31,7 +31,7 @@ from controlplane.runtime.service import CannotServe
 from controlplane.runtime.tls import server_context
 from controlplane.runtime.tracing import extract, step, tracer
 from controlplane.runtime.underway import Underway
-from proto.ids import BadName, RequestId, check_name, new_request_id
+from proto.ids import NAME_MAX_CHARS, BadName, RequestId, new_request_id, request_id_after
 from proto.wire.errors import HttpCannotListen, HttpTimeout
 from proto.wire.ports import Headers, HttpCall, HttpLimits, HttpPort, HttpServing
 
@@ -134,7 +134,9 @@ class Border:
             try:
                 with spans.start_as_current_span(
                     "gateway.request", context=extract(call.headers), kind=SpanKind.SERVER
-                ):
+                ) as span:
+                    if given := call.headers.get("x-request-id"):
+                        span.set_attribute("tokenplane.client_request", given[:NAME_MAX_CHARS])
                     await self._serve(api, request_id, call)
             except ClientError as error:
                 headers = {**_headers_of(error), "x-request-id": request_id}
@@ -188,12 +190,12 @@ class Border:
         return self._front.admission.tenant(headers.get("authorization", ""))
 
     def _request_id(self, headers: Headers) -> RequestId:
-        """The client's own, where it can be a name, else a new one."""
+        """A new one, which begins with the client's own where that can be a name."""
         given = headers.get("x-request-id")
         if given is None:
             return new_request_id(self._rng)
         try:
-            return RequestId(check_name(given, "request"))
+            return request_id_after(given, self._rng)
         except BadName:
             return new_request_id(self._rng)
 

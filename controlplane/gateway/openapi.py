@@ -44,7 +44,7 @@ _REFUSALS = {
     504: "Not finished, or nothing heard of the engine, in time",
 }
 _HEADERS = {
-    "x-request-id": "Kept if it can be a name; what `tokenplane explain` is asked for",
+    "x-request-id": "The answer's own begins with it, and is what `tokenplane explain` takes",
     "x-tokenplane-policy": "One of the router's policies, to compare them",
     "x-tokenplane-session": "A hint to stay with one worker; and whose budget it is",
     "idempotency-key": "Asked twice with one key it is generated once",

@@ -270,6 +270,6 @@ class Routing:
 
 def leg_request(request: RequestId) -> RequestId:
     """By this name the prefill leg of a request is routed and booked: it is a piece of work of its
-    own, on another worker."""
+    own, on another worker. Where that is too long the beginning goes, which is the client's."""
     suffix = "-prefill"
-    return RequestId(request[: NAME_MAX_CHARS - len(suffix)] + suffix)
+    return RequestId(request[len(suffix) - NAME_MAX_CHARS :] + suffix)

@@ -13,9 +13,11 @@ import anyio.lowlevel
 import pytest
 
 from controlplane.gateway.admission import Admission, OpenToAll
+from controlplane.gateway.routing import leg_request
 from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, key_hash
 from controlplane.local.ports import free_ports
+from proto.ids import NAME_MAX_CHARS, check_name
 from proto.wire.memory.http import Answer, Request
 from tests.support.gateway_world import (
     PIECES,
@@ -188,7 +190,38 @@ async def test_a_refusal_bears_the_id_that_it_is_explained_by(tmp_path: Path) ->
         client.headers |= {"x-request-id": "mine"}
         async with client.post() as response:
             assert response.status == 503
-            assert response.headers["x-request-id"] == "mine"
+            assert response.headers["x-request-id"].startswith("mine-")
+
+
+@pytest.mark.parametrize("given", ["mine", "m" * NAME_MAX_CHARS])
+async def test_requests_that_clients_gave_one_name_are_told_apart(
+    tmp_path: Path, given: str
+) -> None:
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        told = []
+        for key in ("acme-key", "acme-key", "secret-key"):
+            client = Client(session, url, key)
+            client.headers |= {"x-request-id": given}
+            async with client.post() as response:
+                await response.read()
+                told.append(response.headers["x-request-id"])
+        known = [asked.request for asked in ours.routed]
+    assert told == known
+    assert len(set(known)) == len({leg_request(each) for each in known}) == 3
+    for each in known:
+        assert each.startswith(given[:100])
+        assert check_name(leg_request(each), "leg")
+
+
+async def test_a_name_that_is_none_is_not_taken_over(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        client = Client(session, url, "acme-key")
+        client.headers |= {"x-request-id": "no name"}
+        await client.served()
+        [asked] = ours.routed
+        assert check_name(asked.request, "request") and "name" not in asked.request
 
 
 async def test_adapters_are_listed_beside_their_model(tmp_path: Path) -> None:
