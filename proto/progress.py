@@ -23,7 +23,7 @@ class Phase(StrEnum):
     FIRST_TOKEN = "first_token"
     """Prefill is done; decode runs."""
     ALIVE = "alive"
-    """Still decoding; said now and then for long streams."""
+    """Still decoding, as far as can be seen; said now and then for long answers."""
     ENDED = "ended"
     """Finished, failed or cancelled: the worker owes nothing more."""
 

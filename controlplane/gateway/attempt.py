@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from opentelemetry.trace import SpanKind, get_current_span
 
 from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight, Sink
@@ -59,7 +61,8 @@ class Attempts:
             span.set_attribute("tokenplane.engine", flight.engine)
             try:
                 self._teller.tell(flight, chosen, Phase.DISPATCHED)
-                await self._exchange(flight, chosen, leg, sink)
+                with nullcontext() if flight.ask.stream else self._health.unseen(flight, chosen):
+                    await self._exchange(flight, chosen, leg, sink)
                 outcome = COMPLETED
             except EngineFailed as error:
                 outcome, failed = error.reason, True

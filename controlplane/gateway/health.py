@@ -40,14 +40,20 @@ STUCK = "engine_stuck"
 
 
 @dataclass(eq=False)
-class Stream:
-    """One leg of a streamed answer. Whoever carries it says while it is `held` by its client,
-    which is not the engine's fault."""
+class Exchange:
+    """One leg of an answer, under way on a worker."""
 
     flight: Flight
     chosen: Chosen
     told_s: float
     """When routers last heard that it runs."""
+
+
+@dataclass(eq=False)
+class Stream(Exchange):
+    """One that is streamed. Whoever carries it says while it is `held` by its client, which is not
+    the engine's fault."""
+
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     held: bool = False
     seen_tokens: int = 0
@@ -95,6 +101,7 @@ class Health:
         self._metrics = metrics
         self._teller = teller
         self._streams: set[Stream] = set()
+        self._unseen: set[Exchange] = set()
         self._standstill = Standstill()
         self._quarantined = routing.quarantined
         metrics.quarantined.set_function(lambda: len(self._quarantined))
@@ -118,17 +125,31 @@ class Health:
         if stream.scope.cancelled_caught:
             raise EngineFailed(STUCK, f"none of its streams moved for {self._stuck_s:g} s")
 
+    @contextmanager
+    def unseen(self, flight: Flight, chosen: Chosen) -> Iterator[None]:
+        """A worker is at an answer of which nothing is seen until it is whole: that it runs is all
+        that routers can be told."""
+        exchange = Exchange(flight, chosen, anyio.current_time())
+        self._unseen.add(exchange)
+        try:
+            yield
+        finally:
+            self._unseen.discard(exchange)
+
     async def run(self) -> None:
         """Look until cancelled."""
         async with anyio.create_task_group() as tasks:
             while True:
                 await anyio.sleep(min(LOOK_S, self._stuck_s / 2))
                 now_s = anyio.current_time()
+                for exchange in self._unseen:
+                    self._runs(exchange, now_s)
                 moves: dict[WorkerId, bool] = {}
                 for stream in tuple(self._streams):
                     moved = stream.look()
                     if moved:
-                        self._moved(stream, now_s)
+                        stream.flight.timed(now_s)
+                        self._runs(stream, now_s)
                     if moved or (stream.begun and not stream.held):
                         worker = stream.chosen.worker
                         moves[worker] = moves.get(worker, False) or moved
@@ -137,11 +158,10 @@ class Health:
                         self._quarantined.add(worker)
                         tasks.start_soon(self._quarantine, worker)
 
-    def _moved(self, stream: Stream, now_s: float) -> None:
-        stream.flight.timed(now_s)
-        if now_s - stream.told_s >= self._alive_s:
-            stream.told_s = now_s
-            self._teller.tell(stream.flight, stream.chosen, Phase.ALIVE)
+    def _runs(self, exchange: Exchange, now_s: float) -> None:
+        if now_s - exchange.told_s >= self._alive_s:
+            exchange.told_s = now_s
+            self._teller.tell(exchange.flight, exchange.chosen, Phase.ALIVE)
 
     def _of(self, worker: WorkerId) -> list[Stream]:
         return [stream for stream in self._streams if stream.chosen.worker == worker]

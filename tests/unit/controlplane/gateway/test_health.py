@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 import anyio
 import pytest
@@ -116,3 +117,28 @@ async def test_a_pause_that_a_probe_survives_breaks_nothing_off(anyio_backend: s
             await probed.wait()
         resume.set()
     assert client.read == PIECES[0] + PIECES[1] + DONE
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_routers_hear_of_an_answer_that_is_not_streamed_while_it_is_made(
+    anyio_backend: str,
+) -> None:
+    """A booking that nobody speaks of is dropped, however much its engine has to do."""
+    heard_of = anyio.Event()
+
+    async def body() -> AsyncGenerator[bytes]:
+        await heard_of.wait()
+        yield b"{}"
+
+    settings = WATCHFUL.model_copy(update={"alive_s": 0.1})
+    async with world(settings=settings, watched=True) as ours, anyio.create_task_group() as tasks:
+        ours.engine("a", body)
+        tasks.start_soon(partial(ours.serve, Client(), stream=False))
+        with anyio.fail_after(5):
+            while [each.phase for each in ours.progress].count(Phase.ALIVE) < 2:
+                ours.heard = anyio.Event()
+                await ours.heard.wait()
+        heard_of.set()
+        assert (await ours.told())[-1].phase is Phase.ENDED
+    assert {(each.worker, each.attempt) for each in ours.progress} == {("a", 1)}
