@@ -39,7 +39,7 @@ class Admission:
         self._now_s = now_s
         self._tenants: Tenants | None = None
         self._sessions = Sessions()
-        self._allowances: dict[str, tuple[Tenant, Allowance]] = {}
+        self._allowances: dict[str, Allowance] = {}
         if self._path is not None and settings.tenants_in_store:
             raise BadTenants(
                 "tenants are in a file or in the store: set one of gateway.tenants and "
@@ -85,7 +85,7 @@ class Admission:
 
     def settle(self, tenant: Tenant, reservation: Reservation, used_tokens: int) -> None:
         """An admitted request has ended and took so many."""
-        self._allowance(tenant).settle(reservation, used_tokens)
+        self._allowances[tenant.name].settle(reservation, used_tokens)
 
     async def follow(self) -> None:
         """Take over what changes in the file, until cancelled. A file that cannot be used is
@@ -107,19 +107,13 @@ class Admission:
                 log.info("%d tenants are known now", len(self._tenants.by_name))
 
     def _allowance(self, tenant: Tenant) -> Allowance:
-        """A tenant's, begun anew when its limits change."""
-        known = self._allowances.get(tenant.name)
-        if known is None or not _same_limits(known[0], tenant):
-            known = (tenant, Allowance(tenant, self._now_s()))
-            self._allowances[tenant.name] = known
-        return known[1]
-
-
-def _same_limits(one: Tenant, other: Tenant) -> bool:
-    if one is other:
-        return True
-    limits = {"concurrent_max", "requests_per_minute", "tokens_per_minute"}
-    return one.model_dump(include=limits) == other.model_dump(include=limits)
+        """A tenant's, by its limits as they are now."""
+        now_s = self._now_s()
+        allowance = self._allowances.get(tenant.name)
+        if allowance is None:
+            allowance = self._allowances[tenant.name] = Allowance(tenant, now_s)
+        allowance.adopt(tenant, now_s)
+        return allowance
 
 
 def _is_loopback(host: str) -> bool:

@@ -27,6 +27,11 @@ class Bucket:
         self._level = float(per_minute)
         self._at_s = now_s
 
+    def resize(self, per_minute: int) -> None:
+        """Another rate from now on; as full as it was, or as deep in debt, for its size."""
+        self._level *= per_minute / self.per_minute
+        self.per_minute = per_minute
+
     def wait_s(self, amount: int, now_s: float) -> float:
         """How long until `amount` can be taken; 0: now."""
         self._refill(now_s)
@@ -60,6 +65,14 @@ class Allowance:
         self.in_flight = 0
         self._requests = _bucket(tenant.requests_per_minute, now_s)
         self._tokens = _bucket(tenant.tokens_per_minute, now_s)
+
+    def adopt(self, tenant: Tenant, now_s: float) -> None:
+        """Its limits may have changed; what is under way counts on."""
+        if tenant is self._tenant:
+            return
+        self._tenant = tenant
+        self._requests = _resized(self._requests, tenant.requests_per_minute, now_s)
+        self._tokens = _resized(self._tokens, tenant.tokens_per_minute, now_s)
 
     def reserve(self, tokens: int, now_s: float, session: Session | None = None) -> Reservation:
         """Admit a request of so many tokens, or raise `ClientError`: 429 with when to come again,
@@ -103,6 +116,13 @@ class Allowance:
 
 def _bucket(per_minute: int | None, now_s: float) -> Bucket | None:
     return None if per_minute is None else Bucket(per_minute, now_s)
+
+
+def _resized(bucket: Bucket | None, per_minute: int | None, now_s: float) -> Bucket | None:
+    if bucket is None or per_minute is None:
+        return _bucket(per_minute, now_s)
+    bucket.resize(per_minute)
+    return bucket
 
 
 def _refused(limit: str, retry_after_s: float) -> ClientError:

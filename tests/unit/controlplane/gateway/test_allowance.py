@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.gateway.admission import Admission
 from controlplane.gateway.allowance import Allowance
 from controlplane.gateway.openai import ClientError
+from controlplane.gateway.settings import GatewaySettings
 from controlplane.gateway.tenants import ANONYMOUS, Tenant
 
 
@@ -77,6 +79,40 @@ def test_a_refused_request_costs_nothing() -> None:
         refusal(allowance, 100, 0.0)
     allowance.reserve(100, 60.0)
     assert allowance.in_flight == 2
+
+
+def test_requests_under_way_count_on_when_limits_change() -> None:
+    admission = Admission(GatewaySettings(), b"k", lambda: 0.0)
+    old = Tenant(name="t", concurrent_max=3, tokens_per_minute=1_000)
+    new = Tenant(name="t", concurrent_max=4, tokens_per_minute=2_000)
+    under_way = [admission.reserve(old, 200) for _ in range(3)]
+    last = admission.reserve(new, 200)
+    for more in (new, old):
+        with pytest.raises(ClientError, match="requests at once"):
+            admission.reserve(more, 200)
+    for reservation in under_way:
+        admission.settle(old, reservation, 200)
+    with pytest.raises(ClientError, match="2000 tokens a minute"):
+        admission.reserve(new, 601)  # 800 of 2,000 are left as 400 of 1,000 were, less 200
+    again = [admission.reserve(new, 1) for _ in range(3)]
+    with pytest.raises(ClientError, match="requests at once"):
+        admission.reserve(new, 1)
+    for reservation in (last, *again):
+        admission.settle(new, reservation, 1)
+    for _ in range(4):
+        admission.reserve(new, 1)
+
+
+def test_a_limit_may_come_and_go_while_requests_run() -> None:
+    admission = Admission(GatewaySettings(), b"k", lambda: 0.0)
+    free = Tenant(name="t")
+    limited = Tenant(name="t", requests_per_minute=1)
+    first = admission.reserve(free, 10)
+    admission.settle(free, admission.reserve(limited, 10), 10)
+    with pytest.raises(ClientError, match="requests a minute"):
+        admission.reserve(limited, 10)
+    admission.settle(free, first, 10)
+    admission.reserve(free, 10)
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.floats(0, 20)), max_size=60))
