@@ -199,9 +199,12 @@ class Journey:
                 try:
                     leg = dialect.decode(self._leg, self._ticket, prefill, b"")
                     await self._decode_leg(leg)
-                except (EngineFailed, ClientError) as error:
+                except Exception as error:  # noqa: BLE001 raised again outside of the group
                     failure = error
             tasks.cancel_scope.cancel()
+        if decoding.cancelled_caught and self._flight.started:
+            # Its first token came before it heard that it was cancelled: that cannot be said again.
+            raise EngineFailed("engine_lost", str(prefill_failed[0]))
         if decoding.cancelled_caught:
             self._to.routing.inhibit(prefill.worker)
             await self._other_prefill(str(prefill_failed[0]))
