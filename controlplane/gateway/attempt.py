@@ -19,12 +19,17 @@ from controlplane.runtime.tracing import inject, step, tracer
 from controlplane.runtime.version import VERSION
 from proto.progress import Phase
 from proto.route import Chosen
-from proto.wire.errors import HttpError, HttpTimeout, HttpUnreachable
+from proto.wire.errors import HttpError, HttpTimeout, HttpTooLong, HttpUnreachable
 from proto.wire.ports import Http, HttpResponse, HttpTimeouts
 
 spans = tracer("tokenplane.gateway")
 
-RETRIABLE_STATUSES = frozenset({429, 500, 502, 503, 504})
+CLIENTS_FAULTS = frozenset({*range(400, 500), 501}) - {429}
+"""Statuses by which an engine says that the request is wrong, or wants what it cannot do; any other
+is no answer, and another engine may do better."""
+ANSWER_BYTES_MAX = 64 << 20
+"""Of an answer that is not streamed; it is in memory as a whole."""
+REFUSAL_BYTES_MAX = 1 << 20
 JSON = "application/json"
 
 
@@ -120,7 +125,14 @@ class Attempts:
     async def _whole(
         self, flight: Flight, chosen: Chosen, response: HttpResponse, sink: Sink
     ) -> None:
-        body = await response.read()
+        try:
+            body = await response.read(limit_bytes=ANSWER_BYTES_MAX)
+        except HttpTooLong as error:
+            raise ClientError(
+                502,
+                f"the answer is longer than {ANSWER_BYTES_MAX >> 20} MiB; ask for less at once",
+                code="answer_too_long",
+            ) from error
         if given_up := given_up_in(body):
             raise gave_up(given_up)
         flight.saw_usage(usage_of(body))
@@ -129,8 +141,11 @@ class Attempts:
         await sink.write(body)
 
     async def _refused(self, response: HttpResponse) -> None:
-        body = await response.read(limit_bytes=1 << 20)
-        if response.status in RETRIABLE_STATUSES:
+        try:
+            body = await response.read(limit_bytes=REFUSAL_BYTES_MAX)
+        except HttpTooLong:  # engines may repeat the request in it
+            body = b"the engine's reason is too long to be told"
+        if response.status not in CLIENTS_FAULTS:
             beginning = body[:200].decode(errors="replace")
             raise EngineFailed("engine_refused", f"HTTP {response.status}: {beginning}")
         said = refusal_in(body)

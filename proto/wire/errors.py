@@ -14,6 +14,7 @@
     +-- HttpError
     |   +-- HttpUnreachable    no connection: the request was certainly not executed
     |   +-- HttpBroken         the connection died; the request may have been executed
+    |   |   +-- HttpTooLong    by us, as the answer was longer than was to be read
     |   +-- HttpTimeout        `phase` ("connect" | "first_byte" | "first_piece" | "idle" |
     |   |                      "reading") took too long
     |   +-- HttpCannotListen   the port is taken, or not ours to have
@@ -89,6 +90,10 @@ class HttpUnreachable(HttpError):
 
 class HttpBroken(HttpError):
     """The connection died; the request may have been executed."""
+
+
+class HttpTooLong(HttpBroken):
+    """The answer was longer than was to be read, so that we broke it off."""
 
 
 class HttpTimeout(HttpError):

@@ -15,7 +15,7 @@ from typing import cast
 
 import httptools
 
-from proto.wire.errors import HttpBroken, HttpError, HttpTimeout
+from proto.wire.errors import HttpBroken, HttpError, HttpTimeout, HttpTooLong
 from proto.wire.ports import Headers, HttpTake, HttpTimeouts
 
 READ_BUFFER_BYTES = 64 << 10
@@ -164,7 +164,7 @@ class Response:
         async for chunk in self.chunks():
             size += len(chunk)
             if size > limit_bytes:
-                raise HttpBroken(f"{self._url}: more than {limit_bytes} bytes")
+                raise HttpTooLong(f"{self._url}: more than {limit_bytes} bytes")
             parts.append(chunk)
         return b"".join(parts)
 

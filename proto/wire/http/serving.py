@@ -353,7 +353,12 @@ def head_of(
     text = "".join(lines)
     if text.count("\n") != len(lines) or text.count("\r") != len(lines):
         raise ValueError("a header with a line break in it")
-    return b"%b%bdate: %b\r\n\r\n" % (_STATUS_LINES[status], text.encode("latin-1"), _date())
+    return b"%b%bdate: %b\r\n\r\n" % (_status_line(status), text.encode("latin-1"), _date())
+
+
+def _status_line(status: int) -> bytes:
+    """Also of one that has no name: what was asked upstream may have a word of its own."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
 def _date() -> bytes:

@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from proto.wire.errors import HttpBroken, HttpTimeout, HttpUnreachable
+from proto.wire.errors import HttpTimeout, HttpTooLong, HttpUnreachable
 from proto.wire.ports import (
     DEFAULT_TIMEOUTS,
     NO_HEADERS,
@@ -94,7 +94,7 @@ class _Response:
     async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
         whole = b"".join([piece async for piece in self.chunks()])
         if len(whole) > limit_bytes:
-            raise HttpBroken(f"more than {limit_bytes} bytes")
+            raise HttpTooLong(f"more than {limit_bytes} bytes")
         return whole
 
     async def _next(self) -> bytes | None:

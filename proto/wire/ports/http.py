@@ -50,7 +50,7 @@ class HttpResponse(Protocol):
         and what `take` does."""
 
     async def read(self, *, limit_bytes: int = 64 << 20) -> bytes:
-        """The whole body, at most `limit_bytes` (else `HttpBroken`)."""
+        """The whole body, at most `limit_bytes` (else `HttpTooLong`)."""
 
 
 class Http(Protocol):

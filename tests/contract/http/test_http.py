@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from controlplane.local.ports import free_ports
-from proto.wire.errors import HttpBroken, HttpTimeout, HttpUnreachable
+from proto.wire.errors import HttpBroken, HttpTimeout, HttpTooLong, HttpUnreachable
 from proto.wire.http import HttpClient
 from proto.wire.memory.http import Answer, MemoryHttp, Request
 from proto.wire.ports import Http, HttpTimeouts
@@ -210,7 +210,7 @@ async def test_silence_in_the_middle_is_a_timeout(world: World) -> None:
 
 async def test_an_answer_over_the_limit_is_refused(world: World) -> None:
     async with world.http.exchange("POST", world.url + "/echo", body=b"x" * 100) as response:
-        with pytest.raises(HttpBroken, match="more than 10 bytes"):
+        with pytest.raises(HttpTooLong, match="more than 10 bytes"):
             await response.read(limit_bytes=10)
 
 

@@ -280,6 +280,15 @@ async def test_a_header_cannot_bring_another_one() -> None:
         assert b"evil" not in read
 
 
+async def test_a_status_without_a_name_is_sent_as_it_is() -> None:
+    async def overloaded(call: HttpCall) -> None:
+        call.start(529, {}, 0)
+
+    async with serving(overloaded) as port, connected(port) as stream:
+        await stream.send(GET)
+        assert (await until(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 529 \r\n")
+
+
 async def test_who_sends_nothing_is_left() -> None:
     hasty = HttpLimits(request_s=0.2)
     async with serving(echo, hasty) as port, connected(port) as stream:

@@ -98,9 +98,10 @@ async def test_before_the_first_byte_another_worker_is_tried(
         ]
 
 
-async def test_an_engine_that_is_full_is_left_for_another(anyio_backend: str) -> None:
+@pytest.mark.parametrize("status", [429, 503, 507, 529, 204, 307])
+async def test_an_engine_that_is_full_is_left_for_another(anyio_backend: str, status: int) -> None:
     async with world() as ours:
-        ours.engine("a", cut_short, status=503)
+        ours.engine("a", cut_short, status=status)
         ours.engine("b", whole)
         client = Client()
         await ours.serve(client)
@@ -253,6 +254,50 @@ async def test_an_engines_refusal_is_told_in_its_own_words(
             await ours.serve(Client())
         assert (caught.value.status, caught.value.code) == (400, "engine_rejected")
         assert (str(caught.value), caught.value.param) == (message, param)
+
+
+@pytest.mark.parametrize("status", [404, 499, 501])
+async def test_what_is_the_requests_fault_is_no_engines(anyio_backend: str, status: int) -> None:
+    async def refuses() -> AsyncGenerator[bytes]:
+        yield b"{}"
+
+    async with world() as ours:
+        ours.engine("a", refuses, status=status)
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(Client())
+        assert (caught.value.status, caught.value.code) == (status, "engine_rejected")
+        assert not any(each.worker_failed for each in await ours.told())
+
+
+async def test_a_refusal_that_repeats_a_long_prompt_is_one_all_the_same(
+    anyio_backend: str,
+) -> None:
+    async def refuses() -> AsyncGenerator[bytes]:
+        yield b"x" * (2 << 20)
+
+    async with world() as ours:
+        ours.engine("a", refuses, status=400)
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(Client())
+        assert (caught.value.status, caught.value.code) == (400, "engine_rejected")
+
+
+async def test_an_answer_too_long_to_be_taken_is_not_its_engines_fault(
+    anyio_backend: str,
+) -> None:
+    async def body() -> AsyncGenerator[bytes]:
+        for _ in range(17):
+            yield b"1" * (4 << 20)
+
+    async with world() as ours:
+        ours.engine("a", body)
+        client = Client()
+        with pytest.raises(ClientError) as caught:
+            await ours.serve(client, stream=False)
+        assert (caught.value.status, caught.value.code) == (502, "answer_too_long")
+        assert client.status == 0
+        assert len(ours.routed) == 1
+        assert not any(each.worker_failed for each in await ours.told())
 
 
 ENGINES_ERROR = (
