@@ -20,7 +20,7 @@ from controlplane.gateway.admission import Admission
 from controlplane.gateway.demands import constraints_of, workload_of
 from controlplane.gateway.dispatch import Dispatcher
 from controlplane.gateway.flight import ClientStalled, Sink
-from controlplane.gateway.idempotency import Answers
+from controlplane.gateway.idempotency import Answers, fingerprint
 from controlplane.gateway.models import context_tokens
 from controlplane.gateway.openai import Api, ClientError, model_list, read, salted
 from controlplane.gateway.routing import Hints
@@ -161,7 +161,8 @@ class Border:
             )
         run = partial(self._front.dispatcher.serve, request_id, ask, hints)
         if key := headers.get("idempotency-key"):
-            await self._front.answers.serve(tenant.name, key, ask.body, run, sink)
+            asked = fingerprint(api.value, ask.body)
+            await self._front.answers.serve(tenant.name, key, asked, run, sink)
         else:
             await run(sink)
 

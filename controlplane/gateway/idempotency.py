@@ -21,9 +21,18 @@ from controlplane.gateway.openai import ClientError
 
 KEY_CHARS_MAX = 255
 ANSWER_BYTES_MAX = 16 << 20
+ANSWERS_MAX = 65_536
+"""Kept at once, however short they are."""
 
 Run = Callable[[Sink], Awaitable[str]]
 """Serves the request into a sink and returns its outcome; raises `ClientError`."""
+
+
+def fingerprint(path: str, body: bytes) -> bytes:
+    """What tells requests apart that come under one key."""
+    digest = hashlib.sha256(path.encode() + b"\n")
+    digest.update(body)
+    return digest.digest()
 
 
 class Answers:
@@ -32,7 +41,10 @@ class Answers:
     def __init__(self, kept_s: float, bytes_max: int) -> None:
         self._kept_s = kept_s
         self._bytes_max = bytes_max
-        self._answers: OrderedDict[tuple[str, str], _Answer] = OrderedDict()
+        self._answers: dict[tuple[str, str], _Answer] = {}
+        self._kept: OrderedDict[tuple[str, str], _Answer] = OrderedDict()
+        """Those of them that have ended, in the order in which they did."""
+        self._kept_bytes = 0
         self._tasks: TaskGroup | None = None
 
     async def run(self) -> None:
@@ -40,8 +52,9 @@ class Answers:
         async with anyio.create_task_group() as self._tasks:
             await anyio.sleep_forever()
 
-    async def serve(self, tenant: str, key: str, body: bytes, run: Run, sink: Sink) -> None:
-        """Give `sink` the answer that `key` stands for. Raises `ClientError`, as does `run`."""
+    async def serve(self, tenant: str, key: str, asked: bytes, run: Run, sink: Sink) -> None:
+        """Give `sink` the answer that `key` stands for; `asked` is the request's `fingerprint`.
+        Raises `ClientError`, as does `run`."""
         if len(key) > KEY_CHARS_MAX:
             raise ClientError(
                 400,
@@ -50,14 +63,13 @@ class Answers:
                 param="idempotency-key",
             )
         self._forget_old(anyio.current_time())
-        fingerprint = hashlib.sha256(body).digest()
         name = tenant, key
         answer = self._answers.get(name)
         if answer is None:
             assert self._tasks is not None, "not running"
-            answer = self._answers[name] = _Answer(fingerprint)
+            answer = self._answers[name] = _Answer(asked)
             self._tasks.start_soon(self._work, name, answer, run)
-        elif answer.fingerprint != fingerprint:
+        elif answer.asked != asked:
             raise ClientError(
                 422,
                 "this idempotency key was used for another request",
@@ -78,8 +90,13 @@ class Answers:
                 good = await run(answer) == COMPLETED
             except Exception as error:  # noqa: BLE001 raised again where the answer is read
                 answer.failure = error
-        answer.end(anyio.current_time())
-        if not good:
+        now_s = anyio.current_time()
+        answer.end(now_s)
+        if good and self._answers.get(name) is answer:
+            self._kept[name] = answer
+            self._kept_bytes += answer.size_bytes
+            self._forget_old(now_s)
+        else:
             self._drop(name, answer)
 
     def _drop(self, name: tuple[str, str], answer: _Answer) -> None:
@@ -88,20 +105,22 @@ class Answers:
             del self._answers[name]
 
     def _forget_old(self, now_s: float) -> None:
-        """Ended answers stay in the order in which they were begun, which is nearly their age."""
-        held = sum(answer.size_bytes for answer in self._answers.values())
-        for name, answer in list(self._answers.items()):
-            too_old = answer.ended and answer.ended_s < now_s - self._kept_s
-            if answer.ended and (too_old or held > self._bytes_max):
-                held -= answer.size_bytes
-                self._drop(name, answer)
+        old_s = now_s - self._kept_s
+        while self._kept and (
+            next(iter(self._kept.values())).ended_s < old_s
+            or self._kept_bytes > self._bytes_max
+            or len(self._kept) > ANSWERS_MAX
+        ):
+            name, answer = self._kept.popitem(last=False)
+            self._kept_bytes -= answer.size_bytes
+            self._drop(name, answer)
 
 
 @dataclass
 class _Answer(Sink):
     """A `Sink` that keeps all it is given, and lets any number of readers follow."""
 
-    fingerprint: bytes
+    asked: bytes
     work: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     head: tuple[int, Mapping[str, str], int | None] | None = None
     pieces: list[bytes] = field(default_factory=list)

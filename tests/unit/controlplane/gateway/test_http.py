@@ -193,6 +193,20 @@ async def test_a_refusal_bears_the_id_that_it_is_explained_by(tmp_path: Path) ->
             assert response.headers["x-request-id"].startswith("mine-")
 
 
+async def test_a_key_stands_for_a_request_to_one_path(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (ours, session, url):
+        ours.engine("a", whole)
+        headers = {"authorization": "Bearer acme-key", "idempotency-key": "k"}
+        body = {"model": "m", "input": "x", "prompt": "x", "max_tokens": 1}
+        told = []
+        for path in ("completions", "completions", "embeddings"):
+            asked = session.post(f"{url}/v1/{path}", json=body, headers=headers)
+            async with asked as response:
+                told.append(response.status)
+        assert told == [200, 200, 422]
+        assert len(ours.routed) == 1
+
+
 @pytest.mark.parametrize("given", ["mine", "m" * NAME_MAX_CHARS])
 async def test_requests_that_clients_gave_one_name_are_told_apart(
     tmp_path: Path, given: str

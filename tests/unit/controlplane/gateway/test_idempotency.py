@@ -198,6 +198,18 @@ async def test_answers_are_forgotten_by_age_and_by_size(
                 await anyio.lowlevel.checkpoint()
 
 
+async def test_the_oldest_answers_are_forgotten_when_there_are_too_many(
+    anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "ANSWERS_MAX", 2, raising=False)
+    engine = Engine()
+    engine.release(15)
+    async with running() as answers:
+        for key in "abcbcab":  # the second `a` comes for `b`, which then comes for `c`
+            await answers.serve("t", key, b"{}", engine, Client())
+    assert engine.asked == 5
+
+
 async def test_an_answer_too_long_to_be_kept_ends_in_an_error(
     anyio_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
