@@ -6,8 +6,8 @@ with its process. `tokenplane up` uses it unless it is told of a collector.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -29,12 +29,13 @@ class NotSpans(ValueError):
 
 
 class SpanStore:
-    """At most `spans_max` spans; the trace that was spoken of longest ago goes first."""
+    """At most `spans_max` spans; the trace that was spoken of longest ago goes first, and of one
+    that is longer than that its own oldest."""
 
     def __init__(self, spans_max: int) -> None:
         self._spans_max = spans_max
         self._count = 0
-        self._traces: OrderedDict[str, list[Span]] = OrderedDict()
+        self._traces: OrderedDict[str, deque[Span]] = OrderedDict()
         self._by_request: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -55,7 +56,7 @@ class SpanStore:
 
     def keep(self, span: Span) -> None:
         """One more."""
-        spans = self._traces.setdefault(span.trace, [])
+        spans = self._traces.setdefault(span.trace, deque())
         self._traces.move_to_end(span.trace)
         spans.append(span)
         self._count += 1
@@ -63,10 +64,11 @@ class SpanStore:
         if isinstance(request, str):
             self._by_request[request] = span.trace
         while self._count > self._spans_max and len(self._traces) > 1:
-            self._forget_one()
+            self._forget(self._traces.popitem(last=False)[1])
+        while self._count > self._spans_max:
+            self._forget([spans.popleft()])
 
-    def _forget_one(self) -> None:
-        _, gone = self._traces.popitem(last=False)
+    def _forget(self, gone: Collection[Span]) -> None:
         self._count -= len(gone)
         for span in gone:
             self._by_request.pop(str(span.attributes.get(REQUEST)), None)

@@ -78,6 +78,16 @@ def test_the_trace_spoken_of_longest_ago_goes_first_and_its_request_with_it() ->
     assert len(store) == 4
 
 
+def test_a_client_that_gives_all_its_requests_one_trace_does_not_fill_the_store() -> None:
+    store = SpanStore(4)
+    store.keep(span("other", "a"))
+    for n in range(9):
+        store.keep(span("t", f"{n}", **{"tokenplane.request": f"r{n}"}))
+    assert len(store) == 4
+    assert [s.id for s in store.find("r8")] == ["5", "6", "7", "8"]
+    assert store.find("r4") == store.find("other") == []
+
+
 def test_spans_whose_parent_is_elsewhere_are_roots_by_their_start() -> None:
     spans = [
         Span("s", "late", "t", "1", "gone", 5, 6),
