@@ -79,7 +79,7 @@ class Answers:
         try:
             await answer.read(sink)
         finally:
-            if not answer.readers and not answer.ended:
+            if not answer.readers and not answer.whole:
                 answer.work.cancel()
                 self._drop(name, answer)
 
@@ -129,6 +129,8 @@ class _Answer(Sink):
     """Instead of an answer, or of the rest of one."""
     ended_s: float = 0.0
     ended: bool = False
+    whole: bool = False
+    """All that readers get is there, though its work may have something left to do."""
     readers: int = 0
     _news: anyio.Event = field(default_factory=anyio.Event)
 
@@ -144,23 +146,26 @@ class _Answer(Sink):
         if not too_long and self.size_bytes > ANSWER_BYTES_MAX:
             # Said once: what follows is the event that tells the client.
             raise _too_long()
-        self.pieces.append(data)
-        self._tell()
+        if not self.whole:  # as what is put behind a whole answer is not sent
+            self.pieces.append(data)
+            self._tell()
         return True
 
     async def writable(self) -> None:
         """Readers come later, each at his own pace."""
 
     def finish(self) -> None:
-        """They are told by `end`, a moment later."""
+        self.whole = True
+        self._tell()
 
     def end(self, now_s: float) -> None:
         """Nothing more will come."""
-        self.ended, self.ended_s = True, now_s
+        self.ended, self.ended_s, self.whole = True, now_s, True
         self._tell()
 
     async def read(self, sink: Sink) -> None:
         """Give it all to another sink, as it comes. Raises what went wrong, at the end."""
+        finished = False
         self.readers += 1
         try:
             while self.head is None and not self.ended:
@@ -170,6 +175,9 @@ class _Answer(Sink):
             told = 0
             while told < len(self.pieces) or not self.ended:
                 if told == len(self.pieces):
+                    if self.whole and not finished:
+                        sink.finish()
+                        finished = True
                     await self._news.wait()
                     continue
                 await sink.write(self.pieces[told])

@@ -129,6 +129,40 @@ async def test_when_nobody_reads_any_more_the_work_is_cancelled(anyio_backend: s
     assert again.read == b"abc"
 
 
+async def test_a_client_that_goes_with_its_whole_answer_leaves_it_to_be_kept(
+    anyio_backend: str,
+) -> None:
+    class Told(Client):
+        has_all = False
+
+        def finish(self) -> None:
+            self.has_all = True
+
+    asked, hung_up = 0, anyio.Event()
+
+    async def lingers(sink: Sink) -> str:
+        nonlocal asked
+        asked += 1
+        sink.start(200, {})
+        await sink.write(b"abc")
+        sink.finish()
+        await hung_up.wait()
+        return "completed"
+
+    async with running() as answers:
+        client, again = Told(), Told()
+        with anyio.CancelScope() as first:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(answers.serve, "t", "k", b"{}", lingers, client)
+                await wait_all_tasks_blocked()
+                first.cancel()
+        assert client.has_all
+        hung_up.set()
+        await answers.serve("t", "k", b"{}", lingers, again)
+    assert again.read == b"abc"
+    assert asked == 1
+
+
 async def test_a_failure_is_not_kept(anyio_backend: str) -> None:
     broken, engine = Engine("engine_lost"), Engine()
     broken.release()
