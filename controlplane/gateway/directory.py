@@ -7,7 +7,7 @@ store is away the last known tenants stay in force.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from anyio.abc import TaskStatus
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ class Directory:
         self._prefix = keys.tenants
         self._use = use
         self._known: dict[str, Tenant] = {}
+        self._told: dict[str, Tenant] = {}
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Follow until cancelled; ready once all tenants are known."""
@@ -62,7 +63,22 @@ class Directory:
             self._known[name] = tenant.model_copy(update={"name": name})
 
     def _tell(self) -> None:
+        """Whatever is wrong with some of them, who is no longer to be let in is not."""
         try:
-            self._use(Tenants(self._known))
+            tenants = Tenants(self._known)
         except BadTenants as error:
-            log.error("the tenants stay as they were: %s", error)
+            log.error("neither tenants nor keys are added until this is put right: %s", error)
+            tenants = Tenants(_of_both(self._told, self._known))
+        self._told = tenants.by_name
+        self._use(tenants)
+
+
+def _of_both(before: Mapping[str, Tenant], now: Mapping[str, Tenant]) -> dict[str, Tenant]:
+    """Tenants as they are now, with those of their keys that they had before."""
+    return {
+        name: tenant.model_copy(
+            update={"keys": tuple(key for key in tenant.keys if key in before[name].keys)}
+        )
+        for name, tenant in now.items()
+        if name in before
+    }

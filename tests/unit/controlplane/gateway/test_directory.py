@@ -104,6 +104,29 @@ async def test_two_with_one_key_are_not_taken_over(anyio_backend: str) -> None:
         assert office.known("other-key") == ""
 
 
+async def test_a_key_is_revoked_though_two_others_are_the_same(anyio_backend: str) -> None:
+    office = Office()
+    for name in ("acme", "left", "changes"):
+        await office.put(name, f"{name}-key")
+    async with office.open():
+        await office.put("thief", "acme-key")
+        await office.store.delete(KEYS.tenant("left"))
+        await office.put("changes", "new-key")
+        with anyio.move_on_after(0.2):
+            while office.known("left-key") or office.known("changes-key"):
+                office.news = anyio.Event()
+                await office.news.wait()
+        assert office.known("acme-key") == "acme"
+        for key in ("left-key", "changes-key", "new-key"):
+            assert office.known(key) == ""
+        await office.store.delete(KEYS.tenant("thief"))
+        with anyio.fail_after(5):
+            while not office.known("new-key"):
+                office.news = anyio.Event()
+                await office.news.wait()
+        assert office.known("new-key") == "changes"
+
+
 async def test_a_file_and_the_store_at_once_are_refused(anyio_backend: str) -> None:
     both = GatewaySettings.model_validate({"tenants": "t.toml", "tenants_in_store": True})
     with pytest.raises(BadTenants, match="set one of"):
