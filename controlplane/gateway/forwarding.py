@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 from controlplane.gateway.ending import missing_end
 from controlplane.gateway.flight import EngineFailed, Sink
-from controlplane.gateway.health import Stream
+from controlplane.gateway.health import STUCK, Stream
 from controlplane.gateway.openai import ClientError
 from controlplane.gateway.sse import GivenUp, SseScanner
 from proto.wire.errors import HttpError
 from proto.wire.ports import HttpResponse
 
 log = logging.getLogger(__name__)
+
+STUCK_DETAIL = "none of its streams moved, and it did not answer a probe"
 
 
 class Forwarding:
@@ -47,25 +49,29 @@ class Forwarding:
         `ClientStalled` and `HttpError`."""
         flight, scanner = self._flight, self._scanner
         try:
-            while not await response.pour(self._take):
-                self._stream.held = True
-                await self._sink.writable()
-                self._stream.held = False
+            with self._stream.scope:
+                while not await response.pour(self._take):
+                    self._stream.held = True
+                    await self._sink.writable()
+                    self._stream.held = False
         except HttpError as error:
-            if not (scanner.done or self._put_end(str(error))):
+            if not self._ends(str(error)):
                 raise
+        if self._stream.scope.cancelled_caught and not self._ends(STUCK_DETAIL):
+            raise EngineFailed(STUCK, STUCK_DETAIL)
         if scanner.given_up:
             raise gave_up(scanner.given_up)
         flight.saw_usage(scanner.usage)
         if self._seen:
             flight.timed(self._seen_s)
-        if not scanner.done:
-            why = "the engine ended the stream before its end"
-            if not self._put_end(why):
-                raise EngineFailed("engine_lost", why)
+        why = "the engine ended the stream before its end"
+        if not self._ends(why):
+            raise EngineFailed("engine_lost", why)
 
-    def _put_end(self, why: str) -> bool:
-        """End an answer that broke off, if all of it was said."""
+    def _ends(self, why: str) -> bool:
+        """Whether the answer has its end; we put it to one that broke off when all was said."""
+        if self._scanner.done:
+            return True
         missing = missing_end(self._flight, self._scanner)
         if missing is None:
             return False

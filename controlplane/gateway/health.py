@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import anyio
 import msgspec
 
-from controlplane.gateway.flight import EngineFailed, Flight
+from controlplane.gateway.flight import Flight
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.openai import Api
 from controlplane.gateway.routing import Routing
@@ -114,16 +114,13 @@ class Health:
 
     @contextmanager
     def watched(self, flight: Flight, chosen: Chosen) -> Iterator[Stream]:
-        """A worker answers with a stream. Raises `EngineFailed` if it is found to be stuck."""
+        """A worker answers with a stream; its scope is cancelled if the worker is stuck."""
         stream = Stream(flight, chosen, anyio.current_time(), seen_tokens=flight.output_tokens)
         self._streams.add(stream)
         try:
-            with stream.scope:
-                yield stream
+            yield stream
         finally:
             self._streams.discard(stream)
-        if stream.scope.cancelled_caught:
-            raise EngineFailed(STUCK, f"none of its streams moved for {self._stuck_s:g} s")
 
     @contextmanager
     def unseen(self, flight: Flight, chosen: Chosen) -> Iterator[None]:

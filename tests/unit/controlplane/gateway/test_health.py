@@ -18,6 +18,7 @@ from tests.support.gateway_world import (
     SETTINGS,
     Client,
     World,
+    records,
     whole,
     world,
 )
@@ -117,6 +118,36 @@ async def test_a_pause_that_a_probe_survives_breaks_nothing_off(anyio_backend: s
             await probed.wait()
         resume.set()
     assert client.read == PIECES[0] + PIECES[1] + DONE
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("last_words", [b"", DONE])
+async def test_a_stream_that_has_said_all_when_its_worker_hangs_is_whole(
+    anyio_backend: str, last_words: bytes
+) -> None:
+    finished = b'data: {"choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]}\n\n'
+
+    async def hangs() -> AsyncGenerator[bytes]:
+        yield finished + last_words
+        await anyio.sleep_forever()
+
+    async def silence() -> AsyncGenerator[bytes]:
+        await anyio.sleep_forever()
+        yield b""
+
+    def origin(request: Request) -> Answer:
+        body: Body = hangs if b'"stream"' in request.body else silence
+        return Answer(200, body(), {"content-type": "text/event-stream"})
+
+    async with world(settings=WATCHFUL, watched=True) as ours:
+        ours.http.origins["http://a"] = origin
+        client = Client()
+        with anyio.fail_after(10):
+            await ours.serve(client)
+        assert client.read == finished + DONE
+        [written] = await records(ours, 1)
+        assert written.outcome == "completed"
 
 
 @pytest.mark.anyio
