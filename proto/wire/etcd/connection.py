@@ -41,6 +41,9 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+NOT_SENT = ("failed to connect", "errors resolving")
+"""How gRPC begins to say that a call never left. Its status does not tell: a call whose connection
+dies before the answer is UNAVAILABLE, too, and so is one that etcd had no time to finish."""
 ENDED = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL})
 
 
@@ -165,26 +168,26 @@ class Connection:
         backoff = Backoff()
         with anyio.move_on_after(self.settings.call_s):
             while True:
-                channel = self.channel()
+                channel, sent = self.channel(), False
                 try:
                     channel, headers = await self.ready()
+                    sent = True
                     async with honest_cancellation():
                         return await getattr(stub(channel), method)(
                             request, timeout=self.settings.attempt_s, metadata=headers
                         )
                 except StoreUnavailable:
-                    if not repeat:
+                    if sent and not repeat:
                         raise
-                    await backoff.wait()
                 except grpc.aio.AioRpcError as error:
                     if self.forget_token(error):
                         continue
                     if error.code() not in LOST:
                         raise translated(error) from error
                     await self.abandon(channel)
-                    if not repeat and error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    if sent and not repeat and not never_left(error):
                         raise translated(error) from error
-                    await backoff.wait()
+                await backoff.wait()
         raise StoreUnavailable(
             f"no answer from etcd at {', '.join(self.settings.endpoints)} "
             f"within {self.settings.call_s:g} s"
@@ -231,6 +234,13 @@ async def converse(call: Any, request: Any, *, within_s: float) -> Any:
     if reply is grpc.aio.EOF:
         raise StoreUnavailable("etcd ended the stream")
     return reply
+
+
+def never_left(error: grpc.aio.AioRpcError) -> bool:
+    """Whether there was no connection on which a call could have been sent."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and (error.details() or "").startswith(
+        NOT_SENT
+    )
 
 
 def translated(error: grpc.aio.AioRpcError) -> StoreError:

@@ -11,13 +11,15 @@ import anyio
 import grpc.aio
 import pytest
 
+from controlplane.local.ports import free_ports
 from proto.wire.errors import StoreRefused, StoreUnavailable
 from proto.wire.etcd.connection import Connection, EtcdSettings, Headers
 from proto.wire.etcd.protocol import messages, stubs
 from proto.wire.etcd.store import EtcdStore
 from proto.wire.memory.store import MemoryEtcd
 from proto.wire.ports import Deleted, Put, Stale, Synced, WatchEvent
-from tests.support.etcd_server import etcd_cluster, etcd_server
+from tests.support.etcd_server import EtcdServer, etcd_cluster, etcd_server
+from tests.support.link import Link, Trouble
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 
@@ -140,6 +142,52 @@ async def test_a_channel_that_is_given_up_meanwhile_is_not_called(tmp_path: Path
         assert reply.count == 0
 
 
+async def test_a_guarded_write_whose_answer_is_lost_is_not_sent_again(tmp_path: Path) -> None:
+    with etcd_server(tmp_path) as etcd:
+        link = Link(free_ports(1)[0], etcd.port)
+        settings = EtcdSettings(endpoints=(f"127.0.0.1:{link.port}",))
+        async with (
+            anyio.create_task_group() as tasks,
+            EtcdStore(settings) as store,
+            EtcdStore(EtcdSettings(endpoints=(etcd.endpoint,))) as witness,
+            witness.watch("/w/") as events,
+        ):
+            await tasks.start(link.run)
+            await store.get("/w/lock")
+            await until_synced(events)
+
+            async def lose_the_answer() -> None:
+                """Once etcd has executed it the connection breaks, and can be made again."""
+                await anext(events)
+                link.be(Trouble.CUT)
+                link.be(None)
+
+            link.be(Trouble.DEAF)
+            tasks.start_soon(lose_the_answer)
+            with anyio.fail_after(10), pytest.raises(StoreUnavailable):
+                await store.put_if("/w/lock", b"mine", expected_revision=0)
+            written = await store.get("/w/lock")
+            assert written is not None and written.value == b"mine"
+            link.be(Trouble.DEAF)
+            tasks.start_soon(lose_the_answer)
+            with anyio.fail_after(10), pytest.raises(StoreUnavailable):
+                await store.delete("/w/lock", expected_revision=written.revision)
+            assert await store.get("/w/lock") is None
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_guarded_write_goes_on_to_a_member_that_is_there(tmp_path: Path) -> None:
+    with etcd_server(tmp_path) as etcd:
+        nobody = f"127.0.0.1:{free_ports(1)[0]}"
+        for _ in range(8):  # the first endpoint is drawn by lot
+            settings = EtcdSettings(endpoints=(nobody, etcd.endpoint))
+            async with EtcdStore(settings) as store:
+                entry = await store.get("/a")
+                assert await store.put_if(
+                    "/a", b"", expected_revision=entry.revision if entry else 0
+                )
+
+
 async def test_another_member_takes_over(tmp_path: Path) -> None:
     with etcd_cluster(tmp_path) as members:
         settings = EtcdSettings(endpoints=tuple(member.endpoint for member in members))
@@ -168,12 +216,7 @@ async def test_another_member_takes_over(tmp_path: Path) -> None:
 
 async def test_passwords_and_tokens_that_run_out(tmp_path: Path) -> None:
     with etcd_server(tmp_path, options=("--auth-token-ttl", "1")) as etcd:
-        for words in (
-            ("user", "add", "root:secret"),
-            ("user", "grant-role", "root", "root"),
-            ("auth", "enable"),
-        ):
-            etcd.control(*words)
+        _ask_for_users(etcd)
         async with EtcdStore(
             EtcdSettings(endpoints=(etcd.endpoint,), user="root", password="secret")
         ) as store:
@@ -225,6 +268,15 @@ async def test_a_cut_link_in_memory_behaves_alike(anyio_backend: str) -> None:
         ours.mend()
         seen = await until_synced(events)
     assert [e.entry.key for e in seen if isinstance(e, Put)] == ["/w/missed"]
+
+
+def _ask_for_users(etcd: EtcdServer) -> None:
+    for words in (
+        ("user", "add", "root:secret"),
+        ("user", "grant-role", "root", "root"),
+        ("auth", "enable"),
+    ):
+        etcd.control(*words)
 
 
 def _openssl(*words: str) -> None:
