@@ -44,6 +44,12 @@ LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED
 NOT_SENT = ("failed to connect", "errors resolving")
 """How gRPC begins to say that a call never left. Its status does not tell: a call whose connection
 dies before the answer is UNAVAILABLE, too, and so is one that etcd had no time to finish."""
+TOKEN_REFUSED = (
+    "invalid auth token",
+    # A token that is a JWT is good until anything about users or roles changes.
+    "revision of auth store is old",
+    "revision in header is old",
+)
 ENDED = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL})
 
 
@@ -151,7 +157,7 @@ class Connection:
         """True if the error says that our token is not good (any more)."""
         stale = self._token is not None and (
             error.code() == grpc.StatusCode.UNAUTHENTICATED
-            or "invalid auth token" in (error.details() or "")
+            or any(words in (error.details() or "") for words in TOKEN_REFUSED)
         )
         if stale:
             self._token = None
@@ -165,7 +171,7 @@ class Connection:
         With `repeat` False a call that may have been executed is not sent again. Raises
         `StoreUnavailable`, `StoreRefused`, `LeaseLost`.
         """
-        backoff = Backoff()
+        backoff, tokens_refused = Backoff(), 0
         with anyio.move_on_after(self.settings.call_s):
             while True:
                 channel, sent = self.channel(), False
@@ -180,13 +186,16 @@ class Connection:
                     if sent and not repeat:
                         raise
                 except grpc.aio.AioRpcError as error:
-                    if self.forget_token(error):
-                        continue
-                    if error.code() not in LOST:
+                    if self.forget_token(error):  # and etcd has looked at nothing else
+                        tokens_refused += 1
+                        if tokens_refused == 1:
+                            continue
+                    elif error.code() not in LOST:
                         raise translated(error) from error
-                    await self.abandon(channel)
-                    if sent and not repeat and not never_left(error):
-                        raise translated(error) from error
+                    else:
+                        await self.abandon(channel)
+                        if sent and not repeat and not never_left(error):
+                            raise translated(error) from error
                 await backoff.wait()
         raise StoreUnavailable(
             f"no answer from etcd at {', '.join(self.settings.endpoints)} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -231,6 +231,53 @@ async def test_passwords_and_tokens_that_run_out(tmp_path: Path) -> None:
         async with EtcdStore(EtcdSettings(endpoints=(etcd.endpoint,))) as store:
             with pytest.raises(StoreRefused, match="user name is empty"):
                 await store.get("/a")
+
+
+async def test_tokens_of_an_older_revision_are_replaced(tmp_path: Path) -> None:
+    key, public = tmp_path / "jwt.key", tmp_path / "jwt.pem"
+    _openssl("genrsa", "-out", str(key), "2048")
+    _openssl("rsa", "-in", str(key), "-pubout", "-out", str(public))
+    jwt = f"jwt,pub-key={public},priv-key={key},sign-method=RS256,ttl=10m"
+    with etcd_server(tmp_path, options=("--auth-token", jwt)) as etcd:
+        _ask_for_users(etcd)
+        settings = EtcdSettings(endpoints=(etcd.endpoint,), user="root", password="secret")
+        async with EtcdStore(settings) as store:
+            lease = await store.grant(30)
+            acts: list[Callable[[], Awaitable[object]]] = [
+                lambda: store.get("/a"),
+                lambda: store.put("/a", b"", lease=lease),
+                lambda: store.put_if("/b", b"", expected_revision=0),
+                lambda: store.grant(30),
+                lambda: store.revoke(lease),
+            ]
+            for number, act in enumerate(acts):
+                etcd.control("--user", "root:secret", "user", "add", f"user{number}:word")
+                await act()
+            etcd.control("--user", "root:secret", "user", "add", "another:word")
+            async with store.watch("/b") as events:
+                assert len(await until_synced(events)) == 2
+
+
+async def test_an_etcd_that_refuses_every_token_is_not_asked_in_a_hot_loop(tmp_path: Path) -> None:
+    class Refused(Connection):
+        asked = 0
+
+        async def ready(self) -> tuple[grpc.aio.Channel, Headers]:
+            self.asked += 1
+            self._token = "of no use"
+            return await super().ready()
+
+    with etcd_server(tmp_path) as etcd:
+        _ask_for_users(etcd)
+        connection = Refused(
+            EtcdSettings(endpoints=(etcd.endpoint,), user="root", password="secret", call_s=1.0)
+        )
+        try:
+            with pytest.raises(StoreUnavailable):
+                await connection.call(stubs.KVStub, "Range", messages.RangeRequest(key=b"/a"))
+        finally:
+            await connection.close()
+        assert 2 <= connection.asked <= 10
 
 
 def test_a_password_never_shows() -> None:
