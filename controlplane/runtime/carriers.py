@@ -42,18 +42,18 @@ async def open_carriers(settings: CommonSettings, client_name: str) -> AsyncIter
     the start; the text names it and says what to do. Once open, carriers wait for servers that
     go away and reconnect by themselves.
     """
+    http, nats = settings.http, nats_settings(settings.nats, client_name)
     log.info(
         "connecting to NATS at %s and etcd at %s",
-        ", ".join(settings.nats.servers),
+        nats.addresses,
         ", ".join(settings.etcd.endpoints),
     )
-    http = settings.http
     connect = NearBus if settings.asks_itself else NatsBus
     with closing(ZmqFrames()) as frames:
         async with (
             HttpClient(client_context(http.ca, http.cert, http.key)) as client,
             EtcdStore(etcd_settings(settings.etcd)) as store,
-            connect(nats_settings(settings.nats, client_name)) as bus,
+            connect(nats) as bus,
         ):
             await _check(store, settings)
             yield Carriers(bus, store, client, frames, HttpServer())

@@ -17,7 +17,7 @@ QUIET_LIBRARIES = ("aiohttp", "asyncio", "grpc", "nats", "requests", "urllib3")
 """Below a warning their words help nobody who runs us."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-_CREDENTIALS = re.compile(r"""(?<=://)[^/@\s"'\\]+@""")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def setup_logging(service: str, settings: TelemetrySettings) -> None:

@@ -44,6 +44,7 @@ from controlplane.runtime.sources import (
     merge,
     secret_files,
 )
+from proto.addresses import check_nats, check_no_login
 from proto.ids import check_name
 
 __all__ = [
@@ -69,14 +70,16 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-Addresses = Annotated[tuple[str, ...], Field(min_length=1)]
-"""One or more server addresses."""
+NatsAddress = Annotated[str, AfterValidator(check_nats)]
+EtcdAddress = Annotated[str, AfterValidator(check_no_login)]
 
 
 class BusSettings(Group):
     """How to reach NATS."""
 
-    servers: Addresses = Field(("nats://127.0.0.1:4222",), description="NATS servers, URLs")
+    servers: tuple[NatsAddress, ...] = Field(
+        ("nats://127.0.0.1:4222",), min_length=1, description="NATS servers, URLs"
+    )
     connect_s: float = Field(
         10.0,
         gt=0,
@@ -101,7 +104,9 @@ class BusSettings(Group):
 class StoreSettings(Group):
     """How to reach etcd."""
 
-    endpoints: Addresses = Field(("127.0.0.1:2379",), description="etcd endpoints, host:port")
+    endpoints: tuple[EtcdAddress, ...] = Field(
+        ("127.0.0.1:2379",), min_length=1, description="etcd endpoints, host:port"
+    )
     call_s: float = Field(
         6.0, gt=0, description="seconds a call may take, over all endpoints and attempts"
     )

@@ -289,7 +289,7 @@ def _explain_one(
         yield f"    is not a setting{_suggestion(path, settings_type)}"
         return
     found, value = lookup(source.values, path) if source else (False, None)
-    shown = f" = {value!r}" if found and _may_be_shown(settings_type, path) else ""
+    shown = f" = {value!r}" if found and _may_be_shown(settings_type, path, value) else ""
     if path:
         yield f"  {'.'.join(path)}{shown}{where}"
     yield f"    {detail['msg'].removeprefix('Value error, ')}"
@@ -301,12 +301,13 @@ def _suggestion(path: Sequence[str], settings_type: type[BaseModel]) -> str:
     return f"; did you mean {'.'.join([*path[:-1], close[0]])}?" if close else ""
 
 
-def _may_be_shown(settings_type: type[BaseModel], path: Sequence[str]) -> bool:
-    """Not so a secret, nor a whole group, which may hold one."""
+def _may_be_shown(settings_type: type[BaseModel], path: Sequence[str], value: Any) -> bool:
+    """Not so a secret, nor what may hold one: a whole group, an address with a login."""
     group = _model_at(settings_type, path[:-1])
     field = group.model_fields.get(path[-1]) if group and path else None
     return (
         field is not None
+        and "@" not in str(value)
         and SecretStr.__name__ not in str(field.annotation)
         and _model_at(settings_type, path) is None
     )

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
 from proto.access import inbox
-
-_HOST = r"([^@/:\[\]\s]+|\[[0-9a-fA-F:.]+\])"
-ADDRESS = re.compile(rf"(nats|tls)://([^@/\s]*@)?{_HOST}(:\d{{1,5}})?/?")
+from proto.addresses import check_nats, without_login
 
 
 class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,16 +51,12 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
         if not self.servers:
             raise ValueError("NATS servers: at least one is needed")
         for server in self.servers:
-            if not ADDRESS.fullmatch(server):
-                raise ValueError(
-                    f"NATS servers: {without_secrets(server)} is not nats://host:port"
-                    " or tls://host:port"
-                )
+            check_nats(server)
 
     @property
     def addresses(self) -> str:
         """The servers, for people."""
-        return ", ".join(map(without_secrets, self.servers))
+        return ", ".join(map(without_login, self.servers))
 
     def tls_context(self) -> ssl.SSLContext | None:
         """What the TLS files say; None without any (the system's trust, if a server asks)."""
@@ -93,9 +85,3 @@ class NatsSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
         return [("servers", self.addresses), ("name", self.name)]
-
-
-def without_secrets(server: str) -> str:
-    """An address without its user, password or token."""
-    parts = urlsplit(server)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

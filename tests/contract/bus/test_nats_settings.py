@@ -28,7 +28,16 @@ def test_no_secret_shows() -> None:
 
 @pytest.mark.parametrize(
     "server",
-    ["http://one:4222", "one:4222", f"ws://{SECRET}@one", f"nats://{SECRET}@one:port", "nats://"],
+    [
+        *("http://one:4222", "one:4222", f"ws://{SECRET}@one", f"nats://{SECRET}@one:port"),
+        *(
+            "nats://",
+            f"me:{SECRET}@one:4222",
+            f"nats://me:a/{SECRET}@one",
+            f"nats://a {SECRET}@one",
+        ),
+        *(f"nats://me:a@{SECRET}@one", f"me:a://{SECRET}@one"),
+    ],
 )
 def test_an_address_of_another_kind_is_misuse(server: str) -> None:
     with pytest.raises(ValueError, match="nats://host:port") as refused:

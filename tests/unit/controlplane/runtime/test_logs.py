@@ -74,6 +74,17 @@ def test_a_url_loses_its_password(form: type[JsonLines] | type[Console]) -> None
     assert "nats://***@127.0.0.1:4222" in line
 
 
+@pytest.mark.parametrize("form", [JsonLines, Console])
+@pytest.mark.parametrize("password", ["it'shunter2", 'a"hunter2', "a\\hunter2", "ä,hunter2"])
+def test_no_password_is_too_strange_to_be_hidden(
+    form: type[JsonLines] | type[Console], password: str
+) -> None:
+    url = f"nats://me:{password}@127.0.0.1:4222"
+    line = form("router").format(record("connected to %s", url, url=url, urls=[url, url]))
+    assert "hunter2" not in line
+    assert line.count("nats://***@127.0.0.1:4222") == 4
+
+
 def test_setup_writes_to_standard_error(
     root_logger: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

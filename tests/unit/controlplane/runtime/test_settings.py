@@ -295,6 +295,28 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("flag", "address", "what"),
+    [
+        ("--nats.servers", "me:hunter2@127.0.0.1:4222", "a NATS server is nats://host:port"),
+        ("--nats.servers", "nats://me:a/hunter2@127.0.0.1", "a NATS server is nats://host:port"),
+        ("--nats.servers", '["nats://me:hunter2@127.0.0.1", 3]', "valid string"),
+        (
+            "--nats.servers",
+            '["nats://me:hunter2@127.0.0.1", "x"]',
+            "a NATS server is nats://host:port",
+        ),
+        ("--nats.servers", "nats://me:hunter2,5@127.0.0.1", "a NATS server is nats://host:port"),
+        ("--etcd.endpoints", "me:hunter2@127.0.0.1:2379", "have settings of their own"),
+    ],
+)
+def test_a_bad_address_is_refused_without_its_password(flag: str, address: str, what: str) -> None:
+    text = fails(flag, address)
+    assert f"{flag.removeprefix('--')} (flag {flag})" in text
+    assert what in text
+    assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
     ("address", "here"),
     [
         ("127.0.0.1:2379", True),
