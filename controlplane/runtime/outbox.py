@@ -32,6 +32,7 @@ class Outbox:
         self._bus = bus
         self._producer = producer
         self._waiting: deque[tuple[str, msgspec.Struct, Headers]] = deque()
+        self._publishing = anyio.Lock(fast_acquire=True)
         self._news = anyio.Event()
 
     def put(self, subject: str, body: msgspec.Struct) -> None:
@@ -49,10 +50,12 @@ class Outbox:
             await self.settled()
 
     async def settled(self) -> None:
-        """All that was put has been published."""
-        while self._waiting:
-            subject, body, headers = self._waiting.popleft()
-            try:
-                await self._bus.publish(subject, self._producer.seal(body), headers=headers)
-            except BusError as error:
-                log.debug("nobody was told on %s: %s", subject, error)
+        """All that was put has been published, whoever of several that wait for it does that."""
+        async with self._publishing:
+            while self._waiting:
+                subject, body, headers = self._waiting[0]
+                try:
+                    await self._bus.publish(subject, self._producer.seal(body), headers=headers)
+                except BusError as error:
+                    log.debug("nobody was told on %s: %s", subject, error)
+                self._waiting.popleft()

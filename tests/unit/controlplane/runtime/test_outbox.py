@@ -58,3 +58,53 @@ async def test_it_is_bounded_and_outlives_a_bus_that_takes_nothing(
         outbox.put("tp.x", said(number))
     await outbox.settled()
     assert tried == 3
+
+
+async def test_it_is_settled_once_the_last_is_published_too() -> None:
+    begun, may_end, settled = anyio.Event(), anyio.Event(), anyio.Event()
+    published: list[str] = []
+
+    class Slow:
+        async def publish(self, subject: str, *_: object, **__: object) -> None:
+            begun.set()
+            await may_end.wait()
+            published.append(subject)
+
+    outbox = Outbox(Slow(), producer(), gather_s=0)  # type: ignore[arg-type]
+
+    async def settle() -> None:
+        await outbox.settled()
+        settled.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outbox.run)
+        outbox.put("tp.x", said(0))
+        await begun.wait()
+        tasks.start_soon(settle)
+        await anyio.wait_all_tasks_blocked()
+        assert not settled.is_set()
+        may_end.set()
+        await settled.wait()
+        assert published == ["tp.x"]
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_is_cancelled_on_its_way_out_is_still_to_be_published() -> None:
+    published: list[str] = []
+    begun = anyio.Event()
+
+    class Full:
+        async def publish(self, subject: str, *_: object, **__: object) -> None:
+            if not begun.is_set():
+                begun.set()
+                await anyio.sleep_forever()
+            published.append(subject)
+
+    outbox = Outbox(Full(), producer(), gather_s=0)  # type: ignore[arg-type]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outbox.run)
+        outbox.put("tp.x", said(0))
+        await begun.wait()
+        tasks.cancel_scope.cancel()
+    await outbox.settled()
+    assert published == ["tp.x"]
