@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol
@@ -111,6 +112,8 @@ class Desk:
         self.endpoint = endpoint
         self.tally = Tally()
         self._tasks = tasks
+        self._context = copy_context()
+        """A clerk's own: who happens to ask first may be in the middle of a trace."""
         self._clerks = 0
         self._idle: list[_Bell] = []
         self._waiting: deque[_Work] = deque()
@@ -124,7 +127,7 @@ class Desk:
             self._idle.pop().ring((message, way))
         elif self._clerks < self.endpoint.concurrency:
             self._clerks += 1
-            self._tasks.start_soon(self._work, message, way)
+            self._context.run(self._tasks.start_soon, self._work, message, way)
         elif len(self._waiting) < self.endpoint.queue_messages:
             self._waiting.append((message, way))
         else:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
@@ -65,6 +67,23 @@ async def test_requests_one_after_the_other_need_one_task() -> None:
             await public.until(number)
     assert public.answers == [b"%d" % number for number in range(1, 11)]
     assert len(tasks) == 1
+
+
+async def test_a_clerk_keeps_nothing_of_whoever_asked_first() -> None:
+    trace = ContextVar("trace", default=b"none")
+
+    async def handle(message: Message) -> bytes:
+        return trace.get()
+
+    async with open_desks(SERVICE, [endpoint(handle)]) as (desk,):
+        public = Counter(desk)
+        token = trace.set(b"of the first")
+        public.ask(b"")
+        await public.until(1)
+        trace.reset(token)
+        public.ask(b"")
+        await public.until(2)
+    assert public.answers == [b"none", b"none"]
 
 
 async def test_requests_at_once_run_at_once_and_idle_clerks_take_the_next() -> None:
