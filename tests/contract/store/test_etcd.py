@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import anyio
+import grpc
 import grpc.aio
 import pytest
 
 from controlplane.local.ports import free_ports
 from proto.wire.errors import StoreRefused, StoreUnavailable
+from proto.wire.etcd import connection
 from proto.wire.etcd.connection import Connection, EtcdSettings, Headers
 from proto.wire.etcd.protocol import messages, stubs
 from proto.wire.etcd.store import EtcdStore
@@ -120,6 +122,22 @@ async def test_a_frozen_server_is_noticed_and_calls_have_an_end(tmp_path: Path) 
             assert await store.get("/w/a") is None
 
 
+async def test_an_idle_channel_is_not_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = dict(connection.OPTIONS) | {"grpc.keepalive_time_ms": 1_000}
+    monkeypatch.setattr(connection, "OPTIONS", tuple(hasty.items()))
+    with etcd_server(tmp_path) as etcd:
+        idle = Connection(EtcdSettings(endpoints=(etcd.endpoint,)))
+        try:
+            await idle.call(stubs.KVStub, "Range", messages.RangeRequest(key=b"/w/a"))
+            with anyio.move_on_after(4.5):  # etcd hangs up at the third ping
+                await idle.channel().wait_for_state_change(grpc.ChannelConnectivity.READY)
+            assert idle.channel().get_state() is grpc.ChannelConnectivity.READY
+        finally:
+            await idle.close()
+
+
 async def test_a_channel_that_is_given_up_meanwhile_is_not_called(tmp_path: Path) -> None:
     class Interrupted(Connection):
         """Another task gives its channel up while a call waits to be told who we are."""
@@ -133,12 +151,12 @@ async def test_a_channel_that_is_given_up_meanwhile_is_not_called(tmp_path: Path
             return await super().ready()
 
     with etcd_server(tmp_path) as etcd:
-        connection = Interrupted(EtcdSettings(endpoints=(etcd.endpoint,)))
+        interrupted = Interrupted(EtcdSettings(endpoints=(etcd.endpoint,)))
         question = messages.RangeRequest(key=b"/w/a")
         try:
-            reply = await connection.call(stubs.KVStub, "Range", question)
+            reply = await interrupted.call(stubs.KVStub, "Range", question)
         finally:
-            await connection.close()
+            await interrupted.close()
         assert reply.count == 0
 
 
@@ -269,15 +287,15 @@ async def test_an_etcd_that_refuses_every_token_is_not_asked_in_a_hot_loop(tmp_p
 
     with etcd_server(tmp_path) as etcd:
         _ask_for_users(etcd)
-        connection = Refused(
+        refused = Refused(
             EtcdSettings(endpoints=(etcd.endpoint,), user="root", password="secret", call_s=1.0)
         )
         try:
             with pytest.raises(StoreUnavailable):
-                await connection.call(stubs.KVStub, "Range", messages.RangeRequest(key=b"/a"))
+                await refused.call(stubs.KVStub, "Range", messages.RangeRequest(key=b"/a"))
         finally:
-            await connection.close()
-        assert 2 <= connection.asked <= 10
+            await refused.close()
+        assert 2 <= refused.asked <= 10
 
 
 def test_a_password_never_shows() -> None:
