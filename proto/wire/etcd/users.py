@@ -36,7 +36,7 @@ async def put_in_place(
             await admin.add_user(user, passwords[user])
             await admin.do("UserGrantRole", messages.AuthUserGrantRoleRequest(user=user, role=user))
         if not asks:
-            await admin.do("AuthEnable", messages.AuthEnableRequest())
+            await admin.try_("AuthEnable", messages.AuthEnableRequest(), "user name is empty")
 
 
 @asynccontextmanager
@@ -65,12 +65,13 @@ class _Admin:
     async def do(self, method: str, request: Any) -> Any:
         return await self._connection.call(stubs.AuthStub, method, request)
 
-    async def try_(self, method: str, request: Any) -> bool:
-        """False if it is there already."""
+    async def try_(self, method: str, request: Any, done: str = "already exists") -> bool:
+        """False if etcd refuses it by the words `done`: then it is so already, perhaps by us, who
+        ask again where an answer was lost."""
         try:
             await self.do(method, request)
         except StoreRefused as error:
-            if "already exists" not in str(error):
+            if done not in str(error):
                 raise
             return False
         return True
@@ -99,7 +100,7 @@ class _Admin:
             revoke = messages.AuthRoleRevokePermissionRequest(
                 role=name, key=key.decode(), range_end=range_end.decode()
             )
-            await self.do("RoleRevokePermission", revoke)
+            await self.try_("RoleRevokePermission", revoke, "permission is not granted")
         for (key, range_end), kind in wanted.items() - has.items():
             grant = messages.AuthRoleGrantPermissionRequest(name=name)
             grant.perm.key, grant.perm.range_end, grant.perm.permType = key, range_end, kind

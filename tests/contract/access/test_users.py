@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -14,7 +15,8 @@ from controlplane.access.nats import configuration, password_variable, users_of
 from proto.ids import WorkerId
 from proto.subjects import Keys, Subjects
 from proto.wire.errors import BusUnavailable, StoreRefused
-from proto.wire.etcd.connection import EtcdSettings
+from proto.wire.etcd import users
+from proto.wire.etcd.connection import Connection, EtcdSettings
 from proto.wire.etcd.store import EtcdStore
 from proto.wire.etcd.users import put_in_place
 from proto.wire.nats import NatsBus, NatsSettings
@@ -218,6 +220,31 @@ async def test_rights_that_were_given_by_hand_are_taken_back(etcd: EtcdServer) -
     async with _store(etcd, "router") as router:
         with pytest.raises(StoreRefused, match="permission denied"):
             await router.put("/elsewhere", b"")
+
+
+@pytest.mark.anyio
+async def test_a_change_whose_answer_is_lost_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgetful(Connection):
+        """Hears only every second answer."""
+
+        async def call(
+            self, stub: Callable[[Any], Any], method: str, request: Any, *, repeat: bool = True
+        ) -> Any:
+            await super().call(stub, method, request, repeat=repeat)
+            return await super().call(stub, method, request, repeat=repeat)
+
+    monkeypatch.setattr(users, "Connection", Forgetful)
+    with etcd_server(tmp_path) as etcd:
+        etcd.control("role", "add", "router")
+        etcd.control("role", "grant-permission", "router", "--prefix=true", "readwrite", "/")
+        await _guard(etcd)
+        await _guard(etcd)
+        async with _store(etcd, "router") as router:
+            assert await router.get(KEYS.worker(OURS)) is None
+            with pytest.raises(StoreRefused, match="permission denied"):
+                await router.put("/elsewhere", b"")
 
 
 @pytest.mark.anyio
