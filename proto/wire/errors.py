@@ -7,6 +7,7 @@
     |   +-- BusTimeout         somebody may have got the request; no answer came in time
     |   +-- RequestRefused     the service answered with an error (code, description)
     |   +-- StreamMissing      the server has no JetStream, or the stream cannot be made
+    |   +-- BucketFull         there is no room in the bucket, and nothing was written
     +-- StoreError
     |   +-- StoreUnavailable   no endpoint answered in time; a write may or may not have happened
     |   +-- StoreRefused       the server understood and said no (permission, bad argument)
@@ -62,6 +63,10 @@ class RequestRefused(BusError):
 
 class StreamMissing(BusError):
     """The server has no JetStream, or the stream cannot be made."""
+
+
+class BucketFull(BusError):
+    """There is no room in the bucket, and nothing was written."""
 
 
 class StoreError(WireError):

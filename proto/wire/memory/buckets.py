@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
-from proto.wire.errors import BusTimeout
+from proto.wire.errors import BucketFull, BusTimeout
 from proto.wire.memory.cells import KeptBucket
 from proto.wire.memory.exchange import Client, Exchange
 from proto.wire.ports import Cell
@@ -67,16 +67,20 @@ class MemoryBucket:
     async def _asked(self, act: Callable[[], T], timeout_s: float) -> T:
         """Act at the server and bring back what came of it, as far as both get through."""
         left_s = await self._client.until_up(timeout_s)
-        answers: list[T] = []
+        answers: list[T | BucketFull] = []
         answered = anyio.Event()
 
-        def arrive(answer: T) -> None:
+        def arrive(answer: T | BucketFull) -> None:
             if self._client.connected:
                 answers.append(answer)
                 answered.set()
 
         def serve() -> None:
-            answer = act()
+            answer: T | BucketFull
+            try:
+                answer = act()
+            except BucketFull as refusal:
+                answer = refusal
             self._exchange.carry(self._name, self._name, self._client.name, lambda: arrive(answer))
 
         self._exchange.carry(self._client.name, self._name, self._name, serve)
@@ -84,6 +88,8 @@ class MemoryBucket:
             await answered.wait()
         if not answers:
             raise BusTimeout(f"no answer from bucket {self._name} within {timeout_s:g} s")
+        if isinstance(answers[0], BucketFull):
+            raise answers[0]
         return answers[0]
 
 

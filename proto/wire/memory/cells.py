@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proto.wire.errors import BucketFull
 from proto.wire.ports import BucketSpec, Cell
 
 
@@ -11,6 +12,7 @@ class KeptBucket:
     def __init__(self, spec: BucketSpec) -> None:
         self.spec = spec
         self._cells: dict[str, tuple[Cell, float]] = {}
+        self._bytes = 0
         self._revision = 0
 
     def get(self, key: str, now_s: float) -> Cell | None:
@@ -19,13 +21,19 @@ class KeptBucket:
         return cell if cell is not None and cell.value is not None else None
 
     def write(self, key: str, value: bytes | None, revision: int, now_s: float) -> int | None:
-        """Over `revision`, 0 for a key that is not there; None if that is not how it is."""
+        """Over `revision`, 0 for a key that is not there; None if that is not how it is. Raises
+        `BucketFull`."""
         present = self.get(key, now_s)
         if (present.revision if present else 0) != revision:
             return None
+        cell = Cell(key, value, self._revision + 1)
+        more_bytes = _size_bytes(cell) - (_size_bytes(present) if present else 0)
+        if more_bytes > 0 and self._bytes + more_bytes > self.spec.max_bytes:
+            raise BucketFull(f"{self.spec.name} is full")
         self._revision += 1
+        self._bytes += more_bytes
         self._cells.pop(key, None)
-        self._cells[key] = Cell(key, value, self._revision), now_s
+        self._cells[key] = cell, now_s
         return self._revision
 
     def all(self, now_s: float) -> list[Cell]:
@@ -40,7 +48,13 @@ class KeptBucket:
     def trim(self, now_s: float) -> None:
         """Forget what nobody has written for too long."""
         while self._cells:
-            key, (_, written_s) = next(iter(self._cells.items()))
+            key, (cell, written_s) = next(iter(self._cells.items()))
             if written_s + self.spec.max_age_s > now_s:
                 return
+            self._bytes -= _size_bytes(cell)
             del self._cells[key]
+
+
+def _size_bytes(cell: Cell) -> int:
+    """What a cell counts for; one that is deleted does not."""
+    return 0 if cell.value is None else len(cell.key) + len(cell.value)

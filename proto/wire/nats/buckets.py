@@ -3,20 +3,21 @@
 A bucket is a stream with one message a subject. nats-py's own client reads through whatever copy
 of the stream answers first and has no deadline of ours; the few words it takes are said here. All
 reads go to the stream's leader, so that they see every write. What was deleted is purged, lest
-markers of tickets that came and went pile up until they are old.
+markers of tickets that came and went pile up until they are old. A stream that is full refuses
+what is new: by default it would drop what is oldest, which somebody may still need.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import msgspec
-from nats.js.api import Header, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, Header, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from proto.wire.errors import BusTimeout, NoResponder, StreamMissing
+from proto.wire.errors import BucketFull, BusTimeout, NoResponder, StreamMissing
 from proto.wire.nats.connection import Connection
 from proto.wire.nats.consumer import consume
 from proto.wire.nats.streams import jetstream_errors
@@ -24,8 +25,9 @@ from proto.wire.ports import NO_HEADERS, BucketSpec, Cell, Delivery, Headers
 
 WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE = 10037
+NOT_STORED, NO_ROOM = 10077, "maximum bytes exceeded"
 OPERATION = "KV-Operation"
-DELETED = "DEL"
+DELETED = {OPERATION: "DEL"}
 QUEUE_CELLS = 256
 
 
@@ -44,6 +46,11 @@ class _Kept(msgspec.Struct, frozen=True):
     seq: int
     data: bytes = b""
     hdrs: bytes = b""
+
+
+class _Purged(msgspec.Struct, frozen=True):
+    purged: int = 0
+    error: _Trouble | None = None
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -68,6 +75,7 @@ async def open_bucket(connection: Connection, spec: BucketSpec, timeout_s: float
         storage=StorageType.FILE,
         max_age=spec.max_age_s,
         max_bytes=spec.max_bytes,
+        discard=DiscardPolicy.NEW,
         num_replicas=connection.settings.replicas,
         max_msgs_per_subject=1,
         allow_rollup_hdrs=True,
@@ -106,12 +114,24 @@ class NatsBucket:
         return await self._write(key, value, revision, timeout_s)
 
     async def delete(self, key: str, *, revision: int, timeout_s: float = 5.0) -> bool:
-        marker = {OPERATION: DELETED}
-        deleted = await self._write(key, b"", revision, timeout_s, marker)
+        try:
+            deleted = await self._write(key, b"", revision, timeout_s, DELETED)
+        except BucketFull:  # not even what says so has room
+            return await self._delete_from_full(key, revision, timeout_s)
         if deleted is None:
             return False
-        purge = msgspec.json.encode({"filter": self._prefix + key, "seq": deleted + 1})
-        await self._ask(f"$JS.API.STREAM.PURGE.{self._stream}", purge, timeout_s)
+        await self._purge(key, deleted, timeout_s)
+        return True
+
+    async def _delete_from_full(self, key: str, revision: int, timeout_s: float) -> bool:
+        """Make room first, and then tell who watches. What was written since has a higher number
+        and stays."""
+        if not await self._purge(key, revision, timeout_s):
+            return False
+        with suppress(BucketFull):
+            deleted = await self._write(key, b"", 0, timeout_s, DELETED)
+            if deleted is not None:
+                await self._purge(key, deleted, timeout_s)
         return True
 
     async def list(self, *, timeout_s: float = 10.0) -> Sequence[Cell]:
@@ -144,6 +164,8 @@ class NatsBucket:
         stored = msgspec.json.decode(answer, type=_Stored)
         if stored.error is None:
             return stored.seq
+        if stored.error.err_code == NOT_STORED and NO_ROOM in stored.error.description:
+            raise BucketFull(f"{self._stream} is full: {stored.error.description}")
         if stored.error.err_code != WRONG_LAST_SEQUENCE:
             raise StreamMissing(f"{self._stream}: {stored.error.description}")
         if revision == 0:
@@ -151,6 +173,15 @@ class NatsBucket:
             if marker is not None and _is_marker(marker):  # not purged yet
                 return await self._write(key, value, marker.seq, timeout_s, headers)
         return None
+
+    async def _purge(self, key: str, revision: int, timeout_s: float) -> int:
+        """Drop what the key holds up to that revision; returns how much there was."""
+        ask = msgspec.json.encode({"filter": self._prefix + key, "seq": revision + 1})
+        answer = await self._ask(f"$JS.API.STREAM.PURGE.{self._stream}", ask, timeout_s)
+        done = msgspec.json.decode(answer, type=_Purged)
+        if done.error is not None:
+            raise StreamMissing(f"{self._stream}: {done.error.description}")
+        return done.purged
 
     async def _last(self, key: str, timeout_s: float) -> _Kept | None:
         ask = msgspec.json.encode({"last_by_subj": self._prefix + key})

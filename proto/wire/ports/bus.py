@@ -65,6 +65,7 @@ class StreamSpec(msgspec.Struct, frozen=True):
 class BucketSpec(msgspec.Struct, frozen=True):
     """A bucket of small values by key; what nobody has written for `max_age_s` is forgotten.
 
+    Nothing else is: one that holds `max_bytes` takes no more until something is deleted.
     `name` is of letters, digits, `-` and `_`; a key may also have dots.
     """
 
@@ -93,12 +94,14 @@ class Bucket(Protocol):
         """None if it is not there. Raises `BusTimeout`, `BusUnavailable`, `StreamMissing`."""
 
     async def create(self, key: str, value: bytes, *, timeout_s: float = 5.0) -> int | None:
-        """Write what must not be there; returns its revision, None if it is there."""
+        """Write what must not be there; returns its revision, None if it is there. Raises
+        `BucketFull`."""
 
     async def update(
         self, key: str, value: bytes, *, revision: int, timeout_s: float = 5.0
     ) -> int | None:
-        """Write over `revision`; returns the new one, None if somebody else was first."""
+        """Write over `revision`; returns the new one, None if somebody else was first. Raises
+        `BucketFull` where it takes more room than before."""
 
     async def delete(self, key: str, *, revision: int, timeout_s: float = 5.0) -> bool:
         """Delete what was written at `revision`; False if somebody else was first."""

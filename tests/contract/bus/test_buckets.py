@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import anyio
+import nats
 import pytest
+from nats.js.api import StreamConfig
 
-from proto.wire.errors import BusTimeout, StreamMissing
+from proto.wire.errors import BucketFull, BusTimeout, StreamMissing
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.faults import Deliver, Drop
 from proto.wire.nats.bus import NatsBus
-from proto.wire.ports import BucketSpec, Cell
+from proto.wire.ports import Bucket, BucketSpec, Cell
 from tests.contract.bus.carriers import (
     DEADLINE_S,
     Connect,
@@ -23,6 +25,7 @@ from tests.support.nats_server import NatsServer
 pytestmark = pytest.mark.anyio
 
 SPEC = BucketSpec("tickets", max_age_s=3600.0, max_bytes=1 << 20)
+SMALL = BucketSpec("small", max_age_s=3600.0, max_bytes=20_000)
 
 
 async def test_a_key_is_created_once(connect: Connect) -> None:
@@ -105,6 +108,71 @@ async def test_a_watch_begins_with_what_is_there_and_goes_on(connect: Connect) -
             assert await take(cells, 1) == [Cell("k", b"2", second or 0)]
             other = await mine.create("l", b"3")
             assert await take(cells, 1) == [Cell("l", b"3", other or 0)]
+
+
+async def fill(bucket: Bucket, name: str, value: bytes) -> list[str]:
+    """The keys that found room."""
+    keys: list[str] = []
+    with pytest.raises(BucketFull):
+        while True:
+            key = f"{name}.{len(keys)}"
+            assert await bucket.create(key, value) is not None
+            keys.append(key)
+            assert len(keys) < 10_000, "it is never full"
+    return keys
+
+
+async def revision_of(bucket: Bucket, key: str) -> int:
+    cell = await bucket.get(key)
+    assert cell is not None
+    return cell.revision
+
+
+async def test_a_full_bucket_takes_no_more_and_loses_nothing(connect: Connect) -> None:
+    async with connect("a") as bus:
+        bucket = await bus.bucket(SMALL)
+        keys = await fill(bucket, "k", b"x" * 1_000)
+        assert len(keys) >= 15
+        assert sorted(cell.key for cell in await bucket.list()) == sorted(keys)
+        first = await revision_of(bucket, keys[0])
+        with pytest.raises(BucketFull):
+            await bucket.update(keys[0], b"y" * 3_000, revision=first)
+        assert await bucket.get(keys[0]) == Cell(keys[0], b"x" * 1_000, first)
+        assert await bucket.update(keys[0], b"y" * 990, revision=first) is not None
+        assert await bucket.delete(keys[1], revision=await revision_of(bucket, keys[1]))
+        assert await bucket.create("k.new", b"x" * 1_000) is not None
+
+
+async def test_what_is_small_can_be_deleted_from_a_full_bucket(connect: Connect) -> None:
+    async with connect("a") as bus:
+        bucket = await bus.bucket(SMALL)
+        await fill(bucket, "k", b"x" * 1_000)
+        key, *others = await fill(bucket, "small", b"x")
+        revision = await revision_of(bucket, key)
+        assert not await bucket.delete(key, revision=revision - 1)
+        assert await bucket.get(key) is not None
+        assert await bucket.delete(key, revision=revision)
+        assert await bucket.get(key) is None
+        assert not await bucket.delete(key, revision=revision)
+        assert await bucket.create(key, b"x") is not None
+        assert all([await bucket.get(other) for other in others])
+
+
+@nats_only
+async def test_a_bucket_that_used_to_drop_what_was_oldest_does_so_no_more(
+    connect: Connect, server: NatsServer
+) -> None:
+    client = await nats.connect(server.url)
+    try:
+        old = StreamConfig("KV_small", subjects=["$KV.small.>"], max_msgs_per_subject=1)
+        old = old.evolve(allow_rollup_hdrs=True, deny_delete=True, max_bytes=SMALL.max_bytes)
+        await client.jsm().add_stream(old)
+    finally:
+        await client.close()
+    async with connect("a") as bus:
+        bucket = await bus.bucket(SMALL)
+        keys = await fill(bucket, "k", b"x" * 1_000)
+        assert len(await bucket.list()) == len(keys)
 
 
 @nats_only
