@@ -309,12 +309,13 @@ class TransferService:
             now_s = self._clock()
             self.core.rates.forget_late(now_s)
             try:
+                # First: where the bucket is full, nothing else can be written.
+                for ticket in self.core.forgettable(now_s):
+                    await self._shelf.remove(ticket)
                 for ticket in self.core.due(now_s):
                     await self._by_itself(ticket, Step.EXPIRE, f"{ticket.state} for too long")
                 for ticket in self.core.undone(now_s):
                     self._send(ticket, claim=True)
-                for ticket in self.core.forgettable(now_s):
-                    await self._shelf.remove(ticket)
             except BusError as error:
                 log.warning("tickets cannot be seen to: %s", error)
             self._teller.gauge(self.core)

@@ -24,8 +24,11 @@ from proto.transfers import (
     Ticket,
     Verb,
 )
+from proto.wire.errors import RequestRefused
+from proto.wire.ports import BucketSpec
 from proto.workers import HandoffOrder, Role
 from tests.unit.controlplane.transfer.world import (
+    SUBJECTS,
     TRANSFER,
     World,
     begin,
@@ -503,3 +506,18 @@ async def test_dg27_what_moves_and_what_does_not_is_counted() -> None:
         assert told("failures_total", **failed) == 1
         assert told("post_seconds_count") == 2
         assert told("in_flight") == told("staged_bytes") == 0
+
+
+async def test_a_full_bucket_has_room_again_once_tickets_are_forgotten() -> None:
+    async with world(prefill_s=5.0, keep_s=20.0) as made:
+        for number in range(5):
+            await stepped(made, await granted(made, f"over-{number}"), Step.CANCEL)
+            await granted(made, f"live-{number}")
+        bus, spec = made.hub.connect("filler"), BucketSpec(SUBJECTS.tickets_bucket, 3600.0, 1 << 20)
+        cells = await (await bus.bucket(spec)).list()
+        used_bytes = sum(len(cell.key) + len(cell.value or b"") for cell in cells)
+        await bus.bucket(msgspec.structs.replace(spec, max_bytes=used_bytes))
+        with pytest.raises(RequestRefused, match="full"):
+            await granted(made, "too-much")
+        await anyio.sleep(60.0)
+        await granted(made, "new")
