@@ -17,10 +17,10 @@ import msgspec
 from nats.js.api import DiscardPolicy, Header, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from proto.wire.errors import BucketFull, BusTimeout, NoResponder, StreamMissing
+from proto.wire.errors import BucketFull, BusError, BusTimeout, NoResponder, StreamMissing
 from proto.wire.nats.connection import Connection
 from proto.wire.nats.consumer import consume
-from proto.wire.nats.streams import jetstream_errors
+from proto.wire.nats.streams import NOT_NOW, jetstream_errors
 from proto.wire.ports import NO_HEADERS, BucketSpec, Cell, Delivery, Headers
 
 WRONG_LAST_SEQUENCE = 10071
@@ -32,6 +32,7 @@ QUEUE_CELLS = 256
 
 
 class _Trouble(msgspec.Struct, frozen=True):
+    code: int = 0
     err_code: int = 0
     description: str = ""
 
@@ -140,7 +141,7 @@ class NatsBucket:
             answer = await self._ask(f"$JS.API.STREAM.INFO.{self._stream}", ask, timeout_s)
             info = msgspec.json.decode(answer, type=_Info)
             if info.error is not None:
-                raise StreamMissing(f"{self._stream}: {info.error.description}")
+                raise self._refusal(info.error)
             keys = [subject.removeprefix(self._prefix) for subject in info.state.subjects or ()]
             cells = [await self.get(key, timeout_s=timeout_s) for key in keys]
             return [cell for cell in cells if cell is not None]
@@ -167,7 +168,7 @@ class NatsBucket:
         if stored.error.err_code == NOT_STORED and NO_ROOM in stored.error.description:
             raise BucketFull(f"{self._stream} is full: {stored.error.description}")
         if stored.error.err_code != WRONG_LAST_SEQUENCE:
-            raise StreamMissing(f"{self._stream}: {stored.error.description}")
+            raise self._refusal(stored.error)
         if revision == 0:
             marker = await self._last(key, timeout_s)
             if marker is not None and _is_marker(marker):  # not purged yet
@@ -180,7 +181,7 @@ class NatsBucket:
         answer = await self._ask(f"$JS.API.STREAM.PURGE.{self._stream}", ask, timeout_s)
         done = msgspec.json.decode(answer, type=_Purged)
         if done.error is not None:
-            raise StreamMissing(f"{self._stream}: {done.error.description}")
+            raise self._refusal(done.error)
         return done.purged
 
     async def _last(self, key: str, timeout_s: float) -> _Kept | None:
@@ -188,8 +189,13 @@ class NatsBucket:
         answer = await self._ask(f"$JS.API.STREAM.MSG.GET.{self._stream}", ask, timeout_s)
         found = msgspec.json.decode(answer, type=_Found)
         if found.error is not None and found.error.err_code != NO_MESSAGE:
-            raise StreamMissing(f"{self._stream}: {found.error.description}")
+            raise self._refusal(found.error)
         return found.message
+
+    def _refusal(self, trouble: _Trouble) -> BusError:
+        """In the words of the port: what passes is worth another try."""
+        said = f"{self._stream}: {trouble.description}"
+        return BusTimeout(said) if trouble.code == NOT_NOW else StreamMissing(said)
 
     async def _ask(
         self, subject: str, data: bytes, timeout_s: float, headers: Headers = NO_HEADERS

@@ -21,6 +21,8 @@ APPEND_S = 1.0
 NO_STREAM_S = 0.5
 """So long nobody may answer for a stream: one that changes its leader, or is being loaded."""
 PAUSE_S = 0.1
+NOT_NOW = 503
+"""JetStream's word for what passes: no quorum, no leader, no room on its disk."""
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -31,7 +33,12 @@ class _Stored(msgspec.Struct, frozen=True):
 
 
 class _Trouble(msgspec.Struct, frozen=True):
+    code: int = 0
     description: str = ""
+
+
+class _NotNow(Exception):
+    """The stream has not stored it, and may do so a moment later."""
 
 
 async def ensure_stream(connection: Connection, spec: StreamSpec, timeout_s: float) -> None:
@@ -56,15 +63,18 @@ async def ensure_stream(connection: Connection, spec: StreamSpec, timeout_s: flo
 async def append(
     connection: Connection, subject: str, data: bytes, timeout_s: float, headers: Headers
 ) -> int:
-    """See the port. Tries again until the deadline, through a restart of the server."""
+    """See the port. Tries again until the deadline, through a restart of the server and whatever
+    else passes."""
     headers = {**headers, Header.MSG_ID.value: uuid4().hex}
     began_s = anyio.current_time()
     failure: BusTimeout | BusUnavailable | None = None
+    refusal: _NotNow | None = None
     while (spent_s := anyio.current_time() - began_s) < timeout_s:
         try:
             answer = await connection.ask(
                 subject, data, min(APPEND_S, timeout_s - spent_s), headers
             )
+            return _sequence(subject, answer.data)
         except NoResponder as error:
             if spent_s >= min(NO_STREAM_S, timeout_s):
                 raise StreamMissing(f"no stream keeps {subject}") from error
@@ -73,8 +83,11 @@ async def append(
             failure = error
         except BusUnavailable as error:
             failure = failure or error  # one attempt that may have arrived, and all may have
-        else:
-            return _sequence(subject, answer.data)
+        except _NotNow as error:
+            refusal = error
+            await anyio.sleep(PAUSE_S)
+    if refusal is not None and failure is None:
+        raise StreamMissing(str(refusal)) from refusal
     if isinstance(failure, BusUnavailable):
         raise failure
     raise BusTimeout(f"not known to be stored within {timeout_s:g} s: {subject}") from failure
@@ -86,7 +99,8 @@ def _sequence(subject: str, answer: bytes) -> int:
     except msgspec.DecodeError as error:
         raise StreamMissing(f"somebody answers on {subject}, but it is no stream") from error
     if stored.error is not None:
-        raise StreamMissing(f"the stream refused {subject}: {stored.error.description}")
+        said = f"the stream refused {subject}: {stored.error.description}"
+        raise _NotNow(said) if stored.error.code == NOT_NOW else StreamMissing(said)
     return stored.seq
 
 

@@ -11,8 +11,10 @@ import anyio
 import pytest
 
 from proto.wire.errors import BusError, BusTimeout, BusUnavailable, StreamMissing
+from proto.wire.nats.buckets import NatsBucket
 from proto.wire.nats.bus import NatsBus
-from proto.wire.ports import Bus, Delivery, StreamSpec
+from proto.wire.nats.connection import Connection
+from proto.wire.ports import Bus, Delivery, Endpoint, Message, StreamSpec
 from tests.contract.bus.carriers import (
     DEADLINE_S,
     ECHO,
@@ -228,6 +230,47 @@ async def test_an_append_goes_on_through_a_freeze_and_is_stored_once(server: Nat
             server.thaw()
         assert sequences == [1]
         assert await bus.append("stored", b"next", timeout_s=DEADLINE_S) == 2
+
+
+def saying(subject: str, *answers: bytes) -> tuple[Endpoint, list[bytes]]:
+    """An endpoint that gives these answers, as JetStream words them; and what it has not said."""
+    left = list(answers)
+
+    async def handle(message: Message) -> bytes:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return Endpoint("jetstream", subject, handle), left
+
+
+NO_QUORUM = b"""{"error":{"code":503,"err_code":10008,
+"description":"JetStream system temporarily unavailable"},"stream":"S","seq":0}"""
+
+
+async def test_an_append_goes_on_until_a_refusal_that_passes_has_passed(server: NatsServer) -> None:
+    endpoint, left = saying("stored", NO_QUORUM, NO_QUORUM, b'{"stream":"S","seq":7}')
+    async with NatsBus(quick_settings(server)) as bus, bus.serve(ECHO, [endpoint]):
+        assert await bus.append("stored", b"", timeout_s=DEADLINE_S) == 7
+        left.insert(0, NO_QUORUM)
+        left.pop()
+        with pytest.raises(StreamMissing, match="temporarily unavailable"):
+            await bus.append("stored", b"", timeout_s=0.2)
+
+
+async def test_a_bucket_that_refuses_what_passes_may_be_asked_again(tmp_path: Path) -> None:
+    with nats_server(tmp_path, jetstream=False) as server:
+        kept, _ = saying("$JS.API.STREAM.MSG.GET.KV_b", NO_QUORUM)
+        listed, _ = saying("$JS.API.STREAM.INFO.KV_b", NO_QUORUM)
+        written, _ = saying("$KV.b.k", NO_QUORUM)
+        connection = Connection(quick_settings(server))
+        async with NatsBus(quick_settings(server)) as bus, bus.serve(ECHO, [kept, listed, written]):
+            await connection.open()
+            try:
+                bucket = NatsBucket(connection, "b")
+                for ask in (bucket.get("k"), bucket.list(), bucket.create("k", b"")):
+                    with pytest.raises(BusTimeout, match="temporarily unavailable"):
+                        await ask
+            finally:
+                await connection.close()
 
 
 async def test_a_first_connection_waits_for_a_server_that_is_late(server: NatsServer) -> None:
