@@ -9,7 +9,7 @@ what is new: by default it would drop what is oldest, which somebody may still n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import anyio
@@ -29,6 +29,8 @@ NOT_STORED, NO_ROOM = 10077, "maximum bytes exceeded"
 OPERATION = "KV-Operation"
 DELETED = {OPERATION: "DEL"}
 QUEUE_CELLS = 256
+READERS = 64
+"""Keys that are read at once when all are: each takes a round trip."""
 
 
 class _Trouble(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ class _State(msgspec.Struct, frozen=True):
 
 class _Info(msgspec.Struct, frozen=True):
     state: _State = _State()
+    total: int = 0
     error: _Trouble | None = None
 
 
@@ -136,16 +139,43 @@ class NatsBucket:
         return True
 
     async def list(self, *, timeout_s: float = 10.0) -> Sequence[Cell]:
-        ask = msgspec.json.encode({"subjects_filter": self._prefix + ">"})
+        cells: list[Cell] = []
+        failures: list[BusError] = []
+
+        async def read(keys: Iterator[str]) -> None:
+            try:
+                while key := next(keys, None):
+                    if cell := await self.get(key, timeout_s=timeout_s):
+                        cells.append(cell)
+            except BusError as error:
+                failures.append(error)
+                readers.cancel_scope.cancel()
+
         with anyio.move_on_after(timeout_s):
+            keys = iter(await self._keys(timeout_s))
+            async with anyio.create_task_group() as readers:
+                for _ in range(READERS):
+                    readers.start_soon(read, keys)
+            if failures:
+                raise failures[0]
+            return cells
+        raise BusTimeout(f"{self._stream} was not read within {timeout_s:g} s")
+
+    async def _keys(self, timeout_s: float) -> Sequence[str]:
+        """All that there are, of which the server tells so many at a time."""
+        keys: dict[str, None] = {}
+        told = 0
+        while True:
+            ask = msgspec.json.encode({"subjects_filter": self._prefix + ">", "offset": told})
             answer = await self._ask(f"$JS.API.STREAM.INFO.{self._stream}", ask, timeout_s)
             info = msgspec.json.decode(answer, type=_Info)
             if info.error is not None:
                 raise self._refusal(info.error)
-            keys = [subject.removeprefix(self._prefix) for subject in info.state.subjects or ()]
-            cells = [await self.get(key, timeout_s=timeout_s) for key in keys]
-            return [cell for cell in cells if cell is not None]
-        raise BusTimeout(f"{self._stream} was not read within {timeout_s:g} s")
+            page = info.state.subjects or {}
+            keys |= dict.fromkeys(subject.removeprefix(self._prefix) for subject in page)
+            told += len(page)
+            if told >= info.total or not page:
+                return [*keys]
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[Cell]]:

@@ -7,24 +7,30 @@ import nats
 import pytest
 from nats.js.api import StreamConfig
 
+from controlplane.local.ports import free_ports
 from proto.wire.errors import BucketFull, BusTimeout, StreamMissing
 from proto.wire.memory.bus import MemoryHub
 from proto.wire.memory.faults import Deliver, Drop
+from proto.wire.nats.buckets import NatsBucket
 from proto.wire.nats.bus import NatsBus
 from proto.wire.ports import Bucket, BucketSpec, Cell
 from tests.contract.bus.carriers import (
     DEADLINE_S,
+    ON_NATS,
     Connect,
     memory_only,
     nats_only,
     quick_settings,
     take,
 )
+from tests.support.link import SLOW_S, Link, Trouble
 from tests.support.nats_server import NatsServer
 
 pytestmark = pytest.mark.anyio
 
 SPEC = BucketSpec("tickets", max_age_s=3600.0, max_bytes=1 << 20)
+PAGE_KEYS = 100_000
+"""As many subjects a server tells at once."""
 SMALL = BucketSpec("small", max_age_s=3600.0, max_bytes=20_000)
 
 
@@ -108,6 +114,40 @@ async def test_a_watch_begins_with_what_is_there_and_goes_on(connect: Connect) -
             assert await take(cells, 1) == [Cell("k", b"2", second or 0)]
             other = await mine.create("l", b"3")
             assert await take(cells, 1) == [Cell("l", b"3", other or 0)]
+
+
+@nats_only
+async def test_all_is_listed_in_less_than_a_round_trip_each(
+    connect: Connect, server: NatsServer
+) -> None:
+    link = Link(free_ports(1)[0], int(server.url.rpartition(":")[2]))
+    async with anyio.create_task_group() as tasks, connect("near") as near:
+        await tasks.start(link.run)
+        bucket = await near.bucket(SPEC)
+        for n in range(50):
+            await bucket.create(f"k.{n}", b"")
+        async with NatsBus(
+            quick_settings(server, servers=(f"nats://127.0.0.1:{link.port}",))
+        ) as far:
+            distant = await far.bucket(SPEC)
+            link.be(Trouble.SLOW)
+            listed = await distant.list(timeout_s=10 * SLOW_S)
+            link.be(None)
+        assert {cell.key for cell in listed} == {f"k.{n}" for n in range(50)}
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("carrier", [ON_NATS[-1]], ids=str, indirect=True)
+async def test_a_server_tells_of_many_keys_in_pages(connect: Connect) -> None:
+    async with connect("a") as bus:
+        bucket = await bus.bucket(BucketSpec("many", max_age_s=3600.0, max_bytes=1 << 30))
+        assert isinstance(bucket, NatsBucket)
+        for n in range(PAGE_KEYS + 1):
+            await bus.publish(f"$KV.many.{n}", b"")
+        with anyio.fail_after(DEADLINE_S):
+            while await bucket.get(f"{PAGE_KEYS}") is None:
+                continue
+        assert len(await bucket._keys(DEADLINE_S)) == PAGE_KEYS + 1
 
 
 async def fill(bucket: Bucket, name: str, value: bytes) -> list[str]:
