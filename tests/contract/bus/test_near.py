@@ -69,11 +69,12 @@ async def test_what_it_says_it_hears_once_and_before_it_is_answered(connect: Con
                 await bus.publish("told.b", b"2")
                 await bus.request("echo", b"", timeout_s=DEADLINE_S)
             assert heard == [2]
-            assert [message.data for message in await take(here, 2)] == [b"1", b"2"]
+            for messages in (here, there):  # two clients keep no order between them
+                assert [message.data for message in await take(messages, 2)] == [b"1", b"2"]
             await other.publish("told.c", b"3")
             assert [message.data for message in await take(here, 1)] == [b"3"]
             assert await nothing_comes(here)
-        assert [message.data for message in await take(there, 3)] == [b"1", b"2", b"3"]
+        assert [message.data for message in await take(there, 1)] == [b"3"]
 
 
 async def test_each_of_those_without_a_group_gets_what_one_of_them_asks(connect: Connect) -> None:
