@@ -11,6 +11,7 @@ from anyio.abc import TaskGroup
 from prometheus_client import CollectorRegistry
 
 from controlplane.planner.core import PlannerCore
+from controlplane.planner.leader import Leadership
 from controlplane.planner.metrics import PlannerMetrics
 from controlplane.planner.service import PlannerService, Surroundings
 from controlplane.planner.settings import PlannerSettings
@@ -20,9 +21,10 @@ from proto.codec import Producer, Reader
 from proto.ids import Incarnation
 from proto.scaling import Action, Desired, PlanTick, Reason, Scaled, pool_of
 from proto.subjects import Keys, Subjects
+from proto.wire.errors import StoreUnavailable
 from proto.wire.memory.bus import MemoryHub
-from proto.wire.memory.store import MemoryEtcd
-from proto.wire.ports import StreamSpec
+from proto.wire.memory.store import MemoryEtcd, MemoryStore
+from proto.wire.ports import Lease, StreamSpec
 from tests.unit.agents.clocks import VIRTUAL
 from tests.unit.agents.reader import wait_until
 from tests.unit.controlplane.planner.scenes import MODEL, record, report, steps, worker
@@ -153,6 +155,34 @@ async def test_of_two_planners_one_decides_and_the_other_goes_on_from_there(
         assert (second.replicas, second.decision) == (first.replicas, first.decision)
         memory = services[other].core.models[MODEL].phases[POOL.role]
         assert memory.wanted == {POOL.name: first.replicas} and memory.transition is not None
+
+
+async def test_one_that_never_hears_that_it_was_elected_gives_the_office_back(
+    anyio_backend: object,
+) -> None:
+    class Forgetful(MemoryStore):
+        """Loses the first answer."""
+
+        lost = False
+
+        async def put_if(
+            self, key: str, value: bytes, *, expected_revision: int, lease: Lease | None = None
+        ) -> int | None:
+            written = await super().put_if(
+                key, value, expected_revision=expected_revision, lease=lease
+            )
+            if not self.lost:
+                self.lost = True
+                raise StoreUnavailable("no answer")
+            return written
+
+    etcd = MemoryEtcd()
+    leadership = Leadership(Forgetful(etcd), "/leader", "p1", lease_s=600)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(leadership.run, anyio.sleep_forever)
+        await wait_until(lambda: leadership.leads, within_s=10)
+        assert leadership.leads and etcd.entries["/leader"].value == b"p1"
+        tasks.cancel_scope.cancel()
 
 
 async def test_one_that_finds_its_word_overwritten_stands_down(anyio_backend: object) -> None:
