@@ -5,7 +5,8 @@ Rules, in this order; the first that applies is the tick's word on the phase:
  1. Nothing is decided on missing data: stale reports hold, and never scale down (AS21).
  2. A transition under way is watched: done, overdue (withdrawn, AS11), not wanted any more by
     the measure of scaling down (withdrawn), outgrown by the load (withdrawn for a larger one,
-    which goes on with what has been begun), or else nothing new is issued (AS10).
+    which goes on with what has been begun), or else nothing new is issued (AS10). Where no engine's
+    capacity is known, done and overdue are all that can be told, and nothing below applies.
  3. Up, when the workers there are do not hold the targets of the load that arrives now, or of what
     is forecast for when a new worker would be ready. The forecast is a floor; the load moves the
     fleet above it and never below (AS5, AS6). By as many as it takes, at least one (AS8).
@@ -40,8 +41,11 @@ def propose(view: PhaseView, memory: PhaseMemory, rules: Rules, now_s: float) ->
         memory.wanted.setdefault(pool.name, pool.ready)
     engines = [pool for pool in view.pools if pool.engine is not None]
     if not engines:
+        overdue = _settle(view, memory, rules, now_s) if view.fresh else None
+        if overdue is not None:
+            return _unsized(Action.WITHDRAW, overdue, view.ready)
         reason = Reason.NO_CAPACITY_MODEL if view.workers else Reason.NO_WORKERS
-        return _hold(view, memory, reason)
+        return _unsized(Action.HOLD, reason, memory.wanted)
     needs = needs_of(view, view.load.tighter(rules.sized_for), rules)
     floors = needs_of(view, view.expected.tighter(rules.sized_for), rules)
     reserved = _reserved(view, memory, needs, rules, now_s)
@@ -139,38 +143,51 @@ class _State:
         )
 
 
-def _hold(view: PhaseView, memory: PhaseMemory, reason: Reason) -> Proposal:
+def _unsized(action: Action, reason: Reason, wanted: Mapping[str, int]) -> Proposal:
+    """A word on engines of which it is not known what they can do."""
     nothing = Estimate(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    return Proposal(Action.HOLD, reason, dict(memory.wanted), 0.0, 0, nothing)
+    return Proposal(action, reason, dict(wanted), 0.0, 0, nothing)
+
+
+def _settle(view: PhaseView, memory: PhaseMemory, rules: Rules, now_s: float) -> Reason | None:
+    """Forget the change under way if it is over; if that is because it is overdue, the reason for
+    which it is withdrawn."""
+    transition = memory.transition
+    if transition is None:
+        return None
+    came = outcome(transition, view.ready, now_s, rules.ready_timeout_s)
+    if came is Outcome.UNDER_WAY:
+        return None
+    memory.transition = None
+    grows = transition.action is Action.UP
+    if came is Outcome.DONE:
+        if grows:
+            memory.start_s = now_s - transition.began_s
+        return None
+    if not grows:
+        return Reason.IN_TRANSITION
+    memory.failed_until_s = now_s + rules.retry_s
+    return Reason.NEVER_READY
 
 
 def _transition(state: _State) -> Proposal | None:
     """What becomes of the change under way; None if there is none, or it has just ended."""
     view, memory, rules, now_s = state.view, state.memory, state.rules, state.now_s
+    overdue = _settle(view, memory, rules, now_s)
+    if overdue is not None:
+        return state.proposal(Action.WITHDRAW, overdue, view.ready)
     transition = memory.transition
     if transition is None:
         return None
-    came = outcome(transition, view.ready, now_s, rules.ready_timeout_s)
-    if came is Outcome.DONE:
-        memory.transition = None
-        if transition.action is Action.UP:
-            memory.start_s = now_s - transition.began_s
-        return None
     if transition.action is Action.UP:
-        if came is Outcome.OVERDUE:
-            memory.transition = None
-            memory.failed_until_s = now_s + rules.retry_s
-            return state.proposal(Action.WITHDRAW, Reason.NEVER_READY, view.ready)
         if holds(view.pools, state.both, view.ready):
             if now_s - memory.short_s >= rules.down_after_s:
                 memory.transition = None
                 return state.proposal(Action.WITHDRAW, Reason.NOT_NEEDED_ANY_MORE, view.ready)
         elif _outgrown(state, transition):
             return None  # what replaces it, if the budget has anything for it
-    elif came is Outcome.OVERDUE or not holds(view.pools, state.both, transition.wanted):
+    elif not holds(view.pools, state.both, transition.wanted):
         memory.transition = None
-        if came is Outcome.OVERDUE:
-            return state.proposal(Action.WITHDRAW, Reason.IN_TRANSITION, view.ready)
         wanted = cheapest_of(view.pools, state.both, at_least=transition.wanted)
         return state.proposal(Action.WITHDRAW, Reason.NEEDED_AFTER_ALL, wanted)
     return state.hold(Reason.IN_TRANSITION)

@@ -330,6 +330,33 @@ def test_as11_a_scale_up_that_never_becomes_ready_does_not_wedge_it() -> None:
     assert withdrawn.wanted == {"p": 1} and memory.transition is None
 
 
+def test_as11_changes_end_though_no_engine_has_told_yet_what_it_can_do() -> None:
+    """Nobody has asked an engine for anything: minimums are raised, met, and raised again."""
+    core = PlannerCore(PlannerSettings(warm_up_s=0.0, least=2), "p")
+    core.worker(worker("w0"), 0.0)
+    assert idle_tick(core, 5.0) == (Action.UP, Reason.MINIMUM, 2)
+    core.worker(worker("w1"), 10.0)
+    assert idle_tick(core, 15.0) == (Action.HOLD, Reason.NO_CAPACITY_MODEL, 2)
+    core.adopt(PlannerSettings(warm_up_s=0.0, least=3))
+    assert idle_tick(core, 20.0) == (Action.UP, Reason.MINIMUM, 3)
+
+
+def test_as11_what_never_becomes_ready_is_given_up_though_no_engine_has_told_what_it_can_do() -> (
+    None
+):
+    settings = PlannerSettings(warm_up_s=0.0, least=3, ready_timeout_s=60.0)
+    core = PlannerCore(settings, "p")
+    core.worker(worker("w0"), 0.0)
+    assert idle_tick(core, 5.0) == (Action.UP, Reason.MINIMUM, 3)
+    core.adopt(settings.model_copy(update={"least": 1}))
+    assert idle_tick(core, 60.0) == (Action.HOLD, Reason.NO_CAPACITY_MODEL, 3)
+    [plan] = core.tick(61.0, view_stale=True).phases
+    assert plan.action is Action.HOLD, "who is there is not known"
+    assert idle_tick(core, 70.0) == (Action.WITHDRAW, Reason.NEVER_READY, 1)
+    assert core.models[MODEL].phases[Role.AGGREGATED].transition is None
+    assert idle_tick(core, 75.0) == (Action.HOLD, Reason.NO_CAPACITY_MODEL, 1)
+
+
 def test_a_load_that_flutters_about_the_border_does_not_withdraw_what_is_starting() -> None:
     """Whoever is there must hold the tightened targets, and for long, as for scaling down."""
     busy = phase(load(8.0))
@@ -654,6 +681,15 @@ def taught(core: PlannerCore, workers: int, begin_s: float) -> int:
         core.hear_record(record(n, begin_s + 190.0), begin_s + 199.0)
     core.tick(begin_s + 199.5)
     return workers
+
+
+def idle_tick(core: PlannerCore, now_s: float) -> tuple[Action, Reason, int]:
+    """What is done at this tick, and how many are wanted after it; all workers say that they have
+    nothing to do."""
+    for name in core.fleet.workers:
+        core.hear_load(report(name), now_s)
+    [plan] = core.tick(now_s).phases
+    return plan.action, plan.reason, plan.wanted
 
 
 def begin(memory: PhaseMemory, proposal: Proposal, view: PhaseView) -> None:
