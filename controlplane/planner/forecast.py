@@ -12,6 +12,7 @@ Hit rate and accept length are not forecast: they are what they were last (AS6).
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ SEASON_S = 86_400.0
 SLOTS = 288
 """Of a day, five minutes each."""
 SEASON_GAIN = 0.3
+BELIEVABLE = 2.0
+"""Of the most that was seen, or that is usual, and no more than that is forecast."""
 
 
 class Bin(NamedTuple):
@@ -83,15 +86,18 @@ def forecast(history: History, horizon_s: float, *, smooth: bool = True) -> Fore
         return None
     steps = max(1, round(horizon_s / history.bin_s))
     rates = np.array([each.rate for each in bins])
-    usual = np.ones(len(bins) + steps)
+    usual, to_come = np.ones(len(bins)), np.ones(steps)
+    most = math.inf
     if history.seasonal:
-        starts = [bins[0].start_s + i * history.bin_s for i in range(len(usual))]
-        usual = np.array([max(history.season[_slot(start)], 1e-3) for start in starts])
-    ahead = series(list(rates / usual[: len(bins)]), steps, smooth=smooth) * usual[len(bins) :]
+        usual = _usual(history.season, [each.start_s for each in bins])
+        ends_s = bins[-1].start_s + history.bin_s
+        to_come = _usual(history.season, [ends_s + i * history.bin_s for i in range(steps)])
+        most = BELIEVABLE * max(rates.max(), to_come.max())
+    ahead = series(list(rates / usual), steps, smooth=smooth) * to_come
     prompts = [each.prompt_tokens for each in bins if each.prompt_tokens > 0]
     outputs = [each.output_tokens for each in bins if each.output_tokens > 0]
     return Forecast(
-        rate=float(ahead.max()),
+        rate=min(most, float(ahead.max())),
         prompt_tokens=float(series(prompts, steps, smooth=smooth).mean()) if prompts else 0.0,
         output_tokens=float(series(outputs, steps, smooth=smooth).mean()) if outputs else 0.0,
     )
@@ -113,13 +119,21 @@ def series(values: Sequence[float], steps: int, *, smooth: bool = True) -> Float
     if not np.isfinite(ahead).all():
         return np.full(steps, float(np.mean(values[-LATELY_BINS:])))
     # A trend may be believed, and not to the moon.
-    believable: Floats = np.clip(ahead, 0.0, 2 * max(values[-FITTED_BINS:]))
+    believable: Floats = np.clip(ahead, 0.0, BELIEVABLE * max(values[-FITTED_BINS:]))
     return believable
 
 
 def installed() -> bool:
     """Whether there is a library to forecast with."""
     return importlib.util.find_spec("statsmodels") is not None
+
+
+def _usual(season: Sequence[float], starts_s: Sequence[float]) -> Floats:
+    """What is usual at these times; where nothing is known of a time of day, the mean of a day:
+    bins are not exactly of a length, and planners are away, so that there are such times."""
+    known = [rate for rate in season if rate > 0]
+    anyhow = sum(known) / len(known) if known else 1.0
+    return np.array([season[_slot(start_s)] or anyhow for start_s in starts_s])
 
 
 def _slot(time_s: float) -> int:

@@ -12,7 +12,7 @@ from controlplane.planner.bounds import Budget, Wanted, constrain
 from controlplane.planner.core import PlannerCore
 from controlplane.planner.demand import Demand, Targets
 from controlplane.planner.estimate import Load, estimate, needed
-from controlplane.planner.forecast import WARM_BINS, Bin, History, forecast
+from controlplane.planner.forecast import SEASON_S, WARM_BINS, Bin, History, forecast
 from controlplane.planner.phase import PhaseMemory, PhaseView, Proposal
 from controlplane.planner.plan import propose
 from controlplane.planner.settings import ClassTargets, PlannerSettings
@@ -164,6 +164,33 @@ def test_as6_the_second_day_knows_the_first() -> None:
         history.add(Bin(600.0 * i, 50.0 if evening else 10.0, 1_000.0, 100.0))
     found = forecast(history, 2_400.0)
     assert found is not None and found.rate > 30
+
+
+def test_as6_bins_that_are_not_exactly_of_a_length_keep_their_times_of_day() -> None:
+    """Ticks are seconds apart, and a planner may be away for an hour: in the morning the rate is
+    that of the morning."""
+    history, now_s, rates = History(bin_s=60.0), 0.0, []
+    while now_s < SEASON_S + 9 * 3_600:
+        busy = now_s % SEASON_S >= 7 * 3_600
+        history.add(Bin(now_s, 20.0 if busy else 0.01, 800.0, 100.0))
+        away = SEASON_S + 6.5 * 3_600 <= now_s < SEASON_S + 7.25 * 3_600
+        now_s += 3_600.0 if away else 63.0
+        if busy and now_s >= SEASON_S + 7.5 * 3_600 and now_s % 600 < 63:
+            found = forecast(history, 120.0)
+            assert found is not None
+            rates.append(found.rate)
+    assert len(rates) > 5 and rates == pytest.approx([20.0] * len(rates), rel=0.25)
+
+
+def test_as6_nothing_is_forecast_that_is_more_than_twice_what_was_seen_or_is_usual() -> None:
+    history = History(bin_s=300.0)
+    for i in range(288 + 40):
+        night = i % 288 < 36
+        again = i >= 288
+        history.add(Bin(300.0 * i, (8.0 if again else 0.1) if night else 20.0, 800.0, 100.0))
+        if again and i % 5 == 0:
+            found = forecast(history, 1_200.0)
+            assert found is not None and found.rate <= 40
 
 
 def test_as6_hit_rate_and_accept_length_are_the_last_ones_and_nothing_before_that() -> None:
