@@ -25,11 +25,11 @@ class Budget(NamedTuple):
 
 
 def constrain(wanted: list[Wanted], budget: Budget) -> list[Proposal]:
-    """What each phase is granted. What goes down goes down; what is
-    there stays; what is to be added is added one by one, to whoever has least of what it needs."""
+    """What each phase is granted. What goes down goes down; what is there, or on its way, stays;
+    what is to be added is added one by one, to whoever has least of what it needs."""
     proposals = [_at_least(each) for each in wanted]
     counts = [
-        {name: min(count, each.view.ready.get(name, 0)) for name, count in proposal.wanted.items()}
+        {name: min(count, _standing(each, name)) for name, count in proposal.wanted.items()}
         for each, proposal in zip(wanted, proposals, strict=True)
     ]
     for each, count in zip(wanted, counts, strict=True):
@@ -63,6 +63,12 @@ def _at_least(each: Wanted) -> Proposal:
     if proposal.action is Action.HOLD and each.memory.transition is None:
         return proposal._replace(action=Action.UP, reason=Reason.MINIMUM, wanted=wanted)
     return proposal._replace(wanted=wanted)
+
+
+def _standing(each: Wanted, pool: str) -> int:
+    """Of a pool, that are there or are starting as they have been asked for: no word takes them
+    back but one on their own phase."""
+    return max(each.view.ready.get(pool, 0), each.memory.wanted.get(pool, 0))
 
 
 def _fill(each: Wanted, counts: Mapping[str, int]) -> float:

@@ -448,6 +448,23 @@ def test_as13_fewer_than_the_minimum_are_filled_up() -> None:
     assert proposal.wanted == {"p": 3}
 
 
+def test_as13_what_is_on_its_way_counts_against_the_budget() -> None:
+    """Engines that were asked for a moment ago are not given to another phase, too."""
+    first, second = phase(load(30.0), pool("a", ready=1)), phase(load(30.0), pool("b", ready=1))
+    memory = PhaseMemory()
+    asked = propose(first, memory, RULES, 0.0)
+    begin(memory, asked, first)
+    other, budget = PhaseMemory(), Budget(accelerators=asked.wanted["a"] + 2)
+    wanted = [
+        Wanted(first, memory, propose(first, memory, RULES, 5.0)),
+        Wanted(second, other, propose(second, other, RULES, 5.0)),
+    ]
+    kept, granted = constrain(wanted, budget)
+    assert wanted[1].proposal.wanted["b"] > 2
+    assert (kept.action, kept.wanted) == (Action.HOLD, asked.wanted)
+    assert granted.wanted["b"] == 2, "the one that is there, and the one that is left"
+
+
 def test_a_share_of_the_last_peak_stays_in_reserve_and_is_forgotten() -> None:
     rules = RULES._replace(reserve=0.5, reserve_half_s=1_000.0)
     quiet = with_ready(phase(load(0.1)), 12)
