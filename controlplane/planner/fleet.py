@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from controlplane.capacity import Capacities
+from controlplane.capacity import Capacities, class_of
 from controlplane.planner.estimate import Engine
 from proto.ids import WorkerId
 from proto.load import LoadReport, StepSums
@@ -94,12 +94,13 @@ class Fleet:
     def engine(self, pool: Pool) -> Engine | None:
         """What one of the pool can do, by the class that most of it is of; None if that is not
         known yet."""
-        candidates = [each.record for each in self.of(pool)]
-        by_curve = [(self._capacities.curve(record), record) for record in candidates]
-        known = [(curve, record) for curve, record in by_curve if curve is not None]
+        curves = [(self._capacities.curve(each.record), each.record) for each in self.of(pool)]
+        known = [(curve, record) for curve, record in curves if curve is not None]
         if not known:
             return None
-        curve, record = known[-1]
+        sizes = Counter(class_of(record) for _, record in known)
+        # Reversed: of two classes of which there are as many, the one that joined last.
+        curve, record = max(reversed(known), key=lambda each: sizes[class_of(each[1])])
         return Engine(
             curve,
             record.max_batched_tokens,

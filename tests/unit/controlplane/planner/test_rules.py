@@ -17,7 +17,7 @@ from controlplane.planner.phase import PhaseMemory, PhaseView, Proposal
 from controlplane.planner.plan import propose
 from controlplane.planner.settings import ClassTargets, PlannerSettings
 from controlplane.planner.transition import Transition
-from proto.scaling import Action, Reason, Scaled
+from proto.scaling import Action, Reason, Scaled, pool_of
 from proto.workers import Role, WorkerState
 from tests.unit.controlplane.planner.scenes import (
     ENGINE,
@@ -703,6 +703,32 @@ def test_hw5_another_engine_version_is_learned_anew() -> None:
     core.worker(worker("w0", version="2"), 300.0)
     assert core.tick(300.0).phases[0].reason in (Reason.NO_CAPACITY_MODEL, Reason.STALE)
     assert core.capacities.curve(worker("w0", version="2")) is None
+
+
+def test_hw5_one_worker_of_another_version_is_not_what_its_pool_is_taken_for() -> None:
+    core = PlannerCore(PlannerSettings(warm_up_s=0.0), "p")
+    taught(core, 3, 0.0)
+    slow = ENGINE.curve._replace(prefill_token_ms=0.5)
+    core.worker(worker("canary", version="2"), 200.0)
+    for n in range(60):
+        core.hear_load(report("canary", 4, steps(400 * (n % 5), 40 + n, slow)), 200.0 + n)
+    assert core.capacities.curve(worker("canary", version="2")) is not None
+    engine = core.fleet.engine(pool_of(worker("w0")))
+    assert engine is not None and engine.curve.prefill_token_ms == pytest.approx(0.05, rel=0.1)
+
+
+def test_what_is_told_is_what_was_asked_and_not_what_it_is_taken_for() -> None:
+    core = PlannerCore(PlannerSettings(warm_up_s=0.0, ttft_ms=2_000, tpot_ms=60), "p")
+    core.worker(worker("w0"), 0.0)
+    [plan] = core.tick(1.0).phases
+    assert plan.hit_rate == 0.0, "nobody has asked for anything"
+    taught(core, 2, 0.0)
+    model = core.models[MODEL]
+    model.correction.factor = 1.5
+    [plan] = core.tick(200.0).phases
+    settings = core.settings
+    arrive = model.demand.coming_rate(settings.rate_window_s, settings.start_s, 200.0)
+    assert plan.rate == pytest.approx(arrive) and model.correction.factor > 1.4
 
 
 def test_targets_that_an_idle_engine_misses_do_not_buy_engines() -> None:
