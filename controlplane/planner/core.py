@@ -207,11 +207,11 @@ class PlannerCore:
             wanted=sum(proposal.wanted.values()),
             needed=proposal.needed,
             floor=proposal.floor,
-            rate=load.rate,
+            rate=load.rate / model.correction.factor,
             predicted_rate=predicted.rate if predicted else 0.0,
             prompt_tokens=_mean(load.prompt_tokens),
             output_tokens=_mean(load.after_first) + 1,
-            hit_rate=1 - _mean(load.new_tokens) / max(1.0, _mean(load.prompt_tokens)),
+            hit_rate=_hit_rate(load),
             accept_length=self.fleet.accept_length(view.model),
             queued_prefill_tokens=sums.queued_tokens,
             running=sums.running,
@@ -367,6 +367,12 @@ class PlannerCore:
             )
             self.models[name] = known
         return known
+
+
+def _hit_rate(load: Load) -> float:
+    """Share of the prompts' tokens that need not be computed; 0 until something was asked."""
+    asked = _mean(load.prompt_tokens)
+    return 1 - _mean(load.new_tokens) / asked if asked else 0.0
 
 
 def _mean(values: np.ndarray) -> float:
