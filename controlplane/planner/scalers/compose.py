@@ -29,7 +29,7 @@ from proto.wire.ports import Http, HttpTimeouts
 
 log = logging.getLogger(__name__)
 
-API = "http://docker/v1.41"
+API = "http://docker"
 CALL = HttpTimeouts(connect_s=3.0, first_byte_s=30.0, idle_s=30.0)
 STOP_S = 10.0
 """For an engine that has nothing left to do."""

@@ -67,7 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
-        assert parts.path == "/v1.41/containers/json"
+        if parts.path != "/containers/json":
+            self._send(400, b'{"message": "client version 1.41 is too old"}')
+            return
         [filters] = parse_qs(parts.query)["filters"]
         wanted = dict(label.split("=", 1) for label in json.loads(filters)["label"])
         found = [
