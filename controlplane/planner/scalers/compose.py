@@ -7,8 +7,9 @@ Each worker is two containers, an engine and its agent, both labelled
 
 `docker compose create` makes as many as there may ever be; those that are not wanted stay stopped.
 To retire a worker its agent is stopped first, with as long as its drain may take (Docker sends
-SIGTERM, and the agent drains), then its engine. API: Docker Engine 1.41 and later
-(https://docs.docker.com/reference/api/engine/), over its unix socket.
+SIGTERM, and the agent drains), then its engine. API: Docker Engine's, over its unix socket
+(https://docs.docker.com/reference/api/engine/), in whatever version the daemon speaks: a path that
+names one is refused by daemons for which it is too old.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ class Pair(NamedTuple):
     def running(self) -> bool:
         return RUNNING in (self.agent.state, self.engine.state)
 
+    @property
+    def whole(self) -> bool:
+        return self.agent.state == self.engine.state == RUNNING
+
 
 class ComposeActuator:
     """Scales by the Docker Engine's API; `tasks` is where drains go on."""
@@ -72,24 +77,28 @@ class ComposeActuator:
         self._leaving: set[WorkerId] = set()
 
     async def act(self, word: Desired) -> None:
-        """Start what is missing, drain and stop what is too much. Raises `ScalerTrouble`."""
+        """Drain and stop what is too much, start what is missing. Whoever cannot be started is
+        passed over for another one. Raises `ScalerTrouble` once all is done that can be."""
         pairs = await self._pairs(word.pool)
         here = [pair for pair in pairs if pair.worker not in self._leaving]
-        staying = [pair for pair in here if pair.running]
-        stopped = [pair for pair in here if not pair.running]
-        missing = word.replicas - len(staying)
-        for pair in staying + stopped[: max(0, missing)]:
-            await self._start(pair)
         order = {worker: rank for rank, worker in enumerate(word.retire)}
-        staying.sort(key=lambda pair: order.get(pair.worker, -1))
-        for pair in staying[: max(0, -missing)]:
+        running = [pair for pair in here if pair.running]
+        running.sort(key=lambda pair: (pair.whole, order.get(pair.worker, -1)))
+        surplus = max(0, len(running) - word.replicas)
+        for pair in running[:surplus]:
             self._leaving.add(pair.worker)
             self._tasks.start_soon(self._retire, pair)
-        if missing > len(stopped):
-            raise ScalerTrouble(
+        staying = running[surplus:]
+        troubles = await self._start_some(
+            staying + [pair for pair in here if not pair.running], word.replicas
+        )
+        if word.replicas > len(here):
+            troubles.append(
                 f"{word.replicas} workers of {word.pool.name} are wanted, and there are containers"
                 f" for {len(pairs)}; make more of them with `docker compose create`"
             )
+        if troubles:
+            raise ScalerTrouble("; ".join(dict.fromkeys(troubles)))
 
     async def observe(self, word: Desired) -> Scaled:
         """Counted from the containers. Raises `ScalerTrouble`."""
@@ -128,6 +137,19 @@ class ComposeActuator:
             for worker, found in sorted(parts.items())
             if found.keys() >= {"engine", "agent"}
         ]
+
+    async def _start_some(self, pairs: list[Pair], count: int) -> list[str]:
+        """So many of them, the first ones that can be; why others cannot."""
+        troubles: list[str] = []
+        for pair in pairs:
+            if count <= 0:
+                break
+            try:
+                await self._start(pair)
+                count -= 1
+            except ScalerTrouble as error:
+                troubles.append(str(error))
+        return troubles
 
     async def _start(self, pair: Pair) -> None:
         """Whatever of it does not run: one of two may have died."""

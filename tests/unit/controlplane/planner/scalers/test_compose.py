@@ -33,6 +33,8 @@ class Docker(socketserver.ThreadingUnixStreamServer):
         super().__init__(path, _Handler)
         self.running = {"engine-w0", "agent-w0"}
         self.calls: list[str] = []
+        self.unwilling: set[str] = set()
+        """What is refused, as `start engine-w1`."""
         self.drained = threading.Event()
         self.drained.set()
 
@@ -83,6 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         container, verb = parts.path.split("/")[-2:]
         self.server.calls.append(f"{verb} {container} {parts.query}".strip())
+        if f"{verb} {container}" in self.server.unwilling:
+            self._send(500, b'{"message": "port is already allocated"}')
+            return
         if verb == "start":
             self.server.running.add(container)
         else:
@@ -149,6 +154,40 @@ async def test_what_died_is_started_again_and_too_few_containers_are_told(docker
         with pytest.raises(ScalerTrouble, match="containers for 3"):
             await scaler.act(word(5))
         assert (await scaler.observe(word(5))).replicas == 3
+
+
+async def test_one_that_cannot_be_started_stands_in_nobodys_way(docker: Docker) -> None:
+    docker.unwilling.add("start engine-w1")
+    async with (
+        HttpClient(unix_socket=str(docker.server_address)) as http,
+        anyio.create_task_group() as tasks,
+    ):
+        scaler = ComposeActuator(http, tasks, project="tp", drain_s=90)
+        with pytest.raises(ScalerTrouble, match="already allocated"):
+            await scaler.act(word(2))
+        assert docker.running == {"engine-w0", "agent-w0", "engine-w2", "agent-w2"}
+        await scaler.act(word(2))
+        docker.calls.clear()
+        docker.running.remove("agent-w0")
+        docker.unwilling.add("start agent-w0")
+        await scaler.act(word(1, retire=(WorkerId("w2"), WorkerId("w0"))))
+        await wait_until(lambda: "engine-w0" not in docker.running)
+    assert docker.running == {"engine-w2", "agent-w2"}, "who is not whole goes first"
+
+
+async def test_one_that_would_not_stop_is_not_started_again(docker: Docker) -> None:
+    docker.running |= {"engine-w1", "agent-w1"}
+    docker.unwilling.add("stop engine-w1")
+    retire = (WorkerId("w1"), WorkerId("w0"))
+    async with HttpClient(unix_socket=str(docker.server_address)) as http:
+        for refused in (True, False):
+            async with anyio.create_task_group() as tasks:
+                scaler = ComposeActuator(http, tasks, project="tp", drain_s=90)
+                await scaler.act(word(1, retire=retire))
+            assert ("engine-w1" in docker.running) is refused
+            docker.unwilling.clear()
+    assert docker.running == {"engine-w0", "agent-w0"}
+    assert not [call for call in docker.calls if call.startswith("start")]
 
 
 async def test_a_docker_that_is_not_there_is_told(tmp_path: Path) -> None:
