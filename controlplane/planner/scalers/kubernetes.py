@@ -45,8 +45,8 @@ class _Scale(msgspec.Struct):
 
 class KubernetesActuator:
     """Scales by the API server. `workloads` says which one a pool is, `deployments/NAME` or
-    `statefulsets/NAME` by the pool's name; `token` is asked each time, as tokens are renewed.
-    ValueError for a workload that is none."""
+    `statefulsets/NAME` by the pool's name; `token` is asked each time, as tokens are renewed, and
+    may raise OSError. ValueError for a workload that is none."""
 
     name = "kubernetes"
 
@@ -119,7 +119,11 @@ class KubernetesActuator:
     async def _call(
         self, method: str, path: str, body: bytes = b"", *, missing_ok: bool = False
     ) -> bytes:
-        headers = {"authorization": f"Bearer {self._token()}", "accept": "application/json"}
+        try:
+            token = self._token()
+        except OSError as error:
+            raise ScalerTrouble(f"the service account's token cannot be read: {error}") from error
+        headers = {"authorization": f"Bearer {token}", "accept": "application/json"}
         if body:
             headers["content-type"] = MERGE
         url = f"{self._root}{path}"

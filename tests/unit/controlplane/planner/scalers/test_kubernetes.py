@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -97,14 +97,17 @@ def api() -> Iterator[ApiServer]:
 
 
 def actuator(
-    http: HttpClient, api: ApiServer, workload: str = "deployments/engines"
+    http: HttpClient,
+    api: ApiServer,
+    workload: str = "deployments/engines",
+    token: Callable[[], str] = lambda: "secret-1",
 ) -> KubernetesActuator:
     return KubernetesActuator(
         http,
         server=api.url,
         namespace="ns",
         workloads={word(1).pool.name: workload},
-        token=lambda: "secret-1",
+        token=token,
     )
 
 
@@ -126,6 +129,27 @@ async def test_those_that_are_to_go_are_marked_first(api: ApiServer) -> None:
         await scaler.act(word(1, retire=retire))
         assert api.replicas == 1 and api.costs == {"pod-b": "-1000", "pod-a": "-998"}
         assert (await scaler.observe(word(1))).draining == 2
+
+
+async def test_a_mark_that_is_no_longer_meant_is_taken_back(api: ApiServer) -> None:
+    """The pod of a start that was withdrawn goes before any that is marked."""
+    async with HttpClient() as http:
+        scaler = actuator(http, api)
+        await scaler.act(word(4))
+        await scaler.act(word(3, retire=(WorkerId("pod-a"), WorkerId("pod-b"), WorkerId("pod-c"))))
+        await scaler.act(word(2, retire=(WorkerId("pod-b"), WorkerId("pod-c"), WorkerId("pod-a"))))
+    ranked = sorted(api.costs, key=lambda pod: int(api.costs[pod]))
+    assert ranked == ["pod-b", "pod-c", "pod-a"]
+
+
+async def test_a_token_that_cannot_be_read_is_told(api: ApiServer) -> None:
+    def gone() -> str:
+        raise FileNotFoundError(2, "No such file or directory", "/var/run/secrets/token")
+
+    async with HttpClient() as http:
+        scaler = actuator(http, api, token=gone)
+        with pytest.raises(ScalerTrouble, match="token cannot be read"):
+            await scaler.act(word(1))
 
 
 async def test_refusals_say_what_to_do(api: ApiServer) -> None:
