@@ -1,8 +1,9 @@
 """The actuator of a Kubernetes cluster: writes the scale subresource of one workload a pool.
 
 A pod is an engine with its agent beside it; its grace period lets the agent drain. Of a
-Deployment's pods the ones with the lowest deletion cost go first, so those that a word names to be
-retired are marked before there are to be fewer; for that a pod's name must be its worker's id.
+Deployment's pods the ones with the lowest deletion cost go first, so all that a word ranks have
+their ranks written as costs before there are to be fewer, which takes back those of earlier words;
+for that a pod's name must be its worker's id.
 API: `get` and `patch` on `deployments/scale` (or `statefulsets/scale`) of `apps`, `patch` on `pods`
 (https://kubernetes.io/docs/reference/kubernetes-api/).
 """
@@ -77,8 +78,8 @@ class KubernetesActuator:
         surplus = scale.spec.replicas - word.replicas
         if not surplus:
             return
-        for rank, worker in enumerate(word.retire[: max(0, surplus)]):
-            await self._let_go_first(worker, rank)
+        for rank, worker in enumerate(word.retire if surplus > 0 else ()):
+            await self._rank(worker, rank)
         body = msgspec.json.encode({"spec": {"replicas": word.replicas}})
         await self._call("PATCH", self._path(word), body)
 
@@ -110,7 +111,7 @@ class KubernetesActuator:
             )
         return f"/apis/apps/v1/namespaces/{self._namespace}/{workload}/scale"
 
-    async def _let_go_first(self, worker: WorkerId, rank: int) -> None:
+    async def _rank(self, worker: WorkerId, rank: int) -> None:
         path = f"/api/v1/namespaces/{self._namespace}/pods/{quote(worker, safe='')}"
         annotations = {DELETION_COST: str(LOWEST_COST + rank)}
         body = msgspec.json.encode({"metadata": {"annotations": annotations}})
