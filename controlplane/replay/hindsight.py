@@ -105,13 +105,14 @@ def _run(contest: Contest, name: str, steps: Steps, on_outcome: Callable[[], Non
 
 
 def _work(scenario: Scenario, smoothed_s: float) -> np.ndarray:
-    """Engines' worth of work in each bin of the trace: what its prompts and answers cost an engine
-    that is as busy as it may be, at the time that they are computed."""
+    """Engines' worth of work in each bin of the trace, from its first arrival on: what its prompts
+    and answers cost an engine that is as busy as it may be, at the time that they are computed."""
     profile = scenario.profiles[0]
     cost, tpot_ms = profile.cost, scenario.targets.tpot_ms
     room = 1 - cost.decode_base_ms / tpot_ms
     seen: set[int] = set()
-    span_s = scenario.requests[-1].arrival_s + 120.0
+    begin_s = scenario.requests[0].arrival_s
+    span_s = scenario.requests[-1].arrival_s - begin_s + 120.0
     work = np.zeros(int(span_s / BIN_S) + 1)
     for request, names in zip(scenario.requests, scenario.names, strict=True):
         fresh = [name for name in names.tolist() if name not in seen]
@@ -124,10 +125,11 @@ def _work(scenario: Scenario, smoothed_s: float) -> np.ndarray:
         answer_ms = request.output_tokens * (
             cost.decode_sequence_ms + cost.decode_kv_token_ms * context
         )
-        begin = int(request.arrival_s / BIN_S)
+        after_s = request.arrival_s - begin_s
+        begin = int(after_s / BIN_S)
         work[begin] += prompt_ms
         answer_s = request.output_tokens * tpot_ms / 2 / 1000
-        end = min(len(work) - 1, int((request.arrival_s + answer_s) / BIN_S))
+        end = min(len(work) - 1, int((after_s + answer_s) / BIN_S))
         work[begin : end + 1] += answer_ms / (end - begin + 1)
     workers = work / 1000 / BIN_S / room
     width = max(1, int(smoothed_s / BIN_S)) | 1

@@ -11,7 +11,7 @@ import pytest
 from controlplane.cli.plan import PlanSettings, contest_of
 from controlplane.replay.arms import arm
 from controlplane.replay.elastic import ElasticRun, simulate_elastic
-from controlplane.replay.hindsight import Contest, attainment
+from controlplane.replay.hindsight import Contest, attainment, searches
 from controlplane.replay.planning import ARMS, arm_report, compete
 from controlplane.replay.provision import provisioned
 from controlplane.replay.report import Status
@@ -62,6 +62,26 @@ def test_provisioning_follows_the_busiest_minute() -> None:
         on = contest_of(SETTINGS, requests)
         sizes.append(provisioned(on.scenario, on.settings, on.goal, 40))
     assert 2 <= sizes[0] <= sizes[1] / 2
+
+
+def test_hindsight_of_a_trace_that_begins_late_is_that_of_one_that_begins_at_once() -> None:
+    def followed(late_s: float) -> ElasticRun:
+        requests = [
+            msgspec.structs.replace(each, arrival_s=each.arrival_s + late_s)
+            for each in shaped("noise")[:90]
+        ]
+        on = contest_of(SETTINGS, requests)
+        return searches(on, on.goal)["oracle, 60 s"](lambda: None)
+
+    at_once, late = followed(0.0), followed(1_800.0)
+    assert max(ready for _, ready, _ in at_once.timeline) > 1
+    assert late.worker_s == pytest.approx(at_once.worker_s)
+    assert late.scale_actions == at_once.scale_actions
+
+
+def test_the_static_fleet_alone_may_be_asked_for() -> None:
+    runs, _, _ = compete(contest(60), ["static"], lambda *_: None)
+    assert list(runs) == ["static"]
 
 
 def test_every_arm_is_run_and_the_oracle_costs_least_of_those_that_keep_the_goal() -> None:
