@@ -26,7 +26,7 @@ def run_all(jobs: Sequence[Job[T]], on_progress: OnProgress) -> list[T]:
     """What each job returns, in order. `on_progress` is called some times a second. Jobs are begun
     in order, so that neighbours may share what a process keeps."""
     processes = min(len(jobs), os.cpu_count() or 1)
-    if processes == 1:
+    if processes <= 1:
         return [_run_here(i, job, on_progress) for i, job in enumerate(jobs)]
     # Not forked: a progress bar has a thread, and a fork copies its locks.
     context = multiprocessing.get_context("spawn")
