@@ -18,6 +18,8 @@ from controlplane.runtime.process import (
 )
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 
+EXIT_INTERRUPTED = 130
+
 S = TypeVar("S", bound=CommandSettings)
 
 
@@ -40,4 +42,6 @@ def run_interactive(
         for text in dict.fromkeys(str(each) for each in errors):
             sys.stderr.write(f"{prog}: {text}\n")
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return EXIT_OK

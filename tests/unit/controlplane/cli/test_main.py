@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from io import StringIO
@@ -56,6 +58,19 @@ def test_who_reads_no_further_is_no_failure_to_be_told_of() -> None:
     )
     os.close(written)
     assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_an_interrupted_command_has_nothing_to_say() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "controlplane.cli.main", "trace", "x", "--store", store]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
+            silent.settimeout(60)
+            asked, _ = silent.accept()
+            running.send_signal(signal.SIGINT)
+            said = running.communicate(timeout=60)[1]
+            asked.close()
+    assert (running.returncode, said) == (130, b"")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
