@@ -61,15 +61,18 @@ async def config(settings: ConfigCommand) -> None:
         if settings.words:
             named(settings.words[0])
         async with open_carriers(located(settings), "config") as carriers:
-            await _do(settings, Config(carriers.bus, carriers.store, settings.cluster))
+            await do(settings, Config(carriers.bus, carriers.store, settings.cluster))
     except BadSetting as error:
         raise Refused(str(error)) from None
 
 
-async def _do(settings: ConfigCommand, cluster: Config) -> None:
+async def do(settings: ConfigCommand, cluster: Config) -> None:
+    """The same on a cluster that is reached. Raises `Refused`, `BadSetting`, `StoreUnavailable`."""
     match settings.action, settings.words:
         case "get", [name]:
             value = await cluster.get(name)
+            if value is None and not settings.as_json:
+                raise Refused(f"{name} is not set: each process is as it was started")
             print(json.dumps({name: value and parsed(value)}) if settings.as_json else value)
         case "set", [name, value]:
             await cluster.set(name, parsed(value))

@@ -67,7 +67,11 @@ class Config:
         if setting in refused:
             raise BadSetting(f"{name} cannot be {value!r}: {refused[setting]}")
         kept = changed.model_dump(mode="json")[setting]
-        await self._store.put(self._keys.config_of(name), json.dumps(kept).encode())
+        try:
+            told = json.dumps(kept, allow_nan=False)
+        except ValueError:
+            raise BadSetting(f"{name} cannot be {value!r}: it must be a number") from None
+        await self._store.put(self._keys.config_of(name), told.encode())
 
     async def unset(self, name: str) -> bool:
         """Let every process go back to what it was started with; False if it was not set."""

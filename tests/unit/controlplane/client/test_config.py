@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
+from controlplane.cli.config import ConfigCommand, Refused, do
 from controlplane.client.config import Change, Config, named, parsed
 from controlplane.router.settings import RouterSettings
 from controlplane.runtime.live import BadSetting, LiveSettings
@@ -63,6 +64,26 @@ async def stand(started_with: RouterSettings | None = None) -> AsyncIterator[Sta
         await tasks.start(lambda *, task_status: made.live.run(task_status=task_status))
         yield made
         tasks.cancel_scope.cancel()
+
+
+async def test_what_is_no_json_is_not_written() -> None:
+    async with stand() as here:
+        for text in ("Infinity", "1e999", "NaN"):
+            with pytest.raises(BadSetting, match=r"planner\.ttft_ms cannot be"):
+                await here.config.set("planner.ttft_ms", parsed(text))
+        assert await here.config.all() == {}
+
+
+async def test_a_setting_that_is_not_set_is_told_as_such(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with stand() as here:
+        get = ConfigCommand(action="get", words=["router.policy"])
+        with pytest.raises(Refused, match=r"router\.policy is not set"):
+            await do(get, here.config)
+        await here.config.set("router.policy", "slo")
+        await do(get, here.config)
+    assert capsys.readouterr().out == '"slo"\n'
 
 
 async def test_a_setting_is_taken_up_while_the_process_runs_and_given_back() -> None:
