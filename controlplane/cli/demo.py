@@ -38,6 +38,7 @@ from controlplane.replay.report import (
     trace_report,
 )
 from controlplane.replay.trace import Trace, TraceRequest
+from controlplane.runtime.service import CannotServe
 from controlplane.runtime.settings import CommandSettings
 from proto.hashing import BlockHasher, Scope
 from proto.wire.http import HttpClient
@@ -68,6 +69,10 @@ WORKLOAD = Workload(
 TARGETS = Targets(ttft_ms=500.0, tpot_ms=50.0)
 
 
+class Unwritable(CannotServe):
+    """The figures cannot be written where they are wanted."""
+
+
 class Demo(CommandSettings):
     """Show KV-aware routing against round robin on a live cluster; takes about a minute."""
 
@@ -85,9 +90,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def demo(options: Demo) -> None:
-    """Start a cluster, send it the same conversations under each policy, show what came of it."""
+    """Start a cluster, send it the same conversations under each policy, show what came of it.
+    Raises `Unwritable`, and what `run_cluster` does."""
     console = Console(stderr=options.as_json)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unwritable(f"cannot make the folder {options.out}: {error.strerror}") from error
     requests = list(generate(WORKLOAD, random.Random(options.seed)))
     console.print(
         f"{len(requests)} requests of {WORKLOAD.conversations} conversations that share "

@@ -16,7 +16,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from controlplane.cli.options import Names, OutPath, written_arm
+from controlplane.cli.options import Names, OutPath, PlotPath, written_arm
 from controlplane.replay.cells import LOADS, Course
 from controlplane.replay.ladder import RUNGS, Score, climb, plan, verdicts, with_best
 from controlplane.replay.ladder_report import LadderReport, summary, tables
@@ -59,7 +59,7 @@ class LadderSettings(CommandSettings):
     )
     json_out: OutPath | None = Field(None, alias="json", description="write the figures here")
     table: OutPath | None = Field(None, description="write the tables here (Markdown)")
-    plot: OutPath | None = Field(None, description="draw the figures here (.png)")
+    plot: PlotPath | None = Field(None, description="draw the figures here (.png)")
 
     def course(self) -> Course:
         """What is the same for all runs."""

@@ -10,6 +10,8 @@ from pydantic_settings import NoDecode
 
 from controlplane.replay.arms import arm
 
+DRAWN = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+
 T = TypeVar("T")
 
 
@@ -26,6 +28,14 @@ def _each_once(names: tuple[T, ...]) -> tuple[T, ...]:
 def _writable(path: Path) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write it in")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder")
+    return path
+
+
+def _drawable(path: Path) -> Path:
+    if path.suffix.lower() not in DRAWN:
+        raise ValueError(f"{path} is none of: {', '.join(DRAWN)}")
     return path
 
 
@@ -39,3 +49,5 @@ Names = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split), AfterValidat
 """Several, separated by commas."""
 OutPath = Annotated[Path, AfterValidator(_writable)]
 """A file to write; its folder is there."""
+PlotPath = Annotated[OutPath, AfterValidator(_drawable)]
+"""A picture to write, of a kind that can be drawn."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from controlplane.cli.options import Names, OutPath
+from controlplane.cli.options import Names, OutPath, PlotPath, written_arm
 from controlplane.planner.settings import PlannerSettings
 from controlplane.replay.elastic import Elastic, ElasticRun
 from controlplane.replay.fleet import MODEL
@@ -87,7 +87,7 @@ class PlanSettings(CommandSettings):
         ARMS, description="who is compared, separated by commas"
     )
     json_out: OutPath | None = Field(None, alias="json", description="write the figures here")
-    plot: OutPath | None = Field(None, description="draw the figures here (.png)")
+    plot: PlotPath | None = Field(None, description="draw the figures here (.png)")
     profile: Annotated[str, AfterValidator(_profile)] = Field(
         H100.name, description=f"engine timing, of {', '.join(PROFILES)}"
     )
@@ -95,7 +95,9 @@ class PlanSettings(CommandSettings):
     most: int = Field(40, ge=1, le=4096, description="engines, at most")
     start_up_s: float = Field(30.0, ge=0, description="seconds until a new engine is ready")
     price: float = Field(1.0, ge=0, description="of an engine's hour")
-    policy: str = Field("slo", description="the router's policy")
+    policy: Annotated[str, AfterValidator(written_arm)] = Field(
+        "slo", description="the router's policy"
+    )
     limit: int | None = Field(None, ge=1, description="replay the first N usable requests only")
     max_model_len: int = Field(
         131_072, ge=2, description="context; prompts that fill it are dropped"

@@ -15,7 +15,7 @@ from pydantic_settings import SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from controlplane.cli.options import Names, OutPath
+from controlplane.cli.options import Names, OutPath, PlotPath
 from controlplane.cli.traces import EXIT_OK, run_replay, write_json
 from controlplane.replay.crossing import Line, Point, Sweep, lines, sweep
 from controlplane.replay.hardware import timing
@@ -49,7 +49,7 @@ class SpeculationSettings(CommandSettings):
     tpot_target_ms: float = Field(100.0, gt=0, description="goodput counts up to here")
     seed: int = Field(0, ge=0, description="of all dice")
     json_out: OutPath | None = Field(None, alias="json", description="write the figures here")
-    plot: OutPath | None = Field(None, description="draw the figures here (.png)")
+    plot: PlotPath | None = Field(None, description="draw the figures here (.png)")
 
     @model_validator(mode="after")
     def _profile_exists(self) -> Self:

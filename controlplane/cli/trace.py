@@ -22,7 +22,7 @@ from rich.text import Text
 from controlplane.cli.run import run_interactive
 from controlplane.local.layout import Layout
 from controlplane.runtime.service import CannotServe
-from controlplane.runtime.settings import CommandSettings
+from controlplane.runtime.settings import ClusterName, CommandSettings
 from controlplane.runtime.traces import Span, from_jaeger, tree, walk
 from proto.ids import check_name
 from proto.wire.errors import HttpError
@@ -50,7 +50,9 @@ class TraceCommand(CommandSettings):
     id: CliPositionalArg[Annotated[str, AfterValidator(lambda name: check_name(name, "id"))]] = (
         Field(description="of the request (x-request-id) or of the trace")
     )
-    cluster: str = Field("local", description="name of the cluster, where it runs on this machine")
+    cluster: ClusterName = Field(
+        "local", description="name of the cluster, where it runs on this machine"
+    )
     store: str | None = Field(
         None, description="URL of a console that keeps spans; else that of the cluster"
     )

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
-from controlplane.cli.options import OutPath
+from controlplane.cli.options import OutPath, PlotPath
 from controlplane.replay.fleet import MODEL
 from controlplane.replay.names import PromptNamer, check_block_size
 from controlplane.replay.report import Setting, Targets
@@ -35,7 +35,7 @@ class TraceSettings(CommandSettings):
     trace: CliPositionalArg[Path] = Field(description="trace file: .jsonl or .jsonl.gz")
     limit: int | None = Field(None, ge=1, description="replay the first N usable requests only")
     json_out: OutPath | None = Field(None, alias="json", description="write the figures here")
-    plot: OutPath | None = Field(None, description="draw the figures here (.png)")
+    plot: PlotPath | None = Field(None, description="draw the figures here (.png)")
     rate_scale: float = Field(1.0, gt=0, description="arrivals so many times as fast")
     max_model_len: int = Field(
         131_072,

@@ -109,9 +109,10 @@ class Layout:
         draft.replace(self.state)
 
     def read_state(self) -> Mapping[str, Any] | None:
-        """What `write_state` wrote last, None when no cluster runs here."""
+        """What `write_state` wrote last, None when no cluster runs here: a file that is no state is
+        what a machine left that went down."""
         try:
-            state: Mapping[str, Any] = json.loads(self.state.read_text())
-        except FileNotFoundError:
+            state = json.loads(self.state.read_text())
+        except (FileNotFoundError, ValueError):
             return None
-        return state
+        return state if isinstance(state, dict) else None

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from controlplane.runtime.settings import CommandSettings
+from controlplane.runtime.settings import ClusterName, CommandSettings
 from proto.roles import parse_roles
 from proto.workers import Role
 
@@ -20,7 +20,9 @@ class ClusterOptions(CommandSettings):
 
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_shortcuts={"engines": "n"})
 
-    name: str = Field("local", description="name of the cluster; two names can run side by side")
+    name: ClusterName = Field(
+        "local", description="name of the cluster; two names can run side by side"
+    )
     engine: Literal["sim", "vllm", "sglang", "trtllm"] = Field(
         "sim", description="simulated engines, or real ones (docs/engines.md)"
     )

@@ -152,6 +152,10 @@ def _check_cluster(name: str) -> str:
     return check_name(name, "cluster")
 
 
+ClusterName = Annotated[str, AfterValidator(_check_cluster)]
+"""A name that can be part of subjects and keys."""
+
+
 def _check_secret(secret: SecretStr) -> SecretStr:
     if len(secret.get_secret_value()) < SECRET_CHARS_MIN:
         raise ValueError(f"the cluster secret needs at least {SECRET_CHARS_MIN} characters")
@@ -181,7 +185,7 @@ class CommandSettings(BaseSettings):
 class CommonSettings(CommandSettings):
     """What every process of a cluster must know."""
 
-    cluster: Annotated[str, AfterValidator(_check_cluster)] = Field(
+    cluster: ClusterName = Field(
         "local", description="name of the cluster; part of every subject and key"
     )
     secret: Annotated[SecretStr, AfterValidator(_check_secret)] = Field(

@@ -60,6 +60,24 @@ def test_who_reads_no_further_is_no_failure_to_be_told_of() -> None:
     assert (ended.returncode, ended.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["up", "--name", "a b"], 2, "cluster 'a b' must be 1 to"),
+        (["trace", "x", "--cluster", "a b"], 2, "cluster 'a b' must be 1 to"),
+        (["demo", "--out", "/dev/null/x"], 1, "cannot make the folder /dev/null/x"),
+        (["plan", "--replay", "noise", "--policy", "nonsense"], 2, "there is no policy 'nonsense'"),
+        (["plan", "--replay", "noise", "--plot", "out.foo"], 2, "out.foo is none of: .png"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_anything_begins(
+    capsys: pytest.CaptureFixture[str], words: list[str], code: int, why: str
+) -> None:
+    assert main(words) == code
+    told = capsys.readouterr()
+    assert why in told.err and not told.out
+
+
 def test_an_interrupted_command_has_nothing_to_say() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -51,6 +51,13 @@ def test_the_state_file_lives_as_long_as_the_cluster(tmp_path: Path) -> None:
     assert not layout.state.exists()
 
 
+@pytest.mark.parametrize("left", ["", '{"gateway": "http://127', "null", "[]"])
+def test_what_a_machine_left_that_went_down_is_no_cluster(tmp_path: Path, left: str) -> None:
+    layout = Layout(tmp_path)
+    layout.state.write_text(left)
+    assert layout.read_state() is None
+
+
 def test_a_directory_that_cannot_be_had_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

@@ -108,6 +108,8 @@ def test_without_a_usable_line_it_ends_with_an_error(
         (["--workers", "0"], "greater than or equal to 1"),
         (["--url", "localhost:8000"], "must begin with http"),
         (["--json", "nowhere/out.json"], "there is no folder nowhere"),
+        (["--json", "."], "is a folder"),
+        (["--plot", "out.foo"], "out.foo is none of: .png"),
         (["--nonsense", "1"], "--nonsense"),
     ],
 )
