@@ -76,7 +76,9 @@ class Reason(StrEnum):
     """Load reports or the registry's view are missing or old."""
     NO_CAPACITY_MODEL = "no_capacity_model"
     NO_WORKERS = "no_workers"
+    """None is ready. One is begun with where requests are turned away and none is wanted yet."""
     NO_DEMAND = "no_demand"
+    """There are no workers, and nobody misses them."""
     TARGET_UNREACHABLE = "target_unreachable"
     """Not even an idle worker meets the targets: more of them do not help."""
 

@@ -278,6 +278,7 @@ class PlannerCore:
             load=load,
             expected=expected,
             feared=feared,
+            refused_rate=model.demand.refused_rate(self.settings.rate_window_s, now_s),
             fresh=not view_stale and sums.silent <= workers * STALE_SHARE,
             complete=not view_stale and not sums.silent,
         )

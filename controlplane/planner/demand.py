@@ -130,6 +130,13 @@ class Demand:
         first, latest = self._window(window_s, now_s)
         return max(0.0, latest.since(first) / (latest.now_s - first.now_s))
 
+    def refused_rate(self, window_s: float, now_s: float) -> float:
+        """Requests that were turned away a second, over about the last `window_s`."""
+        if len(self._flows) < 2:
+            return 0.0
+        first, latest = self._window(window_s, now_s)
+        return (latest.refused - first.refused) / (latest.now_s - first.now_s)
+
     def _window(self, window_s: float, now_s: float) -> tuple[Flow, Flow]:
         """Its first and last moment, at least one tick apart."""
         flows, latest = self._flows, self._flows[-1]

@@ -65,6 +65,8 @@ class PhaseView:
     """That is forecast."""
     feared: Load | None = None
     """That may come before new workers are ready; None: not known."""
+    refused_rate: float = 0.0
+    """Requests of the model that are turned away a second."""
     fresh: bool = True
     """Enough of what is to be known is known."""
     complete: bool = True

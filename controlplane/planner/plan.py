@@ -44,8 +44,7 @@ def propose(view: PhaseView, memory: PhaseMemory, rules: Rules, now_s: float) ->
         overdue = _settle(view, memory, rules, now_s) if view.fresh else None
         if overdue is not None:
             return _unsized(Action.WITHDRAW, overdue, view.ready)
-        reason = Reason.NO_CAPACITY_MODEL if view.workers else Reason.NO_WORKERS
-        return _unsized(Action.HOLD, reason, memory.wanted)
+        return _unknown(view, memory, now_s)
     needs = needs_of(view, view.load.tighter(rules.sized_for), rules)
     floors = needs_of(view, view.expected.tighter(rules.sized_for), rules)
     reserved = _reserved(view, memory, needs, rules, now_s)
@@ -141,6 +140,22 @@ class _State:
             math.ceil(min(self.floors.values())),
             _estimate(self.view, first, self.rules),
         )
+
+
+def _unknown(view: PhaseView, memory: PhaseMemory, now_s: float) -> Proposal:
+    """With no engine of which it is known what it can do; with none at all one is begun with, of
+    the cheapest pool, as soon as somebody is turned away."""
+    reason = Reason.NO_CAPACITY_MODEL if view.workers else Reason.NO_WORKERS
+    if view.workers or any(memory.wanted.values()):
+        return _unsized(Action.HOLD, reason, memory.wanted)
+    if not view.refused_rate:
+        return _unsized(Action.HOLD, Reason.NO_DEMAND, memory.wanted)
+    if not view.fresh:
+        return _unsized(Action.HOLD, Reason.STALE, memory.wanted)
+    if now_s < memory.failed_until_s:
+        return _unsized(Action.HOLD, Reason.NEVER_READY, memory.wanted)
+    first = min(view.pools, key=lambda pool: pool.price)
+    return _unsized(Action.UP, reason, {**memory.wanted, first.name: max(1, first.least)})
 
 
 def _unsized(action: Action, reason: Reason, wanted: Mapping[str, int]) -> Proposal:

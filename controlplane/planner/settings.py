@@ -31,7 +31,7 @@ class PoolSettings(BaseModel):
     model: str
     role: Role = Role.AGGREGATED
     hardware: str = "unknown"
-    least: int = Field(1, ge=0)
+    least: int = Field(1, ge=0, description="0: the first one is started for who was turned away")
     most: int = Field(8, ge=1)
     accelerators: int = Field(1, ge=0)
     price: float = Field(0.0, ge=0, description="of an hour of one worker; 0: by `prices`")
@@ -133,7 +133,12 @@ class PlannerSettings(Group):
         10.0, ge=0, description="of a worker's life, from which nothing is learned"
     )
     stale_s: float = Field(5.0, gt=0, description="a load report older than this is none")
-    least: int = Field(1, ge=0, json_schema_extra=LIVE, description="workers of a pool, at least")
+    least: int = Field(
+        1,
+        ge=1,
+        json_schema_extra=LIVE,
+        description="workers of a pool, at least; a pool may go to none where `pools` names it",
+    )
     most: int = Field(8, ge=1, json_schema_extra=LIVE, description="workers of a pool, at most")
     pools: tuple[PoolSettings, ...] = Field((), description="bounds and prices of single pools")
     prices: dict[str, float] = Field(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from controlplane.planner.bounds import Budget, Wanted, constrain
 from controlplane.planner.core import PlannerCore
@@ -15,7 +16,7 @@ from controlplane.planner.estimate import Load, estimate, needed
 from controlplane.planner.forecast import SEASON_S, WARM_BINS, Bin, History, forecast
 from controlplane.planner.phase import PhaseMemory, PhaseView, Proposal
 from controlplane.planner.plan import propose
-from controlplane.planner.settings import ClassTargets, PlannerSettings
+from controlplane.planner.settings import ClassTargets, PlannerSettings, PoolSettings
 from controlplane.planner.transition import Transition
 from proto.scaling import Action, Reason, Scaled, pool_of
 from proto.workers import Role, WorkerState
@@ -538,6 +539,35 @@ def test_hw7_the_cheapest_mix_that_holds_is_chosen() -> None:
     assert cheap_slow.wanted["slow"] > 0 and cheap_slow.wanted["quick"] == 0
     cheap_quick = settled(phase(load(4.0), slow, quick._replace(price=1.0)))[0]
     assert cheap_quick.wanted["quick"] > 0 and cheap_quick.wanted["slow"] == 0
+
+
+# --- from none to one
+
+
+def test_a_pool_without_workers_gets_one_for_who_is_turned_away() -> None:
+    dear = PoolSettings(model=MODEL, hardware="dear", least=0, price=9.0)
+    cheap = PoolSettings(model=MODEL, hardware="h", least=0, price=1.0)
+    core = PlannerCore(PlannerSettings(pools=(dear, cheap), ready_timeout_s=60.0), "p")
+    assert idle_tick(core, 0.0) == (Action.HOLD, Reason.NO_DEMAND, 0)
+    core.hear_record(record(1, 4.0, shed=True), 4.0)
+    [plan] = core.tick(4.5, view_stale=True).phases
+    assert (plan.action, plan.reason) == (Action.HOLD, Reason.STALE)
+    tick = core.tick(5.0)
+    assert {word.hardware: word.replicas for word in core.desired(tick)} == {"dear": 0, "h": 1}
+    assert idle_tick(core, 10.0) == (Action.HOLD, Reason.NO_WORKERS, 1)
+    assert idle_tick(core, 70.0) == (Action.WITHDRAW, Reason.NEVER_READY, 0)
+    core.hear_record(record(2, 72.0, shed=True), 72.0)
+    assert idle_tick(core, 75.0) == (Action.HOLD, Reason.NEVER_READY, 0)
+    core.hear_record(record(3, 200.0, shed=True), 200.0)
+    assert idle_tick(core, 205.0) == (Action.UP, Reason.NO_WORKERS, 1)
+    core.worker(worker("w0"), 210.0)
+    assert idle_tick(core, 215.0) == (Action.HOLD, Reason.NO_CAPACITY_MODEL, 1)
+
+
+def test_only_a_pool_that_is_named_may_go_to_none() -> None:
+    """Any other is forgotten with its last worker, and nothing would start one again."""
+    with pytest.raises(ValidationError, match="least"):
+        PlannerSettings(least=0)
 
 
 # --- AS14: what is wanted and what is there
