@@ -136,6 +136,8 @@ class Supervisor:
         spec = child.spec
         process = await _open(spec)
         child.pid = process.pid
+        if child.stop_asked.is_set():  # while it had no process yet that could be told
+            _signal(child, terminate=True)
         try:
             async with anyio.create_task_group() as life:
                 life.start_soon(self._announce_ready, child, started, life.cancel_scope)

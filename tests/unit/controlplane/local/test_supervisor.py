@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 import psutil
 import pytest
+from anyio.lowlevel import checkpoint
 
 from controlplane.local.supervisor import Child, ChildFailed, ChildSpec, Supervisor
 
@@ -112,6 +113,25 @@ async def test_one_that_is_stopped_while_it_starts_has_failed_to_start(tmp_path:
             pid = pid_of(child)
             await supervisor.stop("child")
         assert len(failed) == 1 and not supervisor.children and not psutil.pid_exists(pid)
+
+
+async def test_one_that_is_stopped_before_it_has_a_process_is_asked_as_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        supervisor = Supervisor(tasks)
+
+        async def start() -> None:
+            with pytest.raises(ChildFailed):
+                await supervisor.start(spec(tmp_path, SLEEPER, stop_s=10.0))
+
+        async with anyio.create_task_group() as starting:
+            starting.start_soon(start)
+            while not supervisor.children:
+                await checkpoint()
+            assert supervisor.children["child"].pid is None
+            await supervisor.stop("child")
+    assert "killing it" not in caplog.text
 
 
 async def test_cancelling_the_parent_leaves_no_child(tmp_path: Path) -> None:
