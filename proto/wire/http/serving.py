@@ -151,12 +151,15 @@ class ServerConnection(asyncio.Protocol):
             waiting.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused or self._parser is None:
-            return
+        rest: bytes | memoryview = data
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.refuse(400, "this server does not speak what the request wants to upgrade to")
+            while self._parser is not None and not self._refused:
+                try:
+                    self._parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as wish:
+                    rest = memoryview(rest)[wish.args[0] :]
+                    self._stay(self._parser)
         except httptools.HttpParserError as error:
             self.refuse(400, f"not HTTP: {error}")
 
@@ -175,6 +178,8 @@ class ServerConnection(asyncio.Protocol):
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        if self._parser is None or self._parser.should_upgrade():
+            return  # it comes again without that wish
         if int(self._headers.get("content-length", 0)) > self.limits.body_bytes_max:
             self._too_large()
         elif self._headers.get("expect", "").lower() == "100-continue":
@@ -188,7 +193,7 @@ class ServerConnection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._refused or self._parser is None:
+        if self._refused or self._parser is None or self._parser.should_upgrade():
             return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
@@ -210,6 +215,22 @@ class ServerConnection(asyncio.Protocol):
         self._call = call
         call.keep = call.keep and not self._owner.closing
         self._owner.begin(call)
+
+    def _stay(self, parser: httptools.HttpRequestParser) -> None:
+        """Take the head that was read last for one that does not want to speak something else, as a
+        server may (RFC 9110, 7.8). `parser` has ended that request without its body; a new one
+        gets the head without the wish, and then what follows."""
+        method, version = parser.get_method(), parser.get_http_version()
+        if method == b"CONNECT":
+            self.refuse(400, "this server is no proxy")
+            return
+        headers = [f"{name}: {value}\r\n" for name, value in self._headers.items()]
+        kept = "".join(line for line in headers if not line.startswith("upgrade:"))
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(
+            b"%b %b HTTP/%b\r\n%b\r\n"
+            % (method, self._url, version.encode(), kept.encode("latin-1"))
+        )
 
     def _count_head(self, count: int) -> None:
         self._head_bytes += count

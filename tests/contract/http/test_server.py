@@ -121,6 +121,51 @@ async def test_who_waits_to_be_told_to_send_is_told() -> None:
         await until(stream, b"POST / hi")
 
 
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAAA\r\n"
+UPGRADED = b"POST / HTTP/1.1\r\nhost: x\r\n" + UPGRADE
+WISH = UPGRADED + b"content-length: 2\r\n\r\nhi"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (WISH,),
+        (WISH[:40], WISH[40:90], WISH[90:-1], WISH[-1:]),
+        (UPGRADED + b"transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",),
+        (UPGRADED + b"x:\r\nx: \xe9\r\ncontent-length: 2\r\n\r\n", b"hi"),
+        (WISH.replace(b"1.1", b"1.0"),),
+    ],
+    ids=["at once", "in several reads", "in chunks", "the body later", "of HTTP/1.0"],
+)
+async def test_who_wants_to_speak_something_else_is_answered_all_the_same(
+    parts: tuple[bytes, ...],
+) -> None:
+    """Java's own client wants HTTP/2 with every request, and sends its body."""
+    async with serving(echo) as port, connected(port) as stream:
+        for part in parts:
+            await stream.send(part)
+            await anyio.lowlevel.checkpoint()
+        read = await until(stream, b"POST / hi")
+        assert read.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_wishes_to_speak_something_else_can_be_sent_ahead() -> None:
+    many = 1500
+    async with serving(echo) as port, connected(port) as stream:
+        await stream.send(WISH * many + GET)
+        read = await until(stream, b"GET /hello ")
+        assert read.count(b"POST / hi") == many
+
+
+async def test_who_wants_to_speak_something_else_is_told_once_to_send() -> None:
+    async with serving(echo) as port, connected(port) as stream:
+        await stream.send(UPGRADED + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        read = await until(stream, b"100 Continue\r\n\r\n")
+        await stream.send(b"hi")
+        read += await until(stream, b"POST / hi")
+        assert read.count(b"100 Continue") == 1
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -132,6 +177,8 @@ async def test_who_waits_to_be_told_to_send_is_told() -> None:
         ),
         (b"GET / HTTP/1.1\r\nhost: x\r\nlong: " + b"x" * 70_000 + b"\r\n\r\n", 431),
         (b"what is this?\r\n\r\n", 400),
+        (b"CONNECT engine:80 HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+        (UPGRADED + b"content-length: 1001\r\n\r\n", 413),
         (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", 400),
     ],
 )
