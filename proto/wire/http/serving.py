@@ -64,6 +64,7 @@ class ServerConnection(asyncio.Protocol):
         """Something waits until the client has read."""
         self._url = b""
         self._headers: dict[str, str] = {}
+        self._in_head = False
         self._head_bytes = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -166,7 +167,7 @@ class ServerConnection(asyncio.Protocol):
     # --- the parser's callbacks
 
     def on_message_begin(self) -> None:
-        self._url, self._headers, self._head_bytes = b"", {}, 0
+        self._url, self._headers, self._head_bytes, self._in_head = b"", {}, 0, True
         self._body, self._body_bytes = [], 0
 
     def on_url(self, url: bytes) -> None:
@@ -175,9 +176,11 @@ class ServerConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_head(len(name) + len(value))
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if self._in_head:  # what comes behind a chunked body may not pass for it
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         if self._parser is None or self._parser.should_upgrade():
             return  # it comes again without that wish
         if int(self._headers.get("content-length", 0)) > self.limits.body_bytes_max:

@@ -91,6 +91,23 @@ async def test_one_connection_serves_many_requests_and_bodies_of_both_kinds() ->
             assert re.search(rb"\r\ndate: \w{3}, \d\d ", read)
 
 
+async def test_what_comes_behind_a_chunked_body_is_no_header() -> None:
+    seen: list[str] = []
+
+    async def handle(call: HttpCall) -> None:
+        seen.append(call.headers.get("authorization", "none"))
+        await echo(call)
+
+    trailed = (
+        b"POST /a HTTP/1.1\r\nhost: x\r\nauthorization: real\r\ntransfer-encoding: chunked\r\n\r\n"
+        b"2\r\nhi\r\n0\r\nx: 1\r\nauthorization: evil\r\n\r\n"
+    )
+    async with serving(handle) as port, connected(port) as stream:
+        await stream.send(trailed + GET)
+        await until(stream, b"GET /hello ")
+        assert seen == ["real", "none"]
+
+
 async def test_requests_sent_ahead_are_answered_in_order() -> None:
     async with serving(echo) as port, connected(port) as stream:
         await stream.send(GET + GET.replace(b"hello", b"second") + GET.replace(b"hello", b"last"))
@@ -176,6 +193,12 @@ async def test_who_wants_to_speak_something_else_is_told_once_to_send() -> None:
             413,
         ),
         (b"GET / HTTP/1.1\r\nhost: x\r\nlong: " + b"x" * 70_000 + b"\r\n\r\n", 431),
+        (
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\nlong: "
+            + b"x" * 70_000
+            + b"\r\n\r\n",
+            431,
+        ),
         (b"what is this?\r\n\r\n", 400),
         (b"CONNECT engine:80 HTTP/1.1\r\nhost: x\r\n\r\n", 400),
         (UPGRADED + b"content-length: 1001\r\n\r\n", 413),
