@@ -23,6 +23,10 @@ from proto.wire.ports import (
 )
 
 KEPT_ALIVE_S = 15.0
+KEEP_ALIVE_RACE_S = 0.2
+"""An origin may close a kept connection while a request is on its way there, which nobody executes
+then. That is known a round trip after it was sent; so much is allowed for one and a busy loop.
+Where it takes longer the origin may have been at work, and would do it twice if asked again."""
 PORTS = {"http": 80, "https": 443}
 
 
@@ -92,14 +96,21 @@ class HttpClient:
     ) -> tuple[ClientConnection, Response]:
         """Send, and wait for the head. A kept connection that its owner has closed meanwhile
         without a word is replaced by a new one, once."""
-        connection = self._kept(origin)
-        if connection is not None:
+        assert self._loop is not None
+        kept = self._kept(origin)
+        if kept is not None:
+            sent_s = self._loop.time()
             try:
-                return connection, await connection.send(request, url, timeouts)
+                return kept, await kept.send(request, url, timeouts)
             except HttpBroken:
-                if connection.heard:
+                if kept.heard or self._loop.time() - sent_s > KEEP_ALIVE_RACE_S:
                     raise
-        connection = await self._connect(origin, url, timeouts.connect_s)
+        try:
+            connection = await self._connect(origin, url, timeouts.connect_s)
+        except HttpUnreachable as error:
+            if kept is None:
+                raise
+            raise HttpBroken(f"{error}, after it had been sent once") from error
         return connection, await connection.send(request, url, timeouts)
 
     async def _connect(self, origin: Origin, url: str, connect_s: float) -> ClientConnection:

@@ -14,6 +14,7 @@ from aiohttp import web
 from controlplane.local.ports import free_ports
 from proto.wire.errors import HttpBroken, HttpTimeout, HttpTooLong, HttpUnreachable
 from proto.wire.http import HttpClient
+from proto.wire.http.client import KEEP_ALIVE_RACE_S
 from proto.wire.memory.http import Answer, MemoryHttp, Request
 from proto.wire.ports import Http, HttpTimeouts
 
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.anyio
 CARRIERS = [("asyncio", "memory"), ("trio", "memory"), ("asyncio", "httptools")]
 PATIENT = HttpTimeouts(2.0, 5.0, 5.0)
 IMPATIENT = HttpTimeouts(2.0, 0.3, 0.3)
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok"
 
 
 class World:
@@ -231,7 +234,6 @@ async def test_no_head_in_time_is_a_timeout(world: World) -> None:
 
 @pytest.mark.parametrize("carrier", [("asyncio", "httptools")], indirect=True)
 async def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(world: World) -> None:
-    answer = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok"
     connections = 0
 
     async def answer_once(stream: anyio.abc.SocketStream) -> None:
@@ -239,7 +241,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(world: Wo
         connections += 1
         async with stream:
             await stream.receive()
-            await stream.send(answer)
+            await stream.send(OK)
             if connections == 1:  # takes the second request in, and dies over it
                 await stream.receive()
 
@@ -253,6 +255,36 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(world: Wo
         assert [await read(there, "/") for _ in range(2)] == [b"ok", b"ok"]
         assert connections == 2
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("carrier", [("asyncio", "httptools")], indirect=True)
+@pytest.mark.parametrize("for_good", [False, True], ids=["after some work", "for good"])
+async def test_what_may_have_been_executed_is_neither_repeated_nor_denied(
+    world: World, for_good: bool
+) -> None:
+    """Of an origin that takes a second request in on the same connection, and dies over it."""
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listeners,
+        anyio.create_task_group() as tasks,
+    ):
+        listener = cast(anyio.abc.SocketListener, listeners.listeners[0])
+
+        async def serve_once() -> None:
+            async with await listener.accept() as stream:
+                await stream.receive()
+                await stream.send(OK)
+                await stream.receive()
+                if for_good:
+                    await listener.aclose()
+                else:
+                    await anyio.sleep(2 * KEEP_ALIVE_RACE_S)
+
+        tasks.start_soon(serve_once)
+        port = listeners.extra(anyio.abc.SocketAttribute.local_port)
+        there = World(world.http, f"http://127.0.0.1:{port}")
+        assert await read(there, "/") == b"ok"
+        with pytest.raises(HttpBroken):
+            await read(there, "/", timeouts=HttpTimeouts(2.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("carrier", [("asyncio", "httptools")], indirect=True)
