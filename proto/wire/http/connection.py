@@ -206,13 +206,16 @@ class Response:
         return self._complete and self._reusable and not self._paused
 
     def on_message_begin(self) -> None:
-        if self._complete:  # more than was asked for
+        if self._complete:
             self._reusable = False
+            raise ValueError("more than was asked for")  # so that nothing is taken of it
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES_MAX:
             raise ValueError(f"a head of more than {HEAD_BYTES_MAX} bytes")
+        if self.status:  # behind a chunked body
+            return
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:

@@ -288,6 +288,29 @@ async def test_what_may_have_been_executed_is_neither_repeated_nor_denied(
 
 
 @pytest.mark.parametrize("carrier", [("asyncio", "httptools")], indirect=True)
+async def test_what_follows_an_answer_unasked_is_not_part_of_it(world: World) -> None:
+    connections = 0
+
+    async def say_more(stream: anyio.abc.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        async with stream:
+            async for _ in stream:
+                await stream.send(OK + OK.replace(b"200 OK", b"500 No").replace(b"ok", b"no"))
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, say_more)
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        there = World(world.http, f"http://127.0.0.1:{port}")
+        assert [await read(there, "/") for _ in range(2)] == [b"ok", b"ok"]
+        assert connections == 2
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("carrier", [("asyncio", "httptools")], indirect=True)
 @pytest.mark.parametrize(
     ("answer", "body"),
     [
