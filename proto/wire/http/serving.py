@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -60,6 +60,7 @@ class ServerConnection(asyncio.Protocol):
         self._since_s: float | None = None
         """Since when the client owes us (the rest of) a request."""
         self._timer: asyncio.TimerHandle | None = None
+        """While there is a client there is one thing that it may not be late with."""
         self._writable: asyncio.Future[None] | None = None
         """Something waits until the client has read."""
         self._url = b""
@@ -100,11 +101,18 @@ class ServerConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def hang_up(self) -> None:
+        """Once the client has read what is there for it, which may not take it long."""
+        if self._timer is None:  # it has gone
+            return
+        self.transport.close()
+        self._set_timer(self.limits.stall_s, self.abort)
+
     def answered(self, *, keep: bool) -> None:
         """The answer is whole: on to the next request, or goodbye."""
         self._call = None
         if not keep:
-            self.transport.close()
+            self.hang_up()
             return
         if self._next:
             self._begin(self._next.popleft())
@@ -122,7 +130,7 @@ class ServerConnection(asyncio.Protocol):
             return
         headers, body = self.say_no(status, why)
         self.transport.write(head_of(status, headers, len(body), close=True) + body)
-        self._loop.call_later(LINGER_S, self.transport.close)
+        self._set_timer(LINGER_S, self.hang_up)
 
     # --- asyncio's callbacks
 
@@ -131,7 +139,7 @@ class ServerConnection(asyncio.Protocol):
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         self._since_s = self._loop.time()
-        self._timer = self._loop.call_later(self.limits.request_s, self._look)
+        self._set_timer(self.limits.request_s, self._look)
         self._owner.opened(self)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -249,9 +257,14 @@ class ServerConnection(asyncio.Protocol):
         now_s, limit_s = self._loop.time(), self.limits.request_s
         since_s = now_s if self._since_s is None else self._since_s
         if now_s - since_s >= limit_s:
-            self.transport.close()
+            self.hang_up()
         else:
-            self._timer = self._loop.call_at(since_s + limit_s, self._look)
+            self._set_timer(since_s + limit_s - now_s, self._look)
+
+    def _set_timer(self, after_s: float, then: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(after_s, then)
 
 
 class Call:
@@ -329,7 +342,7 @@ class Call:
         assert self._started and not self._left_bytes, "the body is there"
         self._end_body()
         if self.plain:  # who does not know of chunks only sees it whole once it is hung up on
-            self._connection.transport.close()
+            self._connection.hang_up()
 
     def end(self) -> None:
         """The handler has returned."""

@@ -307,6 +307,22 @@ async def test_gw2_who_does_not_read_makes_its_handler_wait_and_then_fail() -> N
         await failed.wait()
 
 
+async def fill(call: HttpCall) -> None:
+    """All that is taken for a client that does not read, and the end at once."""
+    call.start(200, {})
+    while call.put(b"x" * 65536):
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("connection", [b"keep-alive", b"close"])
+async def test_who_does_not_read_the_end_of_an_answer_is_hung_up_on(connection: bytes) -> None:
+    hasty = HttpLimits(request_s=0.2, stall_s=0.2)
+    async with serving(fill, hasty) as port, connected(port) as stream:
+        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: " + connection + b"\r\n\r\n")
+        await anyio.sleep(1.0)  # longer than both limits, in which it does not read
+        assert not (await rest(stream)).endswith(b"0\r\n\r\n")
+
+
 async def test_a_slow_reader_gets_everything() -> None:
     size = 8 << 20
 
