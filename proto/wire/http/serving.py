@@ -147,6 +147,7 @@ class ServerConnection(asyncio.Protocol):
             self._timer.cancel()
         if self._call is not None:
             self._call.leave()
+        self.resume_writing()
         self._next.clear()
         self._parser = self._timer = None
         self._owner.lost(self)

@@ -323,6 +323,23 @@ async def test_who_does_not_read_the_end_of_an_answer_is_hung_up_on(connection: 
         assert not (await rest(stream)).endswith(b"0\r\n\r\n")
 
 
+async def test_a_client_that_goes_wakes_who_waits_for_it_to_read() -> None:
+    worked = anyio.Event()
+
+    async def handle(call: HttpCall) -> None:
+        body = b"x" * (32 << 20)
+        call.start(200, {}, len(body))
+        await call.write(body)
+        worked.set()
+
+    async with serving(handle, HttpLimits(stall_s=30.0)) as port:
+        async with connected(port) as stream:
+            await stream.send(GET)
+            await until(stream, b"\r\n\r\n")
+        with anyio.fail_after(5):
+            await worked.wait()
+
+
 async def test_a_slow_reader_gets_everything() -> None:
     size = 8 << 20
 
