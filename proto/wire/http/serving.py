@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -22,6 +24,8 @@ HEAD_BYTES_MAX = 64 << 10
 WRITE_BUFFER_BYTES = 64 << 10
 LINGER_S = 5.0
 """How long the rest of a refused request is taken in, so that the refusal can be read."""
+RESET = struct.pack("ii", 1, 0)
+"""`SO_LINGER` for no time: who closes then tells the other side that something was wrong."""
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -56,6 +60,8 @@ class ServerConnection(asyncio.Protocol):
         """The request that is being answered."""
         self._next: deque[Call] = deque()
         """Those that have come behind it, in one piece; nothing is read meanwhile."""
+        self.ends_by_close = False
+        """The client knows by nothing else that it has all; what is cut must end otherwise."""
         self._refused = False
         self._since_s: float | None = None
         """Since when the client owes us (the rest of) a request."""
@@ -91,15 +97,23 @@ class ServerConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """No other request; the one that is being answered is cancelled."""
+        self._next.clear()
         if self._call is not None:
             self._call.scope.cancel()
-        if self._transport is not None:
+        if self.ends_by_close and self._call is not None and not self._call.finished:
+            self.abort()
+        elif self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
         """At once, whatever is unsent."""
-        if self._transport is not None:
-            self._transport.abort()
+        if self._timer is None:  # nobody is there
+            return
+        if self.ends_by_close:  # and would pass for whole
+            with suppress(OSError):
+                link = self.transport.get_extra_info("socket")
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
 
     def hang_up(self) -> None:
         """Once the client has read what is there for it, which may not take it long."""
@@ -286,6 +300,8 @@ class Call:
         self.scope = anyio.CancelScope()
         """Cancelled when the client goes away before it has all."""
         self.gone = False
+        self.finished = False
+        """The whole answer has been written."""
         self.keep = True
         """The connection may serve another request after this one."""
         self.plain = False
@@ -297,7 +313,6 @@ class Call:
         self._chunked = False
         self._left_bytes: int | None = None
         """Of a body that says its length."""
-        self._finished = False
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         self._started = True
@@ -305,12 +320,13 @@ class Call:
         self._chunked = length is None and not self.plain
         if length is None and self.plain:
             self.keep = False
+            self._connection.ends_by_close = True
         self._head = head_of(status, headers, length, close=not self.keep, chunked=self._chunked)
 
     def put(self, data: bytes) -> bool:
         assert self._started, "an answer starts with its head"
         connection = self._connection
-        if not data or self.gone or self._finished:
+        if not data or self.gone or self.finished:
             return not connection.full
         if self._left_bytes is not None:
             self._left_bytes -= len(data)
@@ -336,7 +352,7 @@ class Call:
         """The client has gone. Who has its whole answer goes as it should: what its handler still
         does is not for it, and is done."""
         self.gone = True
-        if not self._finished and self._left_bytes != 0:
+        if not self.finished and self._left_bytes != 0:
             self.scope.cancel()
 
     def finish(self) -> None:
@@ -354,9 +370,9 @@ class Call:
         self._connection.answered(keep=self.keep)
 
     def _end_body(self) -> None:
-        if self._finished or self.gone:
+        if self.finished or self.gone:
             return
-        self._finished = True
+        self.finished = True
         last = (self._head or b"") + (LAST_CHUNK if self._chunked else b"")
         if last:
             self._connection.transport.write(last)

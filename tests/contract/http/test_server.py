@@ -314,13 +314,21 @@ async def fill(call: HttpCall) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-@pytest.mark.parametrize("connection", [b"keep-alive", b"close"])
-async def test_who_does_not_read_the_end_of_an_answer_is_hung_up_on(connection: bytes) -> None:
+@pytest.mark.parametrize(
+    "ask",
+    [GET, GET.replace(b"host: x", b"connection: close"), b"GET / HTTP/1.0\r\n\r\n"],
+    ids=["keep-alive", "close", "HTTP/1.0"],
+)
+async def test_who_does_not_read_the_end_of_an_answer_is_hung_up_on(ask: bytes) -> None:
     hasty = HttpLimits(request_s=0.2, stall_s=0.2)
     async with serving(fill, hasty) as port, connected(port) as stream:
-        await stream.send(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: " + connection + b"\r\n\r\n")
+        await stream.send(ask)
         await anyio.sleep(1.0)  # longer than both limits, in which it does not read
-        assert not (await rest(stream)).endswith(b"0\r\n\r\n")
+        if b"HTTP/1.0" in ask:
+            with pytest.raises(anyio.BrokenResourceError):
+                await until(stream, b"the end")
+        else:
+            assert not (await rest(stream)).endswith(b"0\r\n\r\n")
 
 
 async def test_a_client_that_goes_wakes_who_waits_for_it_to_read() -> None:
@@ -406,6 +414,35 @@ async def test_after_retiring_clients_are_told_to_go() -> None:
         port.retire(stop_listening=False)
         await stream.send(GET)
         assert b"connection: close" in await rest(stream)
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["its handler fails", "the server is left"])
+async def test_a_plain_answer_that_is_cut_does_not_look_whole(fails: bool) -> None:
+    """HTTP/1.0 ends a body by hanging up; what is cut must end in another way."""
+    read, cut = anyio.Event(), anyio.Event()
+
+    async def handle(call: HttpCall) -> None:
+        await in_pieces(call)
+        await read.wait()
+        if fails:
+            raise RuntimeError("a bug")
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks, serving(handle) as port:
+        stream = await anyio.connect_tcp("127.0.0.1", port.port)
+        await stream.send(b"GET / HTTP/1.0\r\n\r\n")
+        await until(stream, b"one,two")
+
+        async def see() -> None:
+            async with stream:
+                with pytest.raises(anyio.BrokenResourceError), anyio.fail_after(5):
+                    await stream.receive()
+                cut.set()
+
+        tasks.start_soon(see)
+        read.set()
+        if fails:
+            await cut.wait()
 
 
 async def test_two_can_share_a_port_and_a_taken_one_is_said_so() -> None:
