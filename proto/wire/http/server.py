@@ -63,6 +63,8 @@ class HttpListener:
         self._server: asyncio.Server | None = None
         self._connections: set[ServerConnection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lost = anyio.Event()
+        """A connection is gone."""
         self.closing = False
         """Answers tell clients not to come again on the same connection."""
 
@@ -88,13 +90,18 @@ class HttpListener:
             self._server.close()
 
     async def close(self) -> None:
-        """Close everything and wait for the handlers, which are cancelled."""
+        """Close everything and wait for the handlers, which are cancelled, and for clients to read
+        what is there for them."""
         assert self._server is not None
         self.retire(stop_listening=True)
         for connection in tuple(self._connections):
             connection.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        with anyio.move_on_after(CLOSE_S):
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            while self._connections:  # what is unsent is read
+                self._lost = anyio.Event()
+                await self._lost.wait()
         for connection in tuple(self._connections):
             connection.abort()
         if self._tasks:
@@ -107,6 +114,7 @@ class HttpListener:
     def lost(self, connection: ServerConnection) -> None:
         """It has gone."""
         self._connections.discard(connection)
+        self._lost.set()
 
     def begin(self, call: Call) -> None:
         """A request is there: have it answered."""

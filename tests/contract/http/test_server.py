@@ -13,6 +13,7 @@ import pytest
 
 from proto.wire.errors import HttpCannotListen, HttpTimeout
 from proto.wire.http import HttpServer
+from proto.wire.http.server import CLOSE_S
 from proto.wire.ports import Headers, HttpCall, HttpLimits, HttpPort
 
 pytestmark = pytest.mark.anyio
@@ -414,6 +415,36 @@ async def test_after_retiring_clients_are_told_to_go() -> None:
         port.retire(stop_listening=False)
         await stream.send(GET)
         assert b"connection: close" in await rest(stream)
+
+
+async def test_who_leaves_lets_clients_read_the_ends_of_their_answers() -> None:
+    answered = anyio.Event()
+
+    async def handle(call: HttpCall) -> None:
+        await fill(call)
+        answered.set()
+
+    async with anyio.create_task_group() as tasks, serving(handle) as port:
+        stream = await anyio.connect_tcp("127.0.0.1", port.port)
+        await stream.send(GET)
+        await answered.wait()
+
+        async def read() -> None:
+            async with stream:
+                assert (await rest(stream)).endswith(b"0\r\n\r\n")
+
+        tasks.start_soon(read)
+
+
+async def test_who_leaves_does_not_wait_long_for_clients_that_do_not_read() -> None:
+    async with serving(fill) as port:
+        stream = await anyio.connect_tcp("127.0.0.1", port.port)
+        await stream.send(GET)
+        await until(stream, b"\r\n\r\n")
+        began_s = anyio.current_time()
+    async with stream:
+        assert anyio.current_time() - began_s < 2 * CLOSE_S
+        assert not (await rest(stream)).endswith(b"0\r\n\r\n")
 
 
 @pytest.mark.parametrize("fails", [True, False], ids=["its handler fails", "the server is left"])
