@@ -72,6 +72,8 @@ class ServerConnection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[str, str] = {}
         self._in_head = False
+        self._asked = False
+        """The client sends the body once it is told to, and will be when it is its turn."""
         self._head_bytes = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -133,6 +135,8 @@ class ServerConnection(asyncio.Protocol):
         else:
             self._since_s = self._loop.time()
             self.transport.resume_reading()
+            if self._asked:
+                self._tell_to_send()
 
     def refuse(self, status: int, why: str) -> None:
         """Answer for ourselves, and take in no other request."""
@@ -209,7 +213,9 @@ class ServerConnection(asyncio.Protocol):
         if int(self._headers.get("content-length", 0)) > self.limits.body_bytes_max:
             self._too_large()
         elif self._headers.get("expect", "").lower() == "100-continue":
-            self.transport.write(CONTINUE)
+            self._asked = self._parser.get_http_version() == "1.1"
+            if self._asked and self._call is None and not self._refused:
+                self._tell_to_send()
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -221,6 +227,7 @@ class ServerConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._refused or self._parser is None or self._parser.should_upgrade():
             return
+        self._asked = False
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         path = self._url.partition(b"?")[0].decode("latin-1")
@@ -241,6 +248,10 @@ class ServerConnection(asyncio.Protocol):
         self._call = call
         call.keep = call.keep and not self._owner.closing
         self._owner.begin(call)
+
+    def _tell_to_send(self) -> None:
+        self._asked = False
+        self.transport.write(CONTINUE)
 
     def _stay(self, parser: httptools.HttpRequestParser) -> None:
         """Take the head that was read last for one that does not want to speak something else, as a

@@ -139,6 +139,38 @@ async def test_who_waits_to_be_told_to_send_is_told() -> None:
         await until(stream, b"POST / hi")
 
 
+async def test_who_asks_ahead_whether_to_send_is_told_between_two_answers() -> None:
+    asked = anyio.Event()
+
+    async def handle(call: HttpCall) -> None:
+        if call.method == "POST":
+            await echo(call)
+            return
+        call.start(200, {})
+        await call.write(b"one,")
+        await asked.wait()
+        await call.write(b"two")
+
+    async with serving(handle) as port, connected(port) as stream:
+        await stream.send(GET)
+        read = await until(stream, b"one,")
+        await stream.send(
+            b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n"
+        )
+        await anyio.sleep(0.05)  # nothing tells that it has come and is not answered yet
+        asked.set()
+        read += await until(stream, b"100 Continue\r\n\r\n")
+        assert read.endswith(b"\r\n3\r\ntwo\r\n0\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n")
+        await stream.send(b"hi")
+        assert b"100 Continue" not in await until(stream, b"POST / hi")
+
+
+async def test_a_client_of_http_1_0_is_not_told_to_send() -> None:
+    async with serving(echo) as port, connected(port) as stream:
+        await stream.send(b"POST / HTTP/1.0\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\nhi")
+        assert (await rest(stream)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAAA\r\n"
 UPGRADED = b"POST / HTTP/1.1\r\nhost: x\r\n" + UPGRADE
 WISH = UPGRADED + b"content-length: 2\r\n\r\nhi"
