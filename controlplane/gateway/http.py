@@ -112,7 +112,7 @@ class Border:
         try:
             if methods is None:
                 raise ClientError(404, f"there is no {call.path} here", code="not_found")
-            handler = methods.get(call.method)
+            handler = methods.get("GET" if call.method == "HEAD" else call.method)
             if handler is None:
                 allowed = ", ".join(methods)
                 error = ClientError(

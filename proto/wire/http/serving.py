@@ -333,6 +333,9 @@ class Call:
             self.keep = False
             self._connection.ends_by_close = True
         self._head = head_of(status, headers, length, close=not self.keep, chunked=self._chunked)
+        if self.method == "HEAD":  # then that is the answer
+            self._left_bytes, self._chunked = 0, False
+            self._end_body()
 
     def put(self, data: bytes) -> bool:
         assert self._started, "an answer starts with its head"

@@ -99,7 +99,7 @@ class HttpCall(Protocol):
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         """The head, once. `length` is the body's, in bytes; None: it comes in pieces, and ends when
-        the handler returns, or says so before."""
+        the handler returns, or says so before. Where the method is HEAD it is all that is sent."""
 
     def put(self, data: bytes) -> bool:
         """A piece of the body. False: wait until it is `writable` before the next one."""

@@ -273,6 +273,23 @@ async def finished(call: HttpCall) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "told", "end"),
+    [
+        (echo, b"content-length: 12", b"GET /hello "),
+        (in_pieces, b"transfer-encoding: chunked", b"0\r\n\r\n"),
+        (finished, b"transfer-encoding: chunked", b"0\r\n\r\n"),
+    ],
+)
+async def test_who_asks_for_the_head_alone_gets_no_more(
+    answer: Handler, told: bytes, end: bytes
+) -> None:
+    async with serving(answer) as port, connected(port) as stream:
+        await stream.send(GET.replace(b"GET", b"HEAD") + GET)
+        head, _, behind = (await until(stream, end)).partition(b"\r\n\r\n")
+        assert told in head and behind.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
     ("answer", "request_line", "end"),
     [
         (echo, b"GET /hello HTTP/1.1", b"GET /hello "),

@@ -36,6 +36,15 @@ async def test_what_is_documented_is_served_and_other_methods_are_refused(tmp_pa
                 assert got.headers["allow"].lower() in methods
 
 
+async def test_what_can_be_got_can_be_asked_for_its_head(tmp_path: Path) -> None:
+    async with served_world(tmp_path) as (_, session, url):
+        headers = Client(session, url, "acme-key").headers
+        for path, methods in json.loads(document())["paths"].items():
+            async with session.head(url + path, headers=headers) as got:
+                assert got.status == (200 if "get" in methods else 405), path
+                assert await got.read() == b""
+
+
 async def test_the_page_tells_of_every_path_and_loads_nothing(tmp_path: Path) -> None:
     async with (
         served_world(tmp_path) as (_, session, url),
