@@ -126,11 +126,10 @@ class HttpListener:
         with call.scope:
             try:
                 await self._handle(call)
+                call.end()
             except (ConnectionError, TimeoutError) as error:
                 log.debug("the client of %s is gone: %s", call.path, error)
                 call.abort()
             except Exception:  # the top of this request
                 log.exception("a bug while answering %s %s", call.method, call.path)
                 await call.fail(500, "an error on our side; it has been logged")
-            else:
-                call.end()

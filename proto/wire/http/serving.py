@@ -380,6 +380,7 @@ class Call:
         if self.gone:
             return
         assert self._started, "a handler answers"
+        assert not self._left_bytes, "the body is as long as was said"
         self._end_body()
         self._connection.answered(keep=self.keep)
 

@@ -431,6 +431,28 @@ async def test_a_handler_that_fails_is_a_500_or_a_broken_answer() -> None:
             assert not (await rest(stream)).endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize("body", [b"half", b"far too long"])
+async def test_a_body_of_another_length_than_was_said_ends_the_connection(body: bytes) -> None:
+    async def handle(call: HttpCall) -> None:
+        call.start(200, {}, 10)
+        await call.write(body)
+
+    patient = HttpLimits(request_s=30.0)
+    async with serving(handle, patient) as port, connected(port) as stream:
+        await stream.send(GET)
+        with anyio.fail_after(5):
+            await rest(stream)
+
+
+async def test_a_handler_that_does_not_answer_is_a_500() -> None:
+    async def handle(call: HttpCall) -> None:
+        pass
+
+    async with serving(handle) as port, connected(port) as stream:
+        await stream.send(GET)
+        assert (await rest(stream)).startswith(b"HTTP/1.1 500 ")
+
+
 async def test_a_header_cannot_bring_another_one() -> None:
     async def handle(call: HttpCall) -> None:
         call.start(200, {"x": "a\r\nset-cookie: evil"}, 0)
