@@ -67,6 +67,7 @@ class HttpListener:
         """A connection is gone."""
         self.closing = False
         """Answers tell clients not to come again on the same connection."""
+        self._left = False
 
     @property
     def port(self) -> int:
@@ -93,6 +94,7 @@ class HttpListener:
         """Close everything and wait for the handlers, which are cancelled, and for clients to read
         what is there for them."""
         assert self._server is not None
+        self._left = True
         self.retire(stop_listening=True)
         for connection in tuple(self._connections):
             connection.close()
@@ -108,8 +110,11 @@ class HttpListener:
             await asyncio.wait(self._tasks, timeout=CLOSE_S)
 
     def opened(self, connection: ServerConnection) -> None:
-        """A client has connected."""
-        self._connections.add(connection)
+        """A client has connected; one that was still shaking hands may do so too late."""
+        if self._left:
+            connection.abort()
+        else:
+            self._connections.add(connection)
 
     def lost(self, connection: ServerConnection) -> None:
         """It has gone."""

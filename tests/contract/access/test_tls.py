@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import stat
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.streams.tls import TLSStream
 
 from controlplane.cli.certs import main
 from controlplane.runtime.tls import BadCertificate, client_context, server_context
@@ -85,6 +88,34 @@ async def test_http_asks_both_ways(pki: Path) -> None:
             with pytest.raises(HttpError):
                 async with HttpClient(stranger) as http, http.exchange("GET", url):
                     pass
+
+
+async def test_who_is_still_shaking_hands_when_the_server_is_left_is_not_served(pki: Path) -> None:
+    asked = False
+
+    async def answer(call: HttpCall) -> None:
+        nonlocal asked
+        asked = True
+        call.start(200, {}, 0)
+
+    def refuse(status: int, why: str) -> tuple[Headers, bytes]:
+        return {}, why.encode()
+
+    tls = server_context(*_pair(pki, "gateway-server"), None)
+    server = HttpServer()
+    limits = HttpLimits()
+    async with server.serve("127.0.0.1", 0, answer, refuse=refuse, limits=limits, tls=tls) as port:
+        stream = await anyio.connect_tcp("127.0.0.1", port.port)
+        await anyio.sleep(0.05)  # nothing tells that the server has taken it
+    trusting = client_context(pki / "ca.pem", None, None)
+    with pytest.raises((anyio.EndOfStream, anyio.BrokenResourceError, ssl.SSLError)):
+        async with (
+            stream,
+            await TLSStream.wrap(stream, hostname="127.0.0.1", ssl_context=trusting) as encrypted,
+        ):
+            await encrypted.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await encrypted.receive()
+    assert not asked
 
 
 def test_keys_are_for_their_owner_alone(pki: Path) -> None:
