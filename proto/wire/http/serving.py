@@ -75,6 +75,8 @@ class ServerConnection(asyncio.Protocol):
         self._asked = False
         """The client sends the body once it is told to, and will be when it is its turn."""
         self._head_bytes = 0
+        self._unheard_bytes = 0
+        """Of reads of which the parser has told nothing: it gathers a header until it ends."""
         self._body: list[bytes] = []
         self._body_bytes = 0
 
@@ -182,8 +184,11 @@ class ServerConnection(asyncio.Protocol):
         rest: bytes | memoryview = data
         try:
             while self._parser is not None and not self._refused:
+                self._unheard_bytes += len(rest)
                 try:
                     self._parser.feed_data(rest)
+                    if self._unheard_bytes > HEAD_BYTES_MAX:
+                        self._head_too_large()
                     return
                 except httptools.HttpParserUpgrade as wish:
                     rest = memoryview(rest)[wish.args[0] :]
@@ -218,6 +223,7 @@ class ServerConnection(asyncio.Protocol):
                 self._tell_to_send()
 
     def on_body(self, body: bytes) -> None:
+        self._unheard_bytes = 0
         self._body_bytes += len(body)
         if self._body_bytes > self.limits.body_bytes_max:
             self._too_large()
@@ -270,9 +276,13 @@ class ServerConnection(asyncio.Protocol):
         )
 
     def _count_head(self, count: int) -> None:
+        self._unheard_bytes = 0
         self._head_bytes += count
         if self._head_bytes > HEAD_BYTES_MAX:
-            self.refuse(431, f"a head of more than {HEAD_BYTES_MAX} bytes")
+            self._head_too_large()
+
+    def _head_too_large(self) -> None:
+        self.refuse(431, f"a head of more than {HEAD_BYTES_MAX} bytes")
 
     def _too_large(self) -> None:
         limit = self.limits.body_bytes_max

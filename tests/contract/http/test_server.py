@@ -232,6 +232,7 @@ async def test_who_wants_to_speak_something_else_is_told_once_to_send() -> None:
             + b"\r\n\r\n",
             431,
         ),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nendless: " + b"x" * (1 << 20), 431),
         (b"what is this?\r\n\r\n", 400),
         (b"CONNECT engine:80 HTTP/1.1\r\nhost: x\r\n\r\n", 400),
         (UPGRADED + b"content-length: 1001\r\n\r\n", 413),
