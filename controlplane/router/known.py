@@ -5,10 +5,13 @@ report. What reports show beyond it was given to the worker by somebody else, or
 booked; that excess is added to the ledger, until the reports are too old. A report may be a few
 milliseconds behind the ledger and show work that has just ended, so only what two reports in a row
 show is believed. Nothing is counted twice, and a burst counts at once on top of what others send.
+What is booked and not shown stays booked, as it may be on its way; only prompts that were given
+before two reports which show none to be computed are done, whoever did not say so.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from controlplane.router.ledger import InFlight
@@ -17,6 +20,9 @@ from proto.workers import WorkerRecord
 
 ACCEPT_LENGTH_GAIN = 0.3
 """How much of the difference one report makes up."""
+REPORTS_APART_S = 0.05
+"""Of two that are heard sooner after each other the later one was late, too: it may be older than
+what was booked before the first was heard."""
 
 
 @dataclass
@@ -57,6 +63,13 @@ class Known:
         if self.first_s is None:
             self.first_s = now_s
 
+    def prefilled_before_s(self, report: LoadReport, now_s: float) -> float:
+        """It has nothing left to prefill of what it was given before then, to go by the last
+        report and this one, which has yet to be observed."""
+        if self.report is None or now_s - self.heard_s < REPORTS_APART_S:
+            return -math.inf
+        return self.heard_s if _drained(self.report) and _drained(report) else -math.inf
+
     def known_for_s(self, now_s: float) -> float:
         """Since when it has been heard of."""
         return 0.0 if self.first_s is None else now_s - self.first_s
@@ -79,6 +92,11 @@ def _beyond(report: LoadReport, block_tokens: int, booked: InFlight) -> InFlight
         max(0, report.queued_prefill_tokens - booked.prefill_tokens),
         max(0, report.decode_kv_tokens // block_tokens - booked.decode_blocks),
     )
+
+
+def _drained(report: LoadReport) -> bool:
+    """Whether no prompt waits there, as far as the engine tells: not each counts what it is at."""
+    return not (report.waiting or report.queued_prefill_tokens)
 
 
 def _both(one: InFlight, other: InFlight) -> InFlight:

@@ -1,9 +1,10 @@
 """Work in flight: booked when a worker is chosen, so that the next decision knows of it.
 
 Load reports come several times a second; a burst of requests is decided in a millisecond. The
-ledger closes that gap. A booking's prefill is done at its first token, all of it at its end. One
-that makes no progress for `silence_s` is dropped: by silence, never by age, as long answers live
-long.
+ledger closes that gap. A booking's prefill is done at its first token, all of it at its end. Of an
+answer that is not streamed nobody sees the first token: its prefill is done when its worker shows
+that it has none left. A booking that makes no progress for `silence_s` is dropped: by silence,
+never by age, as long answers live long.
 
 Words may come twice, late or in the wrong order, from gateways, from other routers and from this
 one: a booking counts once, without prefill if it comes after its first token, and not at all if it
@@ -122,6 +123,21 @@ class Ledger:
         elif progress.phase is not Phase.DISPATCHED and entry.stage is _Stage.PREFILL:
             self._free_prefill(progress.worker, entry)
             entry.stage = _Stage.DECODE
+
+    def prefilled(self, worker: WorkerId, before_s: float, token_s: float) -> None:
+        """The worker has nothing left to prefill of what it was given before then. Bookings that
+        have been spoken of since, or that would not have been done by then at `token_s` a token,
+        may be on their way to it."""
+        left_tokens = self.of(worker).prefill_tokens
+        if not left_tokens:
+            return
+        for entry in reversed(self._entries[worker].values()):  # what is left is among the newest
+            left_tokens -= entry.prefill_tokens
+            if entry.prefill_tokens and entry.heard_s + entry.prefill_tokens * token_s < before_s:
+                self._free_prefill(worker, entry)
+                entry.stage = _Stage.DECODE
+            if not left_tokens:
+                return
 
     def withdraw(self, withdrawn: Withdrawn, now_s: float) -> None:
         """Nobody wants what was booked for an attempt, except on the worker that is kept."""

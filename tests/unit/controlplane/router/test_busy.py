@@ -66,6 +66,19 @@ def test_the_first_token_ends_it() -> None:
     assert chosen(core.decide(question("late"), 1.0)).worker == "a"
 
 
+def test_answers_that_are_not_streamed_make_a_worker_that_has_computed_their_prompts_not_busy() -> (
+    None
+):
+    core = router("a", busy_prefill_batches=1)
+    fill(core, 2)
+    for i in range(2):
+        core.progress(said(RequestId(f"fill-{i}"), WorkerId("a"), Phase.DISPATCHED), 0.0)
+    for now_s in (0.25, 0.5):
+        refused(core, now_s)
+        core.observe_load(LoadReport(WorkerId("a"), 2, 0, 0, 0, 0, 0, 0, 0, 0), now_s)
+    assert chosen(core.decide(question("late"), 0.5)).worker == "a"
+
+
 def test_decode_counts_as_a_share_of_the_cache() -> None:
     core = router(busy_decode_share=0.5)
     blocks = (len(PROMPT) + 128) // 16  # what one request takes on average

@@ -16,6 +16,7 @@ from proto.constraints import Constraints
 from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch, Tier
+from proto.load import StepSums
 from proto.progress import Phase, Progress
 from proto.route import NO_WORKER, UNKNOWN_MODEL, Chosen, Rejected
 from proto.workers import Role, WorkerState
@@ -126,6 +127,65 @@ def test_a_report_that_is_too_old_no_longer_counts() -> None:
     core.observe_load(report(running=9), 0.0)
     assert load_of(core, 4.9) == 9
     assert load_of(core, 5.1) == 0
+
+
+def queued_tokens(core: RouterCore, now_s: float) -> int:
+    """What the next request would find queued on the one worker there is."""
+    reply = chosen(ask(core, "probe", now_s, explain=True))
+    core.progress(Progress(RequestId("probe"), reply.worker, 99, Phase.ENDED), now_s)
+    return reply.terms[0].queued_prefill_tokens
+
+
+def test_kr12_prompts_that_two_reports_show_to_be_computed_are_owed_no_longer() -> None:
+    """Of an answer that is not streamed nobody says when its first token came."""
+    core = router("a")
+    ask(core, "1", 0.0)
+    core.observe_load(report(running=1), 0.5)
+    ask(core, "2", 0.6, blocks={})
+    core.observe_load(report(running=2, waiting=1), 0.75)
+    core.observe_load(report(running=2), 1.0)
+    assert queued_tokens(core, 1.0) == 2 * len(PROMPT)  # only the last one shows nothing queued
+    ask(core, "3", 1.1, blocks={})
+    core.observe_load(report(running=3), 1.25)
+    assert queued_tokens(core, 1.25) == len(PROMPT)  # the third may have come after the first
+    core.observe_load(report(running=3), 1.5)
+    assert queued_tokens(core, 1.5) == 0
+    assert core.ledger.of(WorkerId("a")).requests == 3
+
+
+def test_reports_that_come_late_and_together_say_nothing_of_what_was_just_booked() -> None:
+    core = router("a")
+    core.observe_load(report(), 0.0)
+    ask(core, "1", 1.0)
+    for late_s in (0.001, 0.002, 0.003):
+        core.observe_load(report(), 1.0 + late_s)
+    assert queued_tokens(core, 1.0) == len(PROMPT)
+
+
+def test_reports_that_are_too_old_are_no_two_in_a_row() -> None:
+    core = router("a")
+    core.observe_load(report(), 0.0)
+    ask(core, "1", 0.0)
+    core.observe_load(report(), 0.25)
+    ask(core, "2", 0.3, blocks={})
+    assert queued_tokens(core, 6.0) == 2 * len(PROMPT)
+    core.observe_load(report(), 6.1)
+    assert queued_tokens(core, 6.1) == 2 * len(PROMPT)
+
+
+def test_a_long_prompt_is_not_taken_for_computed_where_its_engine_does_not_count_it() -> None:
+    """vLLM tells how many wait, and not what it is computing."""
+    core = router("a")
+    for number in range(200):
+        step = StepSums(1, number, 0.1 * number, 1, 1_000, 10.0)
+        core.observe_load(report(steps=step), 0.25 * number)
+    ask(core, "1", 50.0, prompt_tokens=100_000, blocks={})  # at 0.1 ms a token
+    for tenth in range(1, 100):
+        core.observe_load(report(running=1), 50.0 + tenth / 10)
+        assert queued_tokens(core, 50.0 + tenth / 10) == 100_000
+    for tenth in range(100, 210):
+        core.observe_load(report(running=1), 50.0 + tenth / 10)
+    assert queued_tokens(core, 71.0) == 0
 
 
 def test_reports_of_workers_we_do_not_know_are_ignored() -> None:

@@ -161,6 +161,31 @@ def test_what_is_withdrawn_ends_everywhere_but_where_it_is_kept(ledger: Ledger) 
     assert sums(ledger, B) == (1, 100, 10)
 
 
+def test_prefill_that_a_worker_is_done_with_ends_without_a_word_of_it(ledger: Ledger) -> None:
+    for number in range(3):
+        ledger.book(booking(f"{number}"), float(number))
+    ledger.hear(said(Phase.DISPATCHED, "0"), 1.5)
+    ledger.prefilled(A, 1.0, 0.0)
+    assert sums(ledger) == (3, 300, 30)
+    ledger.prefilled(A, 2.0, 0.0)
+    assert sums(ledger) == (3, 100, 30)
+    assert ledger.take_changed() == {A}
+    for phase in (Phase.FIRST_TOKEN, Phase.ENDED):
+        ledger.hear(said(phase, "0"), 3.0)
+    assert sums(ledger) == (2, 100, 20)
+    ledger.prefilled(B, 9.0, 0.0)
+    assert sums(ledger) == (2, 100, 20)
+
+
+def test_a_prompt_has_the_time_that_it_takes(ledger: Ledger) -> None:
+    ledger.book(booking("long", prefill=1_000), 0.0)
+    ledger.book(booking("short", prefill=100), 0.0)
+    ledger.prefilled(A, 2.0, 0.01)
+    assert sums(ledger) == (2, 1_000, 20)
+    ledger.prefilled(A, 10.1, 0.01)
+    assert sums(ledger) == (2, 0, 20)
+
+
 def all_bookings(ledger: Ledger, part: int) -> list[Booking]:
     """What another router is told that asks for so many at a time."""
     told: list[Booking] = []
