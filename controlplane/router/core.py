@@ -158,8 +158,8 @@ class RouterCore:
         """A gateway says how far a request has come."""
         before = len(self.ledger)
         self.ledger.hear(progress, now_s)
-        if len(self.ledger) < before and progress.worker in self._models:
-            self._drains[self._models[progress.worker]].ended(now_s)
+        if len(self.ledger) < before:
+            self._note_end(self._models.get(progress.worker, ""), now_s)
         self._overlaps.progress(progress)
         if progress.worker_failed:
             self.failed((progress.worker,), now_s)
@@ -192,6 +192,7 @@ class RouterCore:
             return self._turned_away(request, verdict, admitted.refused, now_s)
         rows, refused = fleet.free(self._without_inhibited(fleet, admitted, now_s))
         if not len(rows):
+            self._look(request.model, fleet, now_s)
             verdict = self.too_busy(request.model, 0, now_s)
             return self._turned_away(request, verdict, refused, now_s)
         rows, refused, choice = self._prefer(request, fleet, Admission(rows, refused))
@@ -244,7 +245,7 @@ class RouterCore:
             return False
         self._catch_up()
         fleet.age(now_s)
-        return fleet.anyone_free()
+        return self._look(model, fleet, now_s)
 
     def wait_s(self, model: str, ahead: int, now_s: float) -> float | None:
         """How long a request is likely to wait behind `ahead` others where all are busy, None if
@@ -256,6 +257,20 @@ class RouterCore:
         fleet = self._fleets.get(model)
         busy, count = fleet.busy(WORKERS_TOLD) if fleet else ({}, 0)
         return all_busy(busy, count, self.wait_s(model, ahead, now_s), why)
+
+    def _look(self, model: str, fleet: Fleet, now_s: float) -> bool:
+        """Whether somebody is free; while nobody is, it is measured how fast requests end."""
+        free = fleet.anyone_free()
+        if not free or model in self._drains:
+            self._drains[model].look(now_s, free=free)
+        return free
+
+    def _note_end(self, model: str, now_s: float) -> None:
+        """A request of the model has ended."""
+        drain = self._drains.get(model)
+        if drain is not None and drain.counts(now_s):
+            drain.ended(now_s)
+            self.anyone_free(model, now_s)
 
     def _elsewhere(
         self, request: RouteRequest, fleet: Fleet, row: int, overlap: Overlap

@@ -129,14 +129,48 @@ def test_a_worker_that_does_not_say_what_its_cache_holds_has_no_limit_there() ->
 
 def test_when_to_ask_again_follows_from_how_fast_requests_end() -> None:
     core = router("a", busy_prefill_batches=1)
-    for i in range(ENDS_MIN):
-        now_s = 3.0 * i
-        core.decide(question(f"past-{i}"), now_s)
-        core.progress(said(RequestId(f"past-{i}"), WorkerId("a"), Phase.ENDED), now_s)
     fill(core, 2)
-    assert refused(core, 3.0 * ENDS_MIN).retry_after_s == 3.0
-    assert core.too_busy("m", 4, 3.0 * ENDS_MIN).retry_after_s == 15.0
-    assert core.too_busy("m", 400, 3.0 * ENDS_MIN).retry_after_s == 60.0
+    refused(core)
+    for i in range(1, ENDS_MIN + 1):
+        core.progress(said(RequestId(f"fill-{i - 1}"), WorkerId("a"), Phase.ENDED), 3.0 * i)
+        core.decide(question(f"fill-{i + 1}", blocks={}), 3.0 * i)
+        refused(core, 3.0 * i)
+    assert refused(core, 3.0 * (ENDS_MIN + 1)).retry_after_s == 3.0
+    assert core.too_busy("m", 4, 3.0 * (ENDS_MIN + 1)).retry_after_s == 15.0
+    assert core.too_busy("m", 400, 3.0 * (ENDS_MIN + 1)).retry_after_s == 60.0
+
+
+def test_ends_while_somebody_is_free_say_nothing_of_how_fast_requests_end() -> None:
+    """A quiet hour, a burst, another quiet hour, and the next burst."""
+    core = router("a", busy_prefill_batches=1)
+    for hour in (0.0, 3_600.0):
+        for i in range(ENDS_MIN):
+            now_s = hour + 10.0 * i
+            core.decide(question(f"quiet-{now_s}", blocks={}), now_s)
+            request = RequestId(f"quiet-{now_s}")
+            core.progress(said(request, WorkerId("a"), Phase.ENDED), now_s + 1.0)
+        now_s = hour + 3_000.0
+        for i in range(2):
+            core.decide(question(f"burst-{hour}-{i}", blocks={}), now_s)
+        refused(core, now_s)
+        assert core.wait_s("m", 0, now_s) is None
+        for i in range(2):
+            request = RequestId(f"burst-{hour}-{i}")
+            core.progress(said(request, WorkerId("a"), Phase.ENDED), now_s + 1.0)
+
+
+def test_ends_that_come_at_once_count_although_the_first_one_makes_somebody_free() -> None:
+    core = router(*"abcd", busy_prefill_batches=1)
+    for i in range(8):
+        core.decide(question(f"{i}", blocks={}), 0.0)
+    refused(core)
+    for now_s in (1.0, 2.0):
+        for booking in list(core.ledger.bookings((WorkerId(""), RequestId("")))):
+            core.progress(said(booking.request, booking.worker, Phase.ENDED), now_s)
+        for i in range(8):
+            core.decide(question(f"{now_s}-{i}", blocks={}), now_s)
+        refused(core, now_s)
+    assert core.wait_s("m", 0, 3.0) == pytest.approx((3.0 - 1.0) / 16)
 
 
 def test_a_pace_that_is_not_known_is_not_made_up() -> None:

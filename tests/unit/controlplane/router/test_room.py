@@ -271,6 +271,8 @@ async def test_a_room_without_places_refuses_at_once(anyio_backend: str) -> None
 async def test_a_wait_that_is_hopeless_is_not_begun(anyio_backend: str) -> None:
     async with scene() as ours:
         now_s = anyio.current_time()
+        busy = ours.core.decide(question("early", blocks={}), now_s - 10.0 * ENDS_MIN)
+        assert isinstance(busy, Rejected)
         for number in range(ENDS_MIN):
             past, ended_s = RequestId(f"past-{number}"), now_s - 10.0 * (ENDS_MIN - number)
             ours.core.booked_elsewhere(Booking(past, WorkerId("a"), 1, 1), ended_s)
@@ -279,6 +281,17 @@ async def test_a_wait_that_is_hopeless_is_not_begun(anyio_backend: str) -> None:
         await ours.come("patient", deadline_s=30.0)
         assert 9 < ours.refusal("impatient").retry_after_s < 11
         assert len(ours.room) == 1
+
+
+async def test_a_quiet_time_makes_no_wait_hopeless(anyio_backend: str) -> None:
+    async with scene() as ours:
+        now_s = anyio.current_time()
+        for number in range(ENDS_MIN):
+            past, ended_s = RequestId(f"past-{number}"), now_s - 10.0 * (ENDS_MIN - number)
+            ours.core.booked_elsewhere(Booking(past, WorkerId("a"), 1, 1), ended_s)
+            ours.core.progress(Progress(past, WorkerId("a"), 1, Phase.ENDED), ended_s)
+        await ours.come("impatient", deadline_s=2.0)
+        assert (ours.replies, len(ours.room)) == ({}, 1)
 
 
 async def test_a_room_that_closes_sends_its_guests_to_another(anyio_backend: str) -> None:
