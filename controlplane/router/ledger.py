@@ -8,13 +8,14 @@ never by age, as long answers live long.
 
 Words may come twice, late or in the wrong order, from gateways, from other routers and from this
 one: a booking counts once, without prefill if it comes after its first token, and not at all if it
-comes after its end. Every word bears the number of its attempt; one about an earlier attempt of a
-request does not touch a later one on the same worker.
+comes after its end, or after it was withdrawn. Every word bears the number of its attempt; one
+about an earlier attempt of a request does not touch a later one on the same worker.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -25,6 +26,9 @@ from proto.progress import Booking, Phase, Progress, Withdrawn
 LATELY_S = 10.0
 ENDED_KEPT_S = 5.0
 """How long the end of an attempt is remembered, so that a late word does not bring it back."""
+WITHDRAWN_MAX = 16_384
+"""Attempts that nobody wants which are remembered, at most, and for no longer than a booking that
+nobody speaks of: a router that was away books what it was asked long ago."""
 
 
 @dataclass
@@ -74,6 +78,8 @@ class Ledger:
         self._silence_s = silence_s
         self._entries: dict[WorkerId, dict[RequestId, _Entry]] = {}
         self._sums: dict[WorkerId, InFlight] = {}
+        self._withdrawn: OrderedDict[tuple[RequestId, int], tuple[WorkerId, float]] = OrderedDict()
+        """Attempts that nobody wants, except on the worker named, and until when that matters."""
         self._bookings = 0
         self._changed: set[WorkerId] = set()
 
@@ -93,6 +99,8 @@ class Ledger:
     def book(self, booking: Booking, now_s: float) -> None:
         """A router, this one or another, has given a worker a request, which may have come far
         already. A later attempt takes the place of an earlier one."""
+        if not self.wants(booking):
+            return
         entry = self._entry(booking.worker, booking.request, booking.attempt, now_s)
         if entry is None or entry.booked or entry.stage is _Stage.ENDED:
             return
@@ -140,13 +148,26 @@ class Ledger:
                 return
 
     def withdraw(self, withdrawn: Withdrawn, now_s: float) -> None:
-        """Nobody wants what was booked for an attempt, except on the worker that is kept."""
+        """Nobody wants what was booked for an attempt, or ever will be, except on the worker that
+        is kept."""
+        key = withdrawn.request, withdrawn.attempt
+        self._withdrawn[key] = withdrawn.kept, now_s + self._silence_s
+        self._withdrawn.move_to_end(key)
+        if len(self._withdrawn) > WITHDRAWN_MAX:
+            self._withdrawn.popitem(last=False)
         for worker, entries in self._entries.items():
             entry = entries.get(withdrawn.request)
             if entry is None or entry.attempt != withdrawn.attempt or worker == withdrawn.kept:
                 continue
             self._release(worker, entry)
             entry.stage, entry.heard_s = _Stage.ENDED, now_s
+
+    def wants(self, booking: Booking) -> bool:
+        """Whether it has not been withdrawn, as far as is known."""
+        if not self._withdrawn:
+            return True
+        kept, _ = self._withdrawn.get((booking.request, booking.attempt), (booking.worker, 0.0))
+        return kept == booking.worker
 
     def bookings(self, after: tuple[WorkerId, RequestId]) -> Iterator[Booking]:
         """What has not ended, with the prefill that is left of it, ordered by worker and request;
@@ -176,6 +197,8 @@ class Ledger:
     def expire(self, now_s: float) -> int:
         """Drop what has been silent for too long; returns how many bookings that were."""
         before = self._bookings
+        while self._withdrawn and next(iter(self._withdrawn.values()))[1] < now_s:
+            self._withdrawn.popitem(last=False)
         for worker, entries in list(self._entries.items()):
             for request, entry in list(entries.items()):
                 kept_s = ENDED_KEPT_S if entry.stage is _Stage.ENDED else self._silence_s
@@ -183,6 +206,9 @@ class Ledger:
                     self._release(worker, entries.pop(request))
             if not entries:
                 del self._entries[worker]
+        for worker, sums in list(self._sums.items()):
+            if worker not in self._entries and sums.booked_s < now_s - self._silence_s:
+                del self._sums[worker]  # it may have left before its last booking came
         return before - self._bookings
 
     def _entry(

@@ -67,7 +67,8 @@ class Replicas:
         while True:
             await self._noted.wait()
             await anyio.sleep(GATHER_S)
-            news = Bookings(tuple(self._news), last=True)
+            wanted = tuple(filter(self._core.ledger.wants, self._news))
+            news = Bookings(wanted, last=True)
             self._news.clear()
             self._noted = anyio.Event()
             try:

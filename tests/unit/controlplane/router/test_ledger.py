@@ -6,7 +6,7 @@ from itertools import islice, permutations
 
 import pytest
 
-from controlplane.router.ledger import ENDED_KEPT_S, Ledger
+from controlplane.router.ledger import ENDED_KEPT_S, NOTHING, WITHDRAWN_MAX, Ledger
 from proto.ids import RequestId, WorkerId
 from proto.progress import Booking, Phase, Progress, Withdrawn
 
@@ -161,6 +161,29 @@ def test_what_is_withdrawn_ends_everywhere_but_where_it_is_kept(ledger: Ledger) 
     assert sums(ledger, B) == (1, 100, 10)
 
 
+def test_what_is_booked_only_after_it_was_withdrawn_counts_only_where_it_is_kept(
+    ledger: Ledger,
+) -> None:
+    """A router that was away books what it was asked long ago, and says so to the others."""
+    ledger.withdraw(Withdrawn(RequestId("1"), 1, kept=B), 0.0)
+    ledger.expire(59.0)
+    for worker in (A, B):
+        ledger.book(booking("1", worker), 59.0)
+    assert (sums(ledger, A), sums(ledger, B)) == ((0, 0, 0), (1, 100, 10))
+    assert (ledger.wants(booking("1", A)), ledger.wants(booking("1", B))) == (False, True)
+    ledger.book(booking("1", A, attempt=2), 59.0)
+    assert sums(ledger, A) == (1, 100, 10)
+    ledger.expire(60.5)
+    assert ledger.wants(booking("1", A))
+
+
+def test_so_many_withdrawn_requests_are_remembered_and_no_more(ledger: Ledger) -> None:
+    for number in range(WITHDRAWN_MAX + 1):
+        ledger.withdraw(Withdrawn(RequestId(f"{number}"), 1), 0.0)
+    assert ledger.wants(booking("0"))
+    assert not ledger.wants(booking("1"))
+
+
 def test_prefill_that_a_worker_is_done_with_ends_without_a_word_of_it(ledger: Ledger) -> None:
     for number in range(3):
         ledger.book(booking(f"{number}"), float(number))
@@ -184,6 +207,15 @@ def test_a_prompt_has_the_time_that_it_takes(ledger: Ledger) -> None:
     assert sums(ledger) == (2, 1_000, 20)
     ledger.prefilled(A, 10.1, 0.01)
     assert sums(ledger) == (2, 0, 20)
+
+
+def test_a_booking_that_comes_after_its_worker_has_left_leaves_nothing_for_ever(
+    ledger: Ledger,
+) -> None:
+    ledger.forget(A)
+    ledger.book(booking("1"), 0.0)
+    ledger.expire(61.0)
+    assert ledger.of(A) is NOTHING
 
 
 def all_bookings(ledger: Ledger, part: int) -> list[Booking]:

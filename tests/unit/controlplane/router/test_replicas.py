@@ -20,7 +20,7 @@ from controlplane.router.service import RouterService
 from controlplane.router.settings import RouterSettings
 from proto.codec import Producer, Reader
 from proto.ids import Incarnation, RequestId, WorkerId
-from proto.progress import Booking, Bookings, BookingsRequest, Phase, Progress
+from proto.progress import Booking, Bookings, BookingsRequest, Phase, Progress, Withdrawn
 from proto.route import Chosen, RouteReply
 from proto.subjects import Keys, Subjects
 from proto.wire.memory.bus import MemoryHub
@@ -162,6 +162,22 @@ async def test_replicas_share_requests_and_know_of_each_others(
         assert set(by) == {"r1", "r2"}
         await until(lambda: all(len(r.core.ledger) == 30 for r in routers), "not all is heard")
         assert owed(routers[0]) == owed(routers[1])
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_is_withdrawn_before_the_others_are_told_of_it_is_not_told() -> None:
+    async with MemoryHub() as hub, anyio.create_task_group() as tasks:
+        core = RouterCore(RouterSettings(), "old", random.Random(0))
+        producer = Producer("old", Incarnation(1), lambda: 0.0)
+        ours = Replicas(hub.connect("old"), SUBJECTS, core, producer)
+        async with hub.connect("other").subscribe(SUBJECTS.every_ledger) as messages:
+            tasks.start_soon(ours.tell)
+            for number in (1, 2):
+                ours.note(booking(number))
+            core.withdraw(Withdrawn(booking(1).request, booking(1).attempt), 0.0)
+            with anyio.fail_after(5):
+                message = await anext(aiter(messages))
+            assert Reader[Bookings](Bookings).open(message.data).body.bookings == (booking(2),)
         tasks.cancel_scope.cancel()
 
 
