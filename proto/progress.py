@@ -14,6 +14,9 @@ import msgspec
 from proto.ids import RequestId, WorkerId
 from proto.numbers import Count
 
+COMPLETED = "completed"
+"""The outcome of what went as it should."""
+
 
 class Phase(StrEnum):
     """Where the request is now on this worker."""

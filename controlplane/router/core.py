@@ -160,7 +160,7 @@ class RouterCore:
         self.ledger.hear(progress, now_s)
         if len(self.ledger) < before:
             self._note_end(self._models.get(progress.worker, ""), now_s)
-        self._overlaps.progress(progress)
+        self._overlaps.progress(progress, now_s)
         if progress.worker_failed:
             self.failed((progress.worker,), now_s)
 

@@ -5,15 +5,18 @@ an engine tells nothing of its cache at all. So twenty requests with one fresh p
 within milliseconds go together, and an engine without KV events is routed by memory (KR14).
 
 A guess lasts `kept_s` after the last prompt that made it, and at most `tokens_max` are guessed of,
-the oldest going first. A request that ends before its first token takes back what nobody has
-expected since. Guesses never mix with what is known: they are kept apart, one block of a
-prompt for every `STRIDE_TOKENS` and its last one, so that a decision adds a dozen names and not
-hundreds. A match is right to `STRIDE_TOKENS`, and never too long.
+the oldest going first. A request that ends before its first token takes its guess back: what other
+prompts made of the same blocks stays, for as long as it would have. Guesses never mix with what is
+known: they are kept apart, one block of a prompt for every `STRIDE_TOKENS` and its last one, so
+that a decision adds a dozen names and not hundreds. A match is right to `STRIDE_TOKENS`, and never
+too long.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +34,37 @@ Depths = NDArray[np.int64]
 """Leading blocks, by seat."""
 
 
+@dataclass(eq=False, slots=True)
+class _Guess:
+    """What one prompt makes of its names."""
+
+    until_s: float
+    before: dict[int, _Guess | None] = field(default_factory=dict)
+    """The last guess at each name before this one; nothing once it will not be taken back."""
+    in_vain: bool = False
+    """It was taken back."""
+
+    def still(self, name: int) -> _Guess | None:
+        """The last guess at the name before this one that was not taken back."""
+        earlier = self.before.get(name)
+        while earlier is not None and earlier.in_vain:
+            earlier = earlier.before.get(name)
+        return earlier
+
+
 class Guesses:
     """Blocks that workers probably hold. Pure."""
 
     def __init__(self, kept_s: float, tokens_max: int) -> None:
         self._kept_s = kept_s
         self._names_max = max(1, tokens_max // STRIDE_TOKENS)
-        self._until_s: OrderedDict[tuple[WorkerId, int], float] = OrderedDict()
-        """When each name is given up; the end of a chain goes before its beginning."""
-        self._coming: dict[_Prompt, tuple[float, list[int]]] = {}
+        self._last: OrderedDict[tuple[WorkerId, int], _Guess] = OrderedDict()
+        """The last guess at each name, with which it is given up; the end of a chain goes before
+        its beginning."""
+        self._again: list[tuple[float, tuple[WorkerId, int]]] = []
+        """When names are given up whose last guess was taken back, so that they are not in that
+        order any more; a heap."""
+        self._coming: dict[_Prompt, _Guess] = {}
         """Prompts that are yet to be computed, in the order in which their guesses are given up."""
         self._holders: dict[int, int] = {}
         """Name to a mask of seats."""
@@ -51,7 +76,7 @@ class Guesses:
 
     def __len__(self) -> int:
         """How many tokens are guessed of, about."""
-        return len(self._until_s) * STRIDE_TOKENS
+        return len(self._last) * STRIDE_TOKENS
 
     def join(self, worker: WorkerId) -> None:
         """Give the worker a seat, if it has none."""
@@ -78,31 +103,39 @@ class Guesses:
         self.expire(now_s)
         worker = prompt.worker
         self.join(worker)
-        bit, until_s = 1 << self._seats[worker], now_s + self._kept_s
-        sampled = _sampled(names, _stride(block_tokens))
+        bit, guess = 1 << self._seats[worker], _Guess(now_s + self._kept_s)
         self.computed(prompt)  # should it be the same one again
-        self._coming[_key(prompt)] = until_s, sampled
-        for name in reversed(sampled):
+        self._coming[_key(prompt)] = guess
+        for name in reversed(_sampled(names, _stride(block_tokens))):
             key = worker, name
-            self._until_s[key] = until_s
-            self._until_s.move_to_end(key)
+            guess.before[name] = self._last.pop(key, None)
+            self._last[key] = guess
             self._holders[name] = self._holders.get(name, 0) | bit
-        while len(self._until_s) > self._names_max:
-            self._give_up(*self._until_s.popitem(last=False)[0])
+        while len(self._last) > self._names_max:
+            self._give_up(*self._last.popitem(last=False)[0])
         while len(self._coming) > self._names_max:
-            del self._coming[next(iter(self._coming))]
+            self._settle(next(iter(self._coming)))
 
     def computed(self, prompt: Booking | Progress) -> None:
         """The worker has done with the prompt: it will not be taken back."""
-        self._coming.pop(_key(prompt), None)
+        self._settle(_key(prompt))
 
-    def take_back(self, prompt: Progress) -> None:
+    def take_back(self, prompt: Booking | Progress, now_s: float) -> None:
         """The request has ended: if its prompt was not computed before, it never will be."""
-        until_s, names = self._coming.pop(_key(prompt), (0.0, []))
-        for name in names:
+        guess = self._coming.pop(_key(prompt), None)
+        if guess is None:
+            return
+        guess.in_vain = True
+        for name in guess.before:
+            earlier = guess.before[name] = guess.still(name)
             key = prompt.worker, name
-            if self._until_s.get(key) == until_s:
-                del self._until_s[key]
+            if self._last.get(key) is not guess:
+                continue
+            if earlier and earlier.until_s > now_s and len(self._again) < self._names_max:
+                self._last[key] = earlier
+                heappush(self._again, (earlier.until_s, key))
+            else:
+                del self._last[key]
                 self._give_up(*key)
 
     def match(self, names: Words, block_tokens: int) -> Depths:
@@ -130,23 +163,33 @@ class Guesses:
     def expire(self, now_s: float) -> None:
         """Give up what is too old."""
         while self._coming:
-            prompt, (until_s, _) = next(iter(self._coming.items()))
-            if until_s > now_s:
+            prompt, guess = next(iter(self._coming.items()))
+            if guess.until_s > now_s:
                 break
-            del self._coming[prompt]
-        while self._until_s:
-            key, until_s = next(iter(self._until_s.items()))
-            if until_s > now_s:
-                return
-            del self._until_s[key]
+            self._settle(prompt)
+        while self._last:
+            key, guess = next(iter(self._last.items()))
+            if guess.until_s > now_s:
+                break
+            del self._last[key]
             self._give_up(*key)
+        while self._again and self._again[0][0] <= now_s:
+            _, key = heappop(self._again)
+            if key in self._last and self._last[key].until_s <= now_s:
+                del self._last[key]
+                self._give_up(*key)
 
     def forget(self, worker: WorkerId) -> None:
         """The worker holds nothing any more."""
         if worker in self._seats:
-            for key in [key for key in self._until_s if key[0] == worker]:
-                del self._until_s[key]
+            for key in [key for key in self._last if key[0] == worker]:
+                del self._last[key]
                 self._give_up(*key)
+
+    def _settle(self, prompt: _Prompt) -> None:
+        """It will not be taken back."""
+        if guess := self._coming.pop(prompt, None):
+            guess.before.clear()
 
     def _give_up(self, worker: WorkerId, name: int) -> None:
         left = self._holders[name] & ~(1 << self._seats[worker])

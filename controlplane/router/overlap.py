@@ -15,7 +15,7 @@ from controlplane.router.settings import RouterSettings
 from controlplane.router.tiers import Tiers
 from proto.ids import WorkerId
 from proto.kv import KvBatch, Tier
-from proto.progress import Booking, Phase, Progress
+from proto.progress import COMPLETED, Booking, Phase, Progress
 from proto.route import RouteRequest
 
 SLOWER_TIERS = len(Tier) - 1
@@ -116,16 +116,21 @@ class Overlaps:
             guesses = self._coming if told else self._assumed
             guesses.expect(booking, np.frombuffer(packed, dtype="<u8"), block_tokens, now_s)
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: Progress, now_s: float) -> None:
         """A gateway says how far a request has come."""
         if progress.phase is Phase.DISPATCHED:
             return
-        in_vain = progress.phase is Phase.ENDED and not progress.output_tokens
+        ended = progress.phase is Phase.ENDED and not progress.output_tokens
+        if ended and progress.outcome != COMPLETED:  # a prefill for another worker gives no tokens
+            self.take_back(progress, now_s)
+            return
         for guesses in (self._coming, self._assumed):
-            if in_vain:
-                guesses.take_back(progress)
-            else:
-                guesses.computed(progress)
+            guesses.computed(progress)
+
+    def take_back(self, prompt: Booking | Progress, now_s: float) -> None:
+        """A worker that was given the prompt will not compute it, unless it has."""
+        for guesses in (self._coming, self._assumed):
+            guesses.take_back(prompt, now_s)
 
     def told_again(self, worker: WorkerId) -> None:
         """The worker tells of its cache, after a time in which it did not."""

@@ -18,7 +18,7 @@ from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch, Tier
 from proto.load import StepSums
 from proto.progress import Phase, Progress
-from proto.route import NO_WORKER, UNKNOWN_MODEL, Chosen, Rejected
+from proto.route import NO_WORKER, UNKNOWN_MODEL, Chosen, Rejected, RouteLeg
 from proto.workers import Role, WorkerState
 from tests.support.router_core import (
     BLOCK,
@@ -397,6 +397,26 @@ def test_a_prompt_that_was_never_computed_is_not_expected() -> None:
     for request in ("1", "2"):
         core.progress(Progress(RequestId(request), WorkerId("a"), 1, Phase.ENDED), 0.2)
     assert overlap_of(core, 0.3) == 0
+
+
+def test_a_prefill_for_another_worker_is_computed_although_it_gives_no_tokens() -> None:
+    core = RouterCore(RouterSettings(), "r", random.Random(0))
+    core.worker_joined(record("a", role=Role.PREFILL))
+    for outcome, overlap in (("cancelled", 0), ("completed", len(PROMPT) // BLOCK)):
+        ask(core, outcome, leg=RouteLeg.PREFILL)
+        for phase in (Phase.DISPATCHED, Phase.ENDED):
+            word = Progress(RequestId(outcome), WorkerId("a"), 1, phase, 0, outcome)
+            core.progress(word, 0.5)
+        assert chosen(ask(core, "probe", leg=RouteLeg.PREFILL)).overlap_blocks == overlap
+        core.progress(Progress(RequestId("probe"), WorkerId("a"), 1, Phase.ENDED), 1.0)
+
+
+def test_a_request_that_is_cancelled_takes_nothing_back_that_others_have_computed() -> None:
+    core = router("a")
+    compute(core, "1", 0.0)
+    ask(core, "2", 1.0)
+    core.progress(Progress(RequestId("2"), WorkerId("a"), 1, Phase.ENDED), 1.1)
+    assert overlap_of(core, 1.2) == len(PROMPT) // BLOCK
 
 
 def test_a_prompt_that_was_computed_is_expected_until_events_must_have_come() -> None:
