@@ -43,7 +43,7 @@ from proto.engine_choice import EngineRules
 from proto.ids import WorkerId
 from proto.kv import KvBatch
 from proto.load import LoadReport
-from proto.progress import Booking, Progress, Withdrawn
+from proto.progress import Booking, Phase, Progress, Withdrawn
 from proto.route import Chosen, Elsewhere, Rejected, RouteLeg, RouteRequest, Verdict
 from proto.transfers import Move
 from proto.workers import WorkerRecord
@@ -123,6 +123,7 @@ class RouterCore:
         row = fleet.row(record.worker)
         if row is not None and fleet.record(row).incarnation != record.incarnation:
             self._inhibitions.lift(record.worker)
+            self._overlaps.began_anew(record.worker)
         fleet.put(record)
         self.known.join(record.worker)
 
@@ -166,7 +167,9 @@ class RouterCore:
 
     def withdraw(self, withdrawn: Withdrawn, now_s: float) -> None:
         """A gateway no longer wants what it asked for."""
-        self.ledger.withdraw(withdrawn, now_s)
+        for worker in self.ledger.withdraw(withdrawn, now_s):
+            ended = Progress(withdrawn.request, worker, withdrawn.attempt, Phase.ENDED)
+            self._overlaps.progress(ended, now_s)
 
     def failed(self, workers: Iterable[WorkerId], now_s: float) -> None:
         """Workers have just failed a request: avoid them for a while."""

@@ -106,7 +106,8 @@ class Fleet:
         return self._rows.get(worker)
 
     def put(self, record: WorkerRecord) -> None:
-        """A worker is there, or says something else of itself."""
+        """A worker is there, or says something else of itself; under another incarnation it knows
+        nothing of what it said before."""
         row = self._rows.get(record.worker)
         if row is None:
             row = self._rows[record.worker] = len(self._workers)
@@ -114,8 +115,12 @@ class Fleet:
             self._workers.append(record.worker)
             self._known.append(Known(record))
         else:
-            self._drop_size(self._known[row].record.block_tokens)
-            self._known[row].record = record
+            known = self._known[row]
+            self._drop_size(known.record.block_tokens)
+            if known.record.incarnation == record.incarnation:
+                known.record = record
+            else:
+                self._known[row] = Known(record)
         self.changes += 1
         self._sizes[record.block_tokens] += 1
         self._accept_length[row] = self._known[row].accept_length

@@ -147,9 +147,10 @@ class Ledger:
             if not left_tokens:
                 return
 
-    def withdraw(self, withdrawn: Withdrawn, now_s: float) -> None:
+    def withdraw(self, withdrawn: Withdrawn, now_s: float) -> list[WorkerId]:
         """Nobody wants what was booked for an attempt, or ever will be, except on the worker that
-        is kept."""
+        is kept. Returns the workers that need not do what they were given for it."""
+        freed: list[WorkerId] = []
         key = withdrawn.request, withdrawn.attempt
         self._withdrawn[key] = withdrawn.kept, now_s + self._silence_s
         self._withdrawn.move_to_end(key)
@@ -159,8 +160,11 @@ class Ledger:
             entry = entries.get(withdrawn.request)
             if entry is None or entry.attempt != withdrawn.attempt or worker == withdrawn.kept:
                 continue
+            if entry.booked:
+                freed.append(worker)
             self._release(worker, entry)
             entry.stage, entry.heard_s = _Stage.ENDED, now_s
+        return freed
 
     def wants(self, booking: Booking) -> bool:
         """Whether it has not been withdrawn, as far as is known."""

@@ -136,6 +136,11 @@ class Overlaps:
         """The worker tells of its cache, after a time in which it did not."""
         self._assumed.forget(worker)
 
+    def began_anew(self, worker: WorkerId) -> None:
+        """The worker lives another life, in which it was given nothing yet."""
+        self._coming.forget(worker)
+        self._assumed.forget(worker)
+
     def apply(self, batch: KvBatch) -> None:
         """An agent says what came of its engine's cache; as `Tiers.apply`."""
         self.known.apply(batch)

@@ -7,8 +7,11 @@ from collections import Counter
 
 import pytest
 
+from controlplane.capacity import Capacities
+from controlplane.router.busy import BusyLimits
 from controlplane.router.core import RouterCore
-from controlplane.router.fleet import ADMISSIONS_MAX
+from controlplane.router.fleet import ADMISSIONS_MAX, Fleet
+from controlplane.router.ledger import Ledger
 from controlplane.router.policies.catalog import Catalog
 from controlplane.router.requests import booking_of, check
 from controlplane.router.settings import RouterSettings
@@ -17,7 +20,7 @@ from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch, Tier
 from proto.load import StepSums
-from proto.progress import Phase, Progress
+from proto.progress import Phase, Progress, Withdrawn
 from proto.route import NO_WORKER, UNKNOWN_MODEL, Chosen, Rejected, RouteLeg
 from proto.workers import Role, WorkerState
 from tests.support.router_core import (
@@ -417,6 +420,39 @@ def test_a_request_that_is_cancelled_takes_nothing_back_that_others_have_compute
     ask(core, "2", 1.0)
     core.progress(Progress(RequestId("2"), WorkerId("a"), 1, Phase.ENDED), 1.1)
     assert overlap_of(core, 1.2) == len(PROMPT) // BLOCK
+
+
+@pytest.mark.parametrize(("kept", "overlap"), [("a", len(PROMPT) // BLOCK), ("b", 0), ("", 0)])
+def test_what_is_withdrawn_is_not_expected_where_nobody_wants_it(kept: str, overlap: int) -> None:
+    core = router("a")
+    ask(core)
+    core.withdraw(Withdrawn(RequestId("1"), 1, kept=WorkerId(kept)), 0.1)
+    assert overlap_of(core, 0.2) == overlap
+
+
+@pytest.mark.parametrize("kv_events", [True, False])
+def test_a_worker_that_begins_anew_holds_nothing_and_has_said_nothing(kv_events: bool) -> None:
+    core = RouterCore(RouterSettings(), "r", random.Random(0))
+    core.worker_joined(record("a", kv_events=kv_events))
+    compute(core, "1", 0.0)
+    core.observe_load(report(running=9, draining=True), 0.0)
+    core.worker_joined(record("a", kv_events=kv_events, incarnation=2))
+    assert overlap_of(core, 1.0) == 0
+    assert load_of(core, 1.0) == 1  # its gateway will say how that one fared
+
+
+def test_a_worker_that_begins_anew_warms_up_again() -> None:
+    capacities, slow = Capacities(), StepSums(1, 100, 4_000.0, 1, 100, 1_000.0)
+    fleet = Fleet(Ledger(60.0), capacities, 5.0, BusyLimits(0, 0))
+    fleet.put(record("a"))
+    fleet.observe(report(), 0.0)
+    fleet.put(record("a", incarnation=2))
+    for tenth in range(20):
+        fleet.observe(report(steps=slow), 100.0 + tenth / 10)
+    assert capacities.curve(record("a")) is None
+    for tenth in range(50, 70):
+        fleet.observe(report(steps=slow), 100.0 + tenth / 10)
+    assert capacities.curve(record("a")) is not None
 
 
 def test_a_prompt_that_was_computed_is_expected_until_events_must_have_come() -> None:
