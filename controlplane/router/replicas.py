@@ -31,7 +31,7 @@ GATHER_S = 0.002
 NEWS_MAX = 4_096
 """Bookings that wait to be told, at most; the oldest are left out."""
 PART_BOOKINGS = 1_000
-"""In one answer: some 100 kB, and a few milliseconds of work for who gives it."""
+"""In one message: some 100 kB, 300 kB at most, and a few milliseconds of work for who gives it."""
 PART_S = 1.0
 ALL_S = 5.0
 """How long a start waits for the others; bookings that are missed show in load reports."""
@@ -67,14 +67,16 @@ class Replicas:
         while True:
             await self._noted.wait()
             await anyio.sleep(GATHER_S)
-            wanted = tuple(filter(self._core.ledger.wants, self._news))
-            news = Bookings(wanted, last=True)
-            self._news.clear()
             self._noted = anyio.Event()
-            try:
-                await self._bus.publish(subject, self._producer.seal(news))
-            except BusError as error:
-                log.debug("the other routers were not told of bookings: %s", error)
+            news = deque(filter(self._core.ledger.wants, self._news))
+            self._news.clear()
+            while news:
+                part = [news.popleft() for _ in range(min(PART_BOOKINGS, len(news)))]
+                sealed = self._producer.seal(Bookings(tuple(part), last=not news))
+                try:
+                    await self._bus.publish(subject, sealed)
+                except (BusError, ValueError) as error:
+                    log.debug("the other routers were not told of bookings: %s", error)
 
     async def learn(self) -> None:
         """Take over the bookings of the others, if there are any."""
@@ -104,7 +106,7 @@ class Replicas:
                 continue  # who was asked may have died: the next question goes to another
             part = self._answers.open(answer.data).body
             yield part.bookings
-            if part.last:
+            if part.last or not part.bookings:
                 return
             question = BookingsRequest(part.bookings[-1].worker, part.bookings[-1].request)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import anyio
+import msgspec
 import pytest
 from anyio.abc import TaskGroup, TaskStatus
 from prometheus_client import CollectorRegistry
@@ -15,7 +16,7 @@ from controlplane.registry.view import RegistryView
 from controlplane.router import replicas
 from controlplane.router.core import RouterCore
 from controlplane.router.metrics import RouterMetrics
-from controlplane.router.replicas import PART_BOOKINGS, Replicas
+from controlplane.router.replicas import NEWS_MAX, PART_BOOKINGS, Replicas
 from controlplane.router.service import RouterService
 from controlplane.router.settings import RouterSettings
 from proto.codec import Producer, Reader
@@ -205,6 +206,59 @@ async def test_a_replica_that_dies_over_the_question_leaves_it_to_another(
         after = BookingsRequest(booking(1).worker, booking(1).request)
         assert asked == [BookingsRequest()] * 2 + [after] * 2
         assert len(core.ledger) == 1
+
+
+async def test_a_replica_that_has_more_and_does_not_say_what_keeps_nobody_from_serving() -> None:
+    async def answer(message: Message) -> bytes:
+        return Producer("old", Incarnation(1), lambda: 0.0).seal(Bookings((), last=False))
+
+    async with MemoryHub() as hub:
+        endpoint = Endpoint("bookings", SUBJECTS.bookings, answer)
+        core = RouterCore(RouterSettings(), "new", random.Random(0))
+        producer = Producer("new", Incarnation(1), lambda: 0.0)
+        async with hub.connect("old").serve(ServiceInfo("router", "1.0.0"), [endpoint]):
+            await Replicas(hub.connect("new"), SUBJECTS, core, producer).learn()
+        assert len(core.ledger) == 0
+
+
+async def test_many_bookings_are_told_in_messages_that_nats_takes(nats: NatsServer) -> None:
+    """As long as names may be, and as many as may wait; then one that is too large whatever."""
+    long = [
+        Booking(
+            RequestId(f"{number:0128}"), WorkerId("w" * 128), 1 << 40, 1 << 40, 1, (1 << 64) - 1
+        )
+        for number in range(NEWS_MAX)
+    ]
+    core = RouterCore(RouterSettings(), "old", random.Random(0))
+    producer, heard = Producer("old", Incarnation(1), lambda: 0.0), list[Booking]()
+    async with (
+        connected(nats) as one,
+        connected(nats) as two,
+        two.subscribe(SUBJECTS.every_ledger) as messages,
+        anyio.create_task_group() as tasks,
+    ):
+        ours = Replicas(one, SUBJECTS, core, producer)
+        tasks.start_soon(ours.tell)
+        for each in long:
+            ours.note(each)
+        reader = Reader[Bookings](Bookings)
+        with anyio.fail_after(20):
+            async for message in messages:
+                heard += reader.open(message.data).body.bookings
+                if len(heard) == len(long):
+                    break
+            assert heard == long
+            ours.note(msgspec.structs.replace(long[0], request=RequestId("x" * (1 << 20))))
+
+            async def go_on() -> None:
+                while True:
+                    ours.note(long[0])
+                    await anyio.sleep(replicas.GATHER_S)
+
+            tasks.start_soon(go_on)
+            message = await anext(aiter(messages))
+            assert set(reader.open(message.data).body.bookings) == {long[0]}
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_replica_that_answers_nonsense_keeps_nobody_from_serving() -> None:
