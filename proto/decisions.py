@@ -30,6 +30,9 @@ class Decision(msgspec.Struct, frozen=True):
     workload: tuple[str, ...] = ()
     engine_choice: str = ""
     """Why workers of one engine came first; empty where no rule said so."""
+    left_out: int = 0
+    """Workers that `terms` is silent on, as a message takes so many and no more: the dearest, and
+    those that were out of the question."""
 
 
 class ExplainRequest(msgspec.Struct, frozen=True):

@@ -119,6 +119,8 @@ def table(decision: Decision) -> Table:
         grid.add_row(Text(term.worker, style="dim"), Text(term.excluded, style="yellow"))
     if len(excluded) > SHOWN_MAX:
         grid.add_row(Text(f"and {len(excluded) - SHOWN_MAX} more excluded", style="dim"))
+    if decision.left_out:
+        grid.add_row(Text(f"and {decision.left_out} more that are not told of", style="dim"))
     return grid
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from controlplane.capacity import Capacities
 from controlplane.router.drain import Drain
 from controlplane.router.elsewhere import copy_wanted, elsewhere
-from controlplane.router.explain import Decisions, made, turned_away
+from controlplane.router.explain import TERMS_MAX, Decisions, made, turned_away
 from controlplane.router.filters import Demand, demands
 from controlplane.router.fleet import Admission, Fleet, Rows
 from controlplane.router.heat import Heat
@@ -218,7 +218,7 @@ class RouterCore:
             overlap_blocks=int(candidates.overlap.held_tokens[chosen]) // block_tokens,
             block_tokens=block_tokens,
             new_prefill_tokens=max(1, request.prompt_tokens - cached_tokens),
-            terms=kept.terms() if request.explain else (),
+            terms=kept.terms(TERMS_MAX) if request.explain else (),
             engine_choice=kept.engine_choice,
             elsewhere=self._elsewhere(request, fleet, int(rows[chosen]), overlap),
         )

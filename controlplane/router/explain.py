@@ -21,6 +21,8 @@ from proto.route import Chosen, RouteRequest, Term, Verdict
 DECISION_BYTES, WORKER_BYTES = 2_400, 128
 """What it takes to remember a decision, and each worker that it tells of; measured, rounded up."""
 SPAN_CANDIDATES = 64
+TERMS_MAX = 2_048
+"""In one message: half a megabyte of them, and some 10 ms of work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,8 +62,9 @@ class Made:
         """Who was chosen."""
         return None if self.chosen is None else self.workers[self.chosen]
 
-    def terms(self) -> tuple[Term, ...]:
-        """Every worker of the model: those weighed first, in the order of their cost."""
+    def terms(self, most: int | None = None) -> tuple[Term, ...]:
+        """Every worker of the model: those weighed first, in the order of their cost; or so many,
+        the chosen one among them."""
         columns = (
             self.costs,
             self.overlap.held_tokens // self.block_tokens,
@@ -85,12 +88,14 @@ class Made:
                 disk_blocks=rows[6][i],
                 values={name: column[i] for name, column in values.items()},
             )
-            for i in self.costs.argsort(kind="stable").tolist()
+            for i in self._cheapest(most)
         ]
-        return (*weighed, *(Term(w, 0.0, excluded=why) for w, why in self.refused.items()))
+        refused = islice(self.refused.items(), None if most is None else most - len(weighed))
+        return (*weighed, *(Term(w, 0.0, excluded=why) for w, why in refused))
 
-    def told(self, router: str, time_s: float) -> Decision:
+    def told(self, router: str, time_s: float, terms_max: int = TERMS_MAX) -> Decision:
         """In words; `time_s` is when it was made, in seconds since the epoch."""
+        terms = self.terms(terms_max)
         return Decision(
             request=self.request,
             attempt=self.attempt,
@@ -101,10 +106,19 @@ class Made:
             prompt_tokens=self.prompt_tokens,
             worker=self.worker,
             reason=self.reason,
-            terms=self.terms(),
+            terms=terms,
             workload=self.workload,
             engine_choice=self.engine_choice,
+            left_out=len(self.workers) + len(self.refused) - len(terms),
         )
+
+    def _cheapest(self, most: int | None) -> list[int]:
+        """Rows in the order of their cost, at most so many and the chosen one's for certain."""
+        rows: list[int] = self.costs.argsort(kind="stable").tolist()
+        kept = rows[:most]
+        if kept and self.chosen is not None and self.chosen not in kept:
+            kept[-1] = self.chosen
+        return kept
 
 
 class Decisions:
@@ -205,7 +219,7 @@ def attributes_of(
         "tokenplane.request": request.request,
         "gen_ai.request.model": request.model,
         "tokenplane.prompt_tokens": request.prompt_tokens,
-        "tokenplane.candidates": [in_a_line(t) for t in islice(made.terms(), SPAN_CANDIDATES)],
+        "tokenplane.candidates": [in_a_line(term) for term in made.terms(SPAN_CANDIDATES)],
     }
     if isinstance(verdict, Chosen):
         return told | {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import anyio
 
 from controlplane.router.core import RouterCore
-from controlplane.router.explain import Made
+from controlplane.router.explain import TERMS_MAX, Made
 from controlplane.router.settings import RouterSettings
 from proto.codec import Producer, Reader, Unreadable
 from proto.decisions import Decision, Explained, ExplainRequest
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 WAITING_MAX = 256
 """Sampled decisions that wait for the bus; what comes on top is not told."""
+TOLD_BYTES_MAX = 900_000
+"""NATS takes a megabyte; where names are long and policies say much, fewer terms are told."""
 
 
 class Teller:
@@ -61,7 +64,7 @@ class Teller:
     async def _publish(self) -> None:
         with self._noted, self._waiting:
             async for made in self._waiting:
-                await self._send(self._subjects.decisions, self._told(made))
+                await self._send(self._subjects.decisions, self._sealed([made], _first))
 
     async def _answer(self) -> None:
         reader = Reader[ExplainRequest](ExplainRequest)
@@ -73,16 +76,33 @@ class Teller:
                 except (Unreadable, ValueError) as error:
                     log.debug("skipping a question on %s: %s", question.subject, error)
                     continue
-                if decisions := tuple(map(self._told, self._core.decisions.of(request))):
-                    answer = Explained(request, self._core.name, decisions)
-                    await self._send(subject, answer)
+                if decisions := self._core.decisions.of(request):
+                    explained = partial(Explained, request, self._core.name)
+                    await self._send(subject, self._sealed(decisions, explained))
 
-    def _told(self, made: Made) -> Decision:
+    def _sealed(
+        self,
+        decisions: Sequence[Made],
+        body: Callable[[tuple[Decision, ...]], Decision | Explained],
+    ) -> bytes:
+        """What is made of these decisions, with as many of their terms as a message takes."""
+        terms_max = TERMS_MAX // len(decisions)
+        while True:
+            sealed = self._producer.seal(body(tuple(self._told(m, terms_max) for m in decisions)))
+            if len(sealed) <= TOLD_BYTES_MAX or not terms_max:
+                return sealed
+            terms_max //= 2
+
+    def _told(self, made: Made, terms_max: int) -> Decision:
         ago_s = anyio.current_time() - made.now_s
-        return made.told(self._core.name, self._clock() - ago_s)
+        return made.told(self._core.name, self._clock() - ago_s, terms_max)
 
-    async def _send(self, subject: str, body: Decision | Explained) -> None:
+    async def _send(self, subject: str, sealed: bytes) -> None:
         try:
-            await self._bus.publish(subject, self._producer.seal(body))
-        except BusError as error:
+            await self._bus.publish(subject, sealed)
+        except (BusError, ValueError) as error:  # it may be too large for this NATS
             log.debug("nobody was told on %s: %s", subject, error)
+
+
+def _first(decisions: tuple[Decision, ...]) -> Decision:
+    return decisions[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import numpy as np
@@ -24,17 +25,19 @@ from controlplane.router.explain import (
     in_a_line,
 )
 from controlplane.router.settings import RouterSettings
-from controlplane.router.teller import Teller
+from controlplane.router.teller import TOLD_BYTES_MAX, Teller
 from controlplane.runtime.asking import ask_routers
 from proto.codec import Producer, Reader
-from proto.decisions import Decision
+from proto.decisions import Decision, Explained, ExplainRequest
 from proto.ids import Incarnation, RequestId, WorkerId
 from proto.kv import KvBatch
 from proto.progress import Phase, Progress
 from proto.route import Rejected
 from proto.subjects import Subjects
 from proto.wire.memory.bus import MemoryHub
+from proto.wire.nats import NatsBus, NatsSettings
 from proto.workers import WorkerState
+from tests.support.nats_server import nats_server
 from tests.support.router_core import (
     PROMPT,
     ask,
@@ -184,6 +187,90 @@ def test_a_decision_fits_on_a_screen_however_large_the_fleet() -> None:
     assert any("and 30 more excluded" in line for line in lines)
 
 
+def test_so_many_candidates_are_told_of_the_chosen_one_among_them() -> None:
+    core = router(*(f"w{i}" for i in range(6)))
+    for i in (0, 1):
+        core.worker_joined(record(f"w{i}", taints=("spot",)))
+    ask(core, "1")
+    [made] = decided(core, "1")
+    made = replace(made, chosen=3)
+    for most, weighed, excluded, left_out in (
+        (6, 4, 2, 0),
+        (5, 4, 1, 1),
+        (2, 2, 0, 4),
+        (0, 0, 0, 6),
+    ):
+        told = made.told("r", 0.0, most)
+        assert sum(not term.excluded for term in told.terms) == weighed
+        assert sum(bool(term.excluded) for term in told.terms) == excluded
+        assert told.left_out == left_out
+        assert not most or made.worker in {term.worker for term in told.terms}
+    lines = io.StringIO()
+    Console(file=lines, width=120).print(table(made.told("r", 0.0, 2)))
+    assert "and 4 more that are not told of" in lines.getvalue()
+
+
+@pytest.mark.anyio
+async def test_an_explanation_fits_into_a_message_however_large_the_fleet() -> None:
+    core = router(*(f"{i:0128}" for i in range(3_000)))
+    for attempt in range(1, 6):
+        ask(core, "q", attempt=attempt)
+    async with MemoryHub() as hub, anyio.create_task_group() as tasks:
+        producer = Producer("r", Incarnation(1), lambda: 0.0)
+        settings = RouterSettings(decisions_share=1.0)
+        teller = Teller(settings, hub.connect("r"), SUBJECTS, core, producer, lambda: 0.0)
+        tasks.start_soon(teller.run)
+        async with (
+            hub.connect("spy").subscribe(SUBJECTS.decisions) as decisions,
+            hub.connect("cli").subscribe(SUBJECTS.explained(RequestId("q"))) as answers,
+        ):
+            await wait_all_tasks_blocked()
+            assert core.decisions.last is not None
+            teller.note(core.decisions.last)
+            question = producer.seal(ExplainRequest(RequestId("q")))
+            await hub.connect("cli").publish(SUBJECTS.explain, question)
+            with anyio.fail_after(10):
+                decision, answer = await anext(aiter(decisions)), await anext(aiter(answers))
+        tasks.cancel_scope.cancel()
+    assert max(len(decision.data), len(answer.data)) <= TOLD_BYTES_MAX
+    told = [
+        Reader[Decision](Decision).open(decision.data).body,
+        *Reader[Explained](Explained).open(answer.data).body.decisions,
+    ]
+    assert len(told) == 6
+    assert all(len(each.terms) > 100 for each in told)
+    assert all(len(each.terms) + each.left_out == 3_000 for each in told)
+
+
+@pytest.mark.anyio
+async def test_a_decision_that_fits_into_no_message_ends_nobody(tmp_path: Path) -> None:
+    core = router("a")
+    ask(core, "large", model="x" * (1 << 20))
+    ask(core, "small")
+    producer = Producer("r", Incarnation(1), lambda: 0.0)
+    with nats_server(tmp_path) as server:
+        async with (
+            NatsBus(NatsSettings(servers=(server.url,))) as bus,
+            NatsBus(NatsSettings(servers=(server.url,))) as cli,
+            cli.subscribe(SUBJECTS.explained(RequestId("small"))) as answers,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(Teller(RouterSettings(), bus, SUBJECTS, core, producer, float).run)
+
+            async def go_on_asking() -> None:
+                while True:
+                    for request in ("large", "small"):
+                        question = producer.seal(ExplainRequest(RequestId(request)))
+                        await cli.publish(SUBJECTS.explain, question)
+                    await anyio.sleep(0.01)
+
+            tasks.start_soon(go_on_asking)
+            with anyio.fail_after(10):
+                for _ in range(2):
+                    await anext(aiter(answers))
+            tasks.cancel_scope.cancel()
+
+
 def test_what_a_policy_says_and_slower_tiers_have_columns_where_there_are_any() -> None:
     core = router("a")
     ask(core, "1")
@@ -191,7 +278,9 @@ def test_what_a_policy_says_and_slower_tiers_have_columns_where_there_are_any() 
     [made] = decided(core, "1")
     one, none = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
     overlap = made.overlap._replace(held_tokens=48 * one, disk_tokens=16 * one, host_tokens=none)
-    told = replace(made, overlap=overlap, values={"harm_ms": 1.5 * np.ones(1)}).told("r", 0.0)
+    told = replace(made, overlap=overlap, values={"harm_ms": 1.5 * np.ones(1)}).told(
+        "r", 0.0, 1_000
+    )
     columns = {str(column.header): list(column.cells) for column in table(told).columns}
     assert columns["overlap blocks"] == ["3"]
     assert columns["on disk"] == ["1"]
