@@ -31,6 +31,9 @@ from proto.workers import WorkerRecord
 
 Floats = NDArray[np.float64]
 
+STEP_MS_MIN = 0.05
+"""No engine runs its weights in less. As small times weigh most, one that is none would set a curve
+for hours."""
 SAMPLES_MIN = 16
 """Intervals with prompts, and intervals with decoding, before a curve is believed."""
 REMEMBERED = 2_000.0
@@ -101,7 +104,7 @@ class CapacityModel:
     def observe(self, sums: StepSums) -> bool:
         """Learn from one interval of one worker; True if the curve is another now."""
         busy_ms = sums.prefill_ms + sums.decode_ms
-        if not sums.steps or busy_ms <= 0:
+        if not sums.steps or busy_ms < STEP_MS_MIN * sums.steps:
             return False
         did = _did(sums) / busy_ms
         kept = 1 - 1 / REMEMBERED

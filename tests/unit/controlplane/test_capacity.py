@@ -91,6 +91,19 @@ def test_intervals_without_steps_teach_nothing() -> None:
     assert model.curve is None
 
 
+@pytest.mark.parametrize("busy_ms", [1e-300, 0.001])
+def test_a_time_that_no_engine_can_have_teaches_nothing(busy_ms: float) -> None:
+    rng, model, other = random.Random(5), CapacityModel(), CapacityModel()
+    for number in range(100):
+        told = interval(CURVE, rng)
+        model.observe(told)
+        other.observe(told)
+        if number == 50:
+            assert not other.observe(StepSums(1, 100, busy_ms, 1, 1_000, 0.0))
+    assert model.curve is not None
+    assert other.curve == model.curve
+
+
 def test_no_coefficient_is_ever_negative() -> None:
     """Here more sequences went with shorter steps: noise, and not a reward for load."""
     model = CapacityModel()
