@@ -22,6 +22,7 @@ from controlplane.router.policies.base import Candidates, Floats, Ints, Overlap
 from proto.constraints import Constraints
 from proto.ids import WorkerId
 from proto.load import LoadReport
+from proto.numbers import COUNT_MAX
 from proto.route import RouteLeg, RouteRequest
 from proto.workers import WorkerRecord
 
@@ -125,7 +126,7 @@ class Fleet:
         self._sizes[record.block_tokens] += 1
         self._accept_length[row] = self._known[row].accept_length
         self._columns[_BLOCK_TOKENS, row] = record.block_tokens
-        self._columns[_CAPACITY, row] = record.total_blocks * record.block_tokens
+        self._columns[_CAPACITY, row] = min(record.total_blocks * record.block_tokens, COUNT_MAX)
         self._columns[_STEP, row] = record.max_batched_tokens
         self._curves_version = -1
         self._admissions.clear()
@@ -293,12 +294,14 @@ class Fleet:
         known = self._known[row]
         booked = self._ledger.of(known.record.worker)
         owed = known.owes(booked)
-        decode_tokens = owed.decode_blocks * known.record.block_tokens
-        self._columns[_QUEUED, row] = owed.prefill_tokens
+        # Each number has a limit and sums of them have none; policies add and multiply in 64 bits.
+        prefill_tokens = min(owed.prefill_tokens, COUNT_MAX)
+        decode_tokens = min(owed.decode_blocks * known.record.block_tokens, COUNT_MAX)
+        self._columns[_QUEUED, row] = prefill_tokens
         self._columns[_DECODE, row] = decode_tokens
-        self._columns[_REQUESTS, row] = owed.requests
+        self._columns[_REQUESTS, row] = min(owed.requests, COUNT_MAX)
         self._lately[:, row] = booked.lately_tokens, max(booked.booked_s, 0.0)
-        known.busy = self._limits.exceeded(known.record, owed.prefill_tokens, decode_tokens)
+        known.busy = self._limits.exceeded(known.record, prefill_tokens, decode_tokens)
         self._free[row] = not (known.refused or known.busy)
 
     def _grow(self, rows: int) -> None:

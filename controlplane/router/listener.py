@@ -110,7 +110,7 @@ class Listener:
         def hear(message: Message) -> None:
             try:
                 take(reader.open(message.data))
-            except (Unreadable, ValueError) as error:
+            except (Unreadable, ValueError, OverflowError) as error:
                 self._metrics.unreadable.labels(kind.__name__).inc()
                 log.debug("skipping a message on %s: %s", message.subject, error)
 

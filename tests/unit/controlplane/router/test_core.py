@@ -20,7 +20,8 @@ from proto.hashing import BlockHasher, Scope, pack
 from proto.ids import RequestId, WorkerId
 from proto.kv import KvBatch, Tier
 from proto.load import StepSums
-from proto.progress import Phase, Progress, Withdrawn
+from proto.numbers import COUNT_MAX
+from proto.progress import Booking, Phase, Progress, Withdrawn
 from proto.route import NO_WORKER, UNKNOWN_MODEL, Chosen, Rejected, RouteLeg
 from proto.workers import Role, WorkerState
 from tests.support.router_core import (
@@ -189,6 +190,20 @@ def test_a_long_prompt_is_not_taken_for_computed_where_its_engine_does_not_count
     for tenth in range(100, 210):
         core.observe_load(report(running=1), 50.0 + tenth / 10)
     assert queued_tokens(core, 71.0) == 0
+
+
+@pytest.mark.parametrize("policy", sorted(Catalog().policies))
+def test_work_beyond_64_bits_is_very_much_work_and_nobodys_end(policy: str) -> None:
+    core = RouterCore(RouterSettings(policy=policy), "r", random.Random(0))
+    core.worker_joined(record("a", block_tokens=1_024, total_blocks=COUNT_MAX))
+    for number in range((1 << 13) + 1):
+        booking = Booking(RequestId(f"{number}"), WorkerId("a"), COUNT_MAX, COUNT_MAX)
+        core.booked_elsewhere(booking, 0.0)
+    everything = report(waiting=COUNT_MAX, running=COUNT_MAX, queued_prefill_tokens=COUNT_MAX)
+    core.observe_load(everything, 0.0)
+    assert isinstance(ask(core, blocks={}), Rejected)
+    core.adopt(RouterSettings(policy=policy, busy_prefill_batches=0, busy_decode_share=0))
+    assert chosen(ask(core, blocks={})).worker == "a"
 
 
 def test_reports_of_workers_we_do_not_know_are_ignored() -> None:
