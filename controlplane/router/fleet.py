@@ -34,6 +34,7 @@ ADMISSIONS_MAX = 256
 PREFILL_MARGIN = 2.0
 """What a prompt may take of the time that it would alone, before a worker which shows no queue is
 taken to have computed it: some engines do not count the prompt that they are at."""
+_PREFILL_TOKEN_MS = Curve._fields.index("prefill_token_ms")
 _BLOCK_TOKENS, _QUEUED, _DECODE, _REQUESTS, _CAPACITY, _STEP = range(6)
 
 
@@ -160,7 +161,7 @@ class Fleet:
         row = self._rows[report.worker]
         known = self._known[row]
         was_silent = known.record.kv_events and not known.tells_of_cache
-        self._free_prefilled(known, report, now_s)
+        self._free_prefilled(row, report, now_s)
         known.observe(report, self._ledger.of(report.worker), now_s)
         self._accept_length[row] = known.accept_length
         if known.known_for_s(now_s) >= WARM_UP_S:
@@ -170,15 +171,15 @@ class Fleet:
         self._weigh(row)
         return was_silent
 
-    def _free_prefilled(self, known: Known, report: LoadReport, now_s: float) -> None:
+    def _free_prefilled(self, row: int, report: LoadReport, now_s: float) -> None:
         """What two reports show to be computed is owed no longer."""
         if not self._ledger.of(report.worker).prefill_tokens:
             return
-        before_s = known.prefilled_before_s(report, now_s)
+        before_s = self._known[row].prefilled_before_s(report, now_s)
         if before_s > -math.inf:
-            curve = self._capacities.curve(known.record)
-            token_ms = 0.0 if curve is None else curve.prefill_token_ms
-            self._ledger.prefilled(report.worker, before_s, PREFILL_MARGIN * token_ms / 1000)
+            token_s = float(self._curves[_PREFILL_TOKEN_MS, row]) / 1000  # as of the last decision
+            margin_s = 0.0 if math.isnan(token_s) else PREFILL_MARGIN * token_s
+            self._ledger.prefilled(report.worker, before_s, margin_s)
 
     def weigh(self, worker: WorkerId) -> None:
         """The ledger has changed for the worker."""
