@@ -22,7 +22,8 @@ class Phase(StrEnum):
     """Where the request is now on this worker."""
 
     DISPATCHED = "dispatched"
-    """Sent to the engine; prefill is queued or running."""
+    """Sent to the engine; prefill is queued or running, as far as can be seen. Said again now and
+    then until something of the answer has come."""
     FIRST_TOKEN = "first_token"
     """Prefill is done; decode runs."""
     ALIVE = "alive"

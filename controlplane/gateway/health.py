@@ -140,13 +140,15 @@ class Health:
                 await anyio.sleep(min(LOOK_S, self._stuck_s / 2))
                 now_s = anyio.current_time()
                 for exchange in self._unseen:
-                    self._runs(exchange, now_s)
+                    self._tell(exchange, Phase.DISPATCHED, now_s)
                 moves: dict[WorkerId, bool] = {}
                 for stream in tuple(self._streams):
                     moved = stream.look()
                     if moved:
                         stream.flight.timed(now_s)
-                        self._runs(stream, now_s)
+                        self._tell(stream, Phase.ALIVE, now_s)
+                    elif not stream.begun:
+                        self._tell(stream, Phase.DISPATCHED, now_s)
                     if moved or (stream.begun and not stream.held):
                         worker = stream.chosen.worker
                         moves[worker] = moves.get(worker, False) or moved
@@ -155,10 +157,11 @@ class Health:
                         self._quarantined.add(worker)
                         tasks.start_soon(self._quarantine, worker)
 
-    def _runs(self, exchange: Exchange, now_s: float) -> None:
+    def _tell(self, exchange: Exchange, phase: Phase, now_s: float) -> None:
+        """Now and then, lest routers take it for lost."""
         if now_s - exchange.told_s >= self._alive_s:
             exchange.told_s = now_s
-            self._teller.tell(exchange.flight, exchange.chosen, Phase.ALIVE)
+            self._teller.tell(exchange.flight, exchange.chosen, phase)
 
     def _of(self, worker: WorkerId) -> list[Stream]:
         return [stream for stream in self._streams if stream.chosen.worker == worker]

@@ -152,22 +152,23 @@ async def test_a_stream_that_has_said_all_when_its_worker_hangs_is_whole(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_routers_hear_of_an_answer_that_is_not_streamed_while_it_is_made(
-    anyio_backend: str,
+@pytest.mark.parametrize("stream", [False, True])
+async def test_routers_hear_of_an_answer_of_which_nothing_has_come_yet(
+    anyio_backend: str, stream: bool
 ) -> None:
     """A booking that nobody speaks of is dropped, however much its engine has to do."""
     heard_of = anyio.Event()
 
     async def body() -> AsyncGenerator[bytes]:
         await heard_of.wait()
-        yield b"{}"
+        yield DONE if stream else b"{}"
 
     settings = WATCHFUL.model_copy(update={"alive_s": 0.1})
     async with world(settings=settings, watched=True) as ours, anyio.create_task_group() as tasks:
         ours.engine("a", body)
-        tasks.start_soon(partial(ours.serve, Client(), stream=False))
+        tasks.start_soon(partial(ours.serve, Client(), stream=stream))
         with anyio.fail_after(5):
-            while [each.phase for each in ours.progress].count(Phase.ALIVE) < 2:
+            while [each.phase for each in ours.progress].count(Phase.DISPATCHED) < 3:
                 ours.heard = anyio.Event()
                 await ours.heard.wait()
         heard_of.set()
