@@ -44,3 +44,6 @@ class RequestRecord(msgspec.Struct, frozen=True):
     accepted_drafts: int | None = None
     """Of the output, brought by speculative decoding; None where the engine does not say."""
     rejected_drafts: int = 0
+    base_model: str = ""
+    """The model whose workers it was for, of which `model` may be an adapter; empty where nobody
+    serves that."""

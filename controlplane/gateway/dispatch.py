@@ -256,6 +256,7 @@ class Dispatcher:
                 param="model",
             )
         card = known.card
+        flight.base_model = card.name
         with step(spans, "gateway.tokenize") as span:
             tokens = await self._tokenizers.tokens(card, ask)
             if tokens is None:

@@ -67,6 +67,8 @@ class Flight:
     tokens: array[int] | None = None
     """Of the prompt, to name its blocks by."""
     attempts: int = 0
+    base_model: str = ""
+    """Whose workers serve it; the model asked for may be an adapter of it."""
     worker: WorkerId | None = None
     policy: str = ""
     router: str = ""
@@ -184,4 +186,5 @@ class Flight:
             router=self.router,
             engine=self.engine,
             version=VERSION,
+            base_model=self.base_model,
         )

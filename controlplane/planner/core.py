@@ -82,7 +82,10 @@ class PlannerCore:
         self.fleet.hear(report, now_s)
 
     def hear_record(self, record: RequestRecord, now_s: float) -> None:
-        model = self.model(record.model, now_s)
+        name = record.base_model or record.model
+        if not self._is_served(name):  # clients may ask for anything
+            return
+        model = self.model(name, now_s)
         model.demand.hear(record, now_s)
         prompt, output, count = model.tokens
         model.tokens = prompt + record.prompt_tokens, output + record.output_tokens, count + 1
@@ -357,6 +360,14 @@ class PlannerCore:
         named = [each.pool for each in self.settings.pools]
         pools = {*self.fleet.pools(), *named}
         return sorted(pool for pool in pools if (pool.model, pool.role) == (model, role))
+
+    def _is_served(self, name: str) -> bool:
+        """By somebody, or by a pool that may have workers."""
+        return (
+            name in self.models
+            or name in self.fleet.models()
+            or any(pool.model == name for pool in self.settings.pools)
+        )
 
     def model(self, name: str, now_s: float) -> Model:
         """What is known of a model; known from now on."""

@@ -446,6 +446,8 @@ async def test_an_adapter_is_served_by_who_has_it_under_names_of_its_own(
             assert plain.blocks != adapted.blocks
         else:
             assert client.headers["x-tokenplane-worker"] == "b"
+        told = await records(ours, 2)
+        assert [(each.model, each.base_model) for each in told] == [("m", "m"), ("poet", "m")]
 
 
 @pytest.mark.parametrize(

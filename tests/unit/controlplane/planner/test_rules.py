@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -219,6 +220,19 @@ def test_as7_idle_reports_teach_nothing_and_few_samples_decide_nothing() -> None
     core.hear_load(report("w0", 4, steps(2_000, 40)), 200.0)
     [plan] = core.tick(200.0).phases
     assert (plan.action, plan.reason) == (Action.HOLD, Reason.NO_CAPACITY_MODEL)
+
+
+def test_as7_what_nobody_serves_is_no_demand_of_anybodys_and_leaves_nothing_behind() -> None:
+    core = PlannerCore(PlannerSettings(), "p")
+    core.worker(worker("w0"), 0.0)
+    for i in range(100):
+        core.hear_record(msgspec.structs.replace(record(i, 0.0, shed=True), model=f"m{i}"), 0.0)
+    assert not core.models
+    core.hear_record(record(100, 0.0), 0.0)
+    adapted = msgspec.structs.replace(record(101, 0.0), model="poet", base_model=MODEL)
+    core.hear_record(adapted, 0.0)
+    assert core.models.keys() == {MODEL}
+    assert core.models[MODEL].tokens[2] == 2
 
 
 # --- AS8: up if either target is at risk, down only if both are safe
