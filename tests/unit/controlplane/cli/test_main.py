@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 
 import pytest
@@ -78,8 +80,18 @@ def test_what_cannot_be_meant_is_told_before_anything_begins(
     assert why in told.err and not told.out
 
 
+@contextmanager
+def listening_to_interrupts() -> Iterator[None]:
+    """For children, too: who is started in the background by a shell is deaf to them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupted_command_has_nothing_to_say() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", 0)) as silent, listening_to_interrupts():
         store = f"http://127.0.0.1:{silent.getsockname()[1]}"
         command = [sys.executable, "-m", "controlplane.cli.main", "trace", "x", "--store", store]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
