@@ -105,7 +105,8 @@ def test_gw15_a_process_that_is_told_to_stop_finishes_its_streams(cluster: UpClu
 def test_gw2_readers_that_stall_cost_little_memory_and_no_engine_for_long(
     cluster: UpCluster,
 ) -> None:
-    body = json.dumps({**ENDLESS, "model": cluster.model}).encode()
+    # Long events, which soon fill what lies between an engine and who does not read.
+    body = json.dumps({**ENDLESS, "model": cluster.model, "logprobs": 20}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
     host, _, port = cluster.url.removeprefix("http://").partition(":")
     processes = [psutil.Process(cluster.pids()[name]) for name in GATEWAYS]
