@@ -14,8 +14,9 @@ import msgspec
 from proto.ids import RequestId, WorkerId
 from proto.numbers import Count
 
-COMPLETED = "completed"
-"""The outcome of what went as it should."""
+COMPLETED, CANCELLED = "completed", "cancelled"
+"""Outcomes of what went as it should, and of what its client no longer wanted; all others are kinds
+of errors."""
 
 
 class Phase(StrEnum):

@@ -16,13 +16,13 @@ from pydantic_settings import CliPositionalArg
 from controlplane.access import etcd
 from controlplane.access.nats import configuration, password_variable, users_of
 from controlplane.runtime.carriers import etcd_settings
+from controlplane.runtime.process import EXIT_BAD_SETTINGS, EXIT_FAILED, EXIT_OK
 from controlplane.runtime.settings import CommandSettings, SettingsError, StoreSettings, load
 from proto.ids import BadName, WorkerId, check_name
 from proto.wire.errors import StoreError
 from proto.wire.etcd.users import ROOT, put_in_place
 
 PROG = "tokenplane access"
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS = 0, 1, 2
 PASSWORD_BYTES = 24
 
 

@@ -15,10 +15,10 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 import controlplane
+from controlplane.runtime.process import EXIT_BAD_SETTINGS, EXIT_FAILED
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 
 PROG = "tokenplane bench"
-EXIT_FAILED, EXIT_BAD_SETTINGS = 1, 2
 NO_CHECKOUT = (
     f"{PROG}: benchmarks come with the source, not with the package; in a checkout of the"
     " repository, `make bench` builds their environment and runs all of them"

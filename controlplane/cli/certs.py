@@ -12,11 +12,11 @@ from pydantic_settings import CliPositionalArg
 
 from controlplane.access.certificates import Pair, authority, issue, read
 from controlplane.access.nats import users_of
+from controlplane.runtime.process import EXIT_BAD_SETTINGS, EXIT_FAILED, EXIT_OK
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 from proto.ids import BadName, WorkerId, check_name
 
 PROG = "tokenplane certs"
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS = 0, 1, 2
 AUTHORITY = "ca"
 SERVERS = ("nats", "etcd", "gateway")
 HERE = ("localhost", "127.0.0.1", "::1")

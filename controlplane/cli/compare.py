@@ -15,8 +15,6 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from controlplane.cli.options import Names, written_arm
 from controlplane.cli.traces import (
-    EXIT_FAILED,
-    EXIT_OK,
     TraceSettings,
     run_replay,
     tell_losses,
@@ -26,6 +24,7 @@ from controlplane.replay.compare import Answer, Comparison, Question, compare
 from controlplane.replay.hardware import timings
 from controlplane.replay.report import trace_report
 from controlplane.replay.trace import Trace
+from controlplane.runtime.process import EXIT_FAILED, EXIT_OK
 from proto.hardware import BadHardware, load_catalogue
 
 PROG = "tokenplane compare"

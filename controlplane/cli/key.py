@@ -10,11 +10,11 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from controlplane.gateway.tenants import key_hash, new_key
+from controlplane.runtime.process import EXIT_BAD_SETTINGS, EXIT_OK
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 from proto.ids import BadName, check_name
 
 PROG = "tokenplane key"
-EXIT_OK, EXIT_BAD_SETTINGS = 0, 2
 
 
 class KeySettings(CommandSettings):

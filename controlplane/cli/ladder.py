@@ -22,10 +22,15 @@ from controlplane.replay.ladder import RUNGS, Score, climb, plan, verdicts, with
 from controlplane.replay.ladder_report import LadderReport, summary, tables
 from controlplane.replay.report import Setting, Targets
 from controlplane.replay.trace import TraceUnreadable
+from controlplane.runtime.process import (
+    EXIT_BAD_SETTINGS,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+)
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 
 PROG = "tokenplane replay --ladder"
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 QUICK_REQUESTS, QUICK_LOADS = 300, (0.8, 1.2)
 
 

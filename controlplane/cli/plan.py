@@ -30,12 +30,17 @@ from controlplane.replay.report import Targets
 from controlplane.replay.shapes import SHAPES, shaped
 from controlplane.replay.simulate import Scenario
 from controlplane.replay.trace import TraceRequest, TraceUnreadable, load_trace
+from controlplane.runtime.process import (
+    EXIT_BAD_SETTINGS,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+)
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 from proto.hashing import BlockHasher, Scope
 from workers.sim.timing import H100, PROFILES
 
 PROG = "tokenplane plan"
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 UNITS_MS = {"ms": 1.0, "s": 1000.0}
 
 

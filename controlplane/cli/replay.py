@@ -22,8 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from controlplane.cli import ladder
 from controlplane.cli.options import Names, written_arm
 from controlplane.cli.traces import (
-    EXIT_FAILED,
-    EXIT_OK,
     REASONS_SHOWN,
     TraceSettings,
     run_replay,
@@ -47,6 +45,7 @@ from controlplane.replay.report import (
 from controlplane.replay.simulate import Scenario, simulate
 from controlplane.replay.trace import Trace
 from controlplane.router.plugins import installed
+from controlplane.runtime.process import EXIT_FAILED, EXIT_OK
 from controlplane.transfer.cost import Choice
 from controlplane.transfer.settings import TransferSettings
 from proto.hardware import BadHardware, load_catalogue

@@ -12,13 +12,12 @@ import anyio
 from controlplane.runtime.process import (
     EXIT_BAD_SETTINGS,
     EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_OK,
     EXPECTED,
     leaves,
 )
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
-
-EXIT_INTERRUPTED = 130
 
 S = TypeVar("S", bound=CommandSettings)
 

@@ -16,10 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from controlplane.cli.options import Names, OutPath, PlotPath
-from controlplane.cli.traces import EXIT_OK, run_replay, write_json
+from controlplane.cli.traces import (
+    run_replay,
+    write_json,
+)
 from controlplane.replay.crossing import Line, Point, Sweep, lines, sweep
 from controlplane.replay.hardware import timing
 from controlplane.replay.report import Targets
+from controlplane.runtime.process import EXIT_OK
 from controlplane.runtime.settings import CommandSettings
 from proto.hardware import BadHardware, load_catalogue
 

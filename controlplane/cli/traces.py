@@ -17,11 +17,11 @@ from controlplane.replay.fleet import MODEL
 from controlplane.replay.names import PromptNamer, check_block_size
 from controlplane.replay.report import Setting, Targets
 from controlplane.replay.trace import Trace, TraceUnreadable, load_trace
+from controlplane.runtime.process import EXIT_BAD_SETTINGS, EXIT_FAILED, EXIT_INTERRUPTED
 from controlplane.runtime.settings import CommandSettings, SettingsError, load
 from controlplane.runtime.version import VERSION
 from proto.hashing import BlockHasher, Scope, Words
 
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 REASONS_SHOWN = 5
 
 S = TypeVar("S", bound=CommandSettings)

@@ -17,7 +17,7 @@ from controlplane.console.movements import Movements
 from proto.decisions import Decision
 from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport
-from proto.progress import Phase, Progress
+from proto.progress import CANCELLED, COMPLETED, Phase, Progress
 from proto.records import RequestRecord
 from proto.scaling import PlanTick
 from proto.transfers import Transition
@@ -130,8 +130,8 @@ class Board:
     def saw_end(self, record: RequestRecord, now_s: float) -> None:
         """What came of a request."""
         self._window.add(record, now_s)
-        self.completed += record.outcome == "completed"
-        self.failed += record.outcome not in ("completed", "cancelled")
+        self.completed += record.outcome == COMPLETED
+        self.failed += record.outcome not in (COMPLETED, CANCELLED)
         self._flights.pop(record.request, None)
         ended = _ended(record)
         self._new_ended.append(ended)

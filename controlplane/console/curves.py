@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from controlplane.console.frames import Point
+from proto.progress import CANCELLED, COMPLETED
 from proto.records import RequestRecord
 
 SAMPLES_MAX = 20_000
@@ -63,7 +64,7 @@ class History:
 
 
 def _failed(record: RequestRecord) -> bool:
-    return record.outcome not in ("completed", "cancelled")
+    return record.outcome not in (COMPLETED, CANCELLED)
 
 
 def _share(parts: Iterable[int], records: list[RequestRecord]) -> float | None:

@@ -8,7 +8,7 @@ import anyio
 from opentelemetry import trace
 from opentelemetry.trace import Span, StatusCode, format_trace_id
 
-from controlplane.gateway.flight import CANCELLED, COMPLETED, Flight
+from controlplane.gateway.flight import Flight
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.models import served
 from controlplane.gateway.openai import Api, Ask
@@ -16,6 +16,7 @@ from controlplane.gateway.routing import Hints
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.version import VERSION
 from proto.ids import RequestId
+from proto.progress import CANCELLED, COMPLETED
 from proto.records import RequestRecord
 
 OPERATIONS = {

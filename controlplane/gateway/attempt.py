@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 from opentelemetry.trace import SpanKind, get_current_span
 
-from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight, Sink
+from controlplane.gateway.flight import EngineFailed, Flight, Sink
 from controlplane.gateway.forwarding import Forwarding, gave_up
 from controlplane.gateway.health import Health, Stream
 from controlplane.gateway.migration import Leg
@@ -17,7 +17,7 @@ from controlplane.gateway.sse import MalformedStream, SseScanner, given_up_in, r
 from controlplane.gateway.telling import Teller
 from controlplane.runtime.tracing import inject, step, tracer
 from controlplane.runtime.version import VERSION
-from proto.progress import Phase
+from proto.progress import CANCELLED, COMPLETED, Phase
 from proto.route import Chosen
 from proto.wire.errors import HttpError, HttpTimeout, HttpTooLong, HttpUnreachable
 from proto.wire.ports import Http, HttpResponse, HttpTimeouts

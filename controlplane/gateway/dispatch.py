@@ -15,7 +15,7 @@ import anyio
 
 from controlplane.gateway.accounting import Accounting
 from controlplane.gateway.admission import Admission
-from controlplane.gateway.flight import CANCELLED, ClientStalled, EngineFailed, Flight, Sink
+from controlplane.gateway.flight import ClientStalled, EngineFailed, Flight, Sink
 from controlplane.gateway.handover import Handover
 from controlplane.gateway.migration import (
     CannotContinue,
@@ -36,6 +36,7 @@ from controlplane.registry.membership import Change, Joined, ModelChanged, Updat
 from controlplane.registry.view import RegistryView
 from controlplane.runtime.tracing import step, tracer
 from proto.ids import RequestId
+from proto.progress import CANCELLED
 from proto.route import Chosen, Rejected
 from proto.wire.errors import RequestRefused
 from proto.workers import WorkerState

@@ -14,10 +14,8 @@ from controlplane.gateway.sse import Usage
 from controlplane.gateway.transcript import Transcript
 from controlplane.runtime.version import VERSION
 from proto.ids import RequestId, WorkerId
+from proto.progress import COMPLETED
 from proto.records import RequestRecord
-
-COMPLETED = "completed"
-CANCELLED = "cancelled"
 
 
 class Sink(Protocol):

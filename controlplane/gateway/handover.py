@@ -12,7 +12,7 @@ from typing import NamedTuple
 from controlplane.gateway.attempt import Attempts
 from controlplane.gateway.dialects import obstacle
 from controlplane.gateway.fetching import Fetching
-from controlplane.gateway.flight import CANCELLED, Flight, Sink
+from controlplane.gateway.flight import Flight, Sink
 from controlplane.gateway.journey import Gone, Journey, Means
 from controlplane.gateway.metrics import GatewayMetrics
 from controlplane.gateway.migration import Leg
@@ -24,7 +24,7 @@ from controlplane.gateway.telling import Teller
 from controlplane.gateway.tickets import Tickets
 from controlplane.registry.view import RegistryView
 from proto.ids import RequestId, ServiceId, WorkerId
-from proto.progress import Phase
+from proto.progress import CANCELLED, Phase
 from proto.route import Chosen
 from proto.transfers import Begin, Granted, Local, Part, Ticket
 from proto.wire.ports import Http

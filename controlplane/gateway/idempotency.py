@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import anyio
 from anyio.abc import TaskGroup
 
-from controlplane.gateway.flight import COMPLETED, Sink
+from controlplane.gateway.flight import Sink
 from controlplane.gateway.openai import ClientError
+from proto.progress import COMPLETED
 
 KEY_CHARS_MAX = 255
 ANSWER_BYTES_MAX = 16 << 20

@@ -117,11 +117,11 @@ class Ask(msgspec.Struct, frozen=True):
         return self.max_tokens or EXPECTED_OUTPUT_TOKENS
 
 
-COUNT_MAX = (1 << 31) - 1
+LIMIT_MAX = (1 << 31) - 1
 """What engines take a number of tokens or of answers for, at the most."""
 Limit = Annotated[
     int | float,
-    Meta(extra_json_schema={"type": "integer", "minimum": 1, "maximum": COUNT_MAX}),
+    Meta(extra_json_schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}),
 ]
 """What a schema can say; `_limit` says it in better words. In JSON 3.0 is an integer, too."""
 Messages = Annotated[list[dict[str, Any]], Meta(extra_json_schema={"minItems": 1})]
@@ -357,10 +357,10 @@ def _token_ids(tokens: list[int]) -> array[int]:
 def _limit(value: int | float | None, name: str) -> int | None:
     if value is None:
         return None
-    if not 1 <= value <= COUNT_MAX or value != int(value):
+    if not 1 <= value <= LIMIT_MAX or value != int(value):
         raise ClientError(
             400,
-            f"{name} must be a whole number from 1 to {COUNT_MAX}, not {value}",
+            f"{name} must be a whole number from 1 to {LIMIT_MAX}, not {value}",
             code="invalid_value",
             param=name,
         )

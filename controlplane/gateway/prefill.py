@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from opentelemetry.trace import SpanKind
 
 from controlplane.gateway.attempt import JSON
-from controlplane.gateway.flight import CANCELLED, COMPLETED, EngineFailed, Flight
+from controlplane.gateway.flight import EngineFailed, Flight
 from controlplane.gateway.migration import Leg
 from controlplane.gateway.routing import Routing, leg_request
 from controlplane.gateway.sse import usage_of
 from controlplane.gateway.telling import Teller
 from controlplane.runtime.tracing import inject, step, tracer
 from proto.ids import WorkerId
-from proto.progress import Phase
+from proto.progress import CANCELLED, COMPLETED, Phase
 from proto.transfers import Ticket
 from proto.wire.errors import HttpError
 from proto.wire.ports import Http, HttpTimeouts

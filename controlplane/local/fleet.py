@@ -12,7 +12,7 @@ from controlplane.console.board import Activity
 from proto.codec import Reader, Unreadable
 from proto.ids import WorkerId
 from proto.load import LoadReport
-from proto.progress import Phase, Progress
+from proto.progress import CANCELLED, COMPLETED, Phase, Progress
 from proto.subjects import Subjects
 from proto.wire.ports import Bus
 
@@ -60,5 +60,5 @@ class FleetActivity:
     def _saw_step(self, progress: Progress) -> None:
         if progress.phase is Phase.ENDED:
             self._ended_s.append(anyio.current_time())
-            self.completed += progress.outcome == "completed"
-            self.failed += progress.outcome not in ("completed", "cancelled")
+            self.completed += progress.outcome == COMPLETED
+            self.failed += progress.outcome not in (COMPLETED, CANCELLED)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from controlplane.planner.estimate import Engine, Floats, Load
+from proto.progress import COMPLETED
 from proto.records import RequestRecord
 
 SAMPLE_MAX = 384
@@ -23,7 +24,6 @@ SAMPLE_MAX = 384
 estimates a second."""
 GAPS_MAX = 512
 BURSTINESS_MAX = 20.0
-SERVED = "completed"
 USUAL_RISE = 0.004
 """Of a rate, in a second: a quarter more in a minute."""
 MIX_CHANGED = 1.5
@@ -112,7 +112,7 @@ class Demand:
                 record.prompt_tokens,
                 record.output_tokens,
                 min(cached, max(0, record.prompt_tokens - 1)),
-                record.outcome == SERVED,
+                record.outcome == COMPLETED,
                 record.ttft_ms,
                 record.tpot_ms,
             )

@@ -22,6 +22,7 @@ from controlplane.replay.report import Outcome, Run, Status, within
 from controlplane.replay.simulate import Chooser, Scenario, Simulation
 from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport
+from proto.progress import COMPLETED
 from proto.records import RequestRecord
 from proto.workers import WorkerRecord
 
@@ -296,7 +297,7 @@ class _ElasticSimulation(Simulation):
             tenant="",
             slo_class="",
             arrived_s=request.arrival_s,
-            outcome="completed" if done else outcome.status.value,
+            outcome=COMPLETED if done else outcome.status.value,
             prompt_tokens=request.input_tokens,
             output_tokens=request.output_tokens if done else 0,
             cached_tokens=outcome.cached_blocks * self._scenario.block_tokens,

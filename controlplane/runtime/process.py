@@ -30,7 +30,7 @@ from proto.wire.errors import WireError
 
 log = logging.getLogger(__name__)
 
-EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS = 0, 1, 2
+EXIT_OK, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 EXPECTED = (WireError, CannotServe)
 """Failures whose text is all an operator needs; anything else is a bug and shows its traceback."""

@@ -20,7 +20,7 @@ from nats.js.errors import NotFoundError
 from proto.wire.errors import BucketFull, BusError, BusTimeout, NoResponder, StreamMissing
 from proto.wire.nats.connection import Connection
 from proto.wire.nats.consumer import consume
-from proto.wire.nats.streams import NOT_NOW, jetstream_errors
+from proto.wire.nats.streams import NOT_NOW, Stored, Trouble, jetstream_errors
 from proto.wire.ports import NO_HEADERS, BucketSpec, Cell, Delivery, Headers
 
 WRONG_LAST_SEQUENCE = 10071
@@ -33,17 +33,6 @@ READERS = 64
 """Keys that are read at once when all are: each takes a round trip."""
 
 
-class _Trouble(msgspec.Struct, frozen=True):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _Stored(msgspec.Struct, frozen=True):
-    seq: int = 0
-    error: _Trouble | None = None
-
-
 class _Kept(msgspec.Struct, frozen=True):
     subject: str
     seq: int
@@ -53,12 +42,12 @@ class _Kept(msgspec.Struct, frozen=True):
 
 class _Purged(msgspec.Struct, frozen=True):
     purged: int = 0
-    error: _Trouble | None = None
+    error: Trouble | None = None
 
 
 class _Found(msgspec.Struct, frozen=True):
     message: _Kept | None = None
-    error: _Trouble | None = None
+    error: Trouble | None = None
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -68,7 +57,7 @@ class _State(msgspec.Struct, frozen=True):
 class _Info(msgspec.Struct, frozen=True):
     state: _State = _State()
     total: int = 0
-    error: _Trouble | None = None
+    error: Trouble | None = None
 
 
 async def open_bucket(connection: Connection, spec: BucketSpec, timeout_s: float) -> NatsBucket:
@@ -192,7 +181,7 @@ class NatsBucket:
     ) -> int | None:
         guarded = {**headers, Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         answer = await self._ask(self._prefix + key, value, timeout_s, guarded)
-        stored = msgspec.json.decode(answer, type=_Stored)
+        stored = msgspec.json.decode(answer, type=Stored)
         if stored.error is None:
             return stored.seq
         if stored.error.err_code == NOT_STORED and NO_ROOM in stored.error.description:
@@ -222,7 +211,7 @@ class NatsBucket:
             raise self._refusal(found.error)
         return found.message
 
-    def _refusal(self, trouble: _Trouble) -> BusError:
+    def _refusal(self, trouble: Trouble) -> BusError:
         """In the words of the port: what passes is worth another try."""
         said = f"{self._stream}: {trouble.description}"
         return BusTimeout(said) if trouble.code == NOT_NOW else StreamMissing(said)

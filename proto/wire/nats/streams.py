@@ -25,15 +25,18 @@ NOT_NOW = 503
 """JetStream's word for what passes: no quorum, no leader, no room on its disk."""
 
 
-class _Stored(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True):
     """JetStream's acknowledgement, as far as we read it."""
 
     seq: int = 0
-    error: _Trouble | None = None
+    error: Trouble | None = None
 
 
-class _Trouble(msgspec.Struct, frozen=True):
+class Trouble(msgspec.Struct, frozen=True):
+    """Why it refuses what it was asked: a code like HTTP's, and one of its own."""
+
     code: int = 0
+    err_code: int = 0
     description: str = ""
 
 
@@ -95,7 +98,7 @@ async def append(
 
 def _sequence(subject: str, answer: bytes) -> int:
     try:
-        stored = msgspec.json.decode(answer, type=_Stored)
+        stored = msgspec.json.decode(answer, type=Stored)
     except msgspec.DecodeError as error:
         raise StreamMissing(f"somebody answers on {subject}, but it is no stream") from error
     if stored.error is not None:

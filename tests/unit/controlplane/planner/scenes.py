@@ -8,11 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from controlplane.capacity import Curve
-from controlplane.planner.estimate import Engine, Load
-from controlplane.planner.phase import PhaseView, PoolView, Rules
+from controlplane.planner.core import PlannerCore
+from controlplane.planner.estimate import Engine, Load, needed
+from controlplane.planner.phase import PhaseMemory, PhaseView, PoolView, Proposal, Rules
+from controlplane.planner.plan import propose
+from controlplane.planner.transition import Transition
 from proto.ids import RequestId, WorkerId
 from proto.load import LoadReport, StepSums
 from proto.records import RequestRecord
+from proto.scaling import Action, Reason
 from proto.workers import Hardware, Role, WorkerRecord, WorkerState
 
 CURVE = Curve(
@@ -167,3 +171,50 @@ def record(
         tpot_ms=None if shed else tpot_ms,
         worker=None if shed else WorkerId("w0"),
     )
+
+
+def settled(view: PhaseView) -> tuple[Proposal, PhaseMemory]:
+    """What is proposed after this load has gone on for long enough."""
+    memory = PhaseMemory()
+    proposal = propose(view, memory, RULES, 0.0)
+    for now_s in range(5, 125, 5):
+        proposal = propose(view, memory, RULES, float(now_s))
+        if proposal.action is not Action.HOLD:
+            break
+    return proposal, memory
+
+
+def enough(view: PhaseView) -> int:
+    """Workers that this load takes."""
+    return int(needed(view.load, ENGINE, view.role, RULES.steady_goal, RULES.kv_max))
+
+
+def taught(core: PlannerCore, workers: int, begin_s: float) -> int:
+    """So many workers that have told how fast they are, and some traffic, by two hundred seconds
+    later."""
+    for i in range(workers):
+        core.worker(worker(f"w{i}"), begin_s)
+    for n in range(60):
+        for i in range(workers):
+            core.hear_load(report(f"w{i}", 4, steps(400 * (n % 5), 40 + n)), begin_s + 140 + n)
+    core.models.clear()
+    core.tick(begin_s + 195.0)
+    for n in range(40):
+        core.hear_record(record(n, begin_s + 190.0), begin_s + 199.0)
+    core.tick(begin_s + 199.5)
+    return workers
+
+
+def idle_tick(core: PlannerCore, now_s: float) -> tuple[Action, Reason, int]:
+    """What is done at this tick, and how many are wanted after it; all workers say that they have
+    nothing to do."""
+    for name in core.fleet.workers:
+        core.hear_load(report(name), now_s)
+    [plan] = core.tick(now_s).phases
+    return plan.action, plan.reason, plan.wanted
+
+
+def begin(memory: PhaseMemory, proposal: Proposal, view: PhaseView) -> None:
+    """As the planner's core does, which issues what was granted."""
+    memory.transition = Transition("d", proposal.action, 0.0, view.ready, proposal.wanted)
+    memory.wanted, memory.decided = proposal.wanted, True

@@ -27,8 +27,7 @@ from proto.wire.memory.store import MemoryEtcd, MemoryStore
 from proto.wire.ports import Lease, StreamSpec
 from tests.unit.agents.clocks import VIRTUAL
 from tests.unit.agents.reader import wait_until
-from tests.unit.controlplane.planner.scenes import MODEL, record, report, steps, worker
-from tests.unit.controlplane.planner.test_rules import taught
+from tests.unit.controlplane.planner.scenes import MODEL, record, report, steps, taught, worker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", [VIRTUAL])]
 
